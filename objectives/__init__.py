@@ -1,0 +1,1 @@
+"""Real torch models on real data, ready to search; each module is one objective."""
