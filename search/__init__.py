@@ -1,1 +1,53 @@
-"""The search itself: what an objective's author imports is handed out here, lazily, so that commands start fast."""
+"""Where an objective's author imports from: `from search import Data, Objective, split`.
+
+Lazily, so that a command that needs no torch imports none.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from search.data import Data, DataMissing, data_root, find_dataset, split
+    from search.errors import ObjectiveError
+    from search.metrics import Metric, NamedMetric
+    from search.objective import Objective, Task, supervised
+    from search.optimizers import Optimizer
+    from search.schedules import Schedule
+
+__all__ = [
+    "Data",
+    "DataMissing",
+    "Metric",
+    "NamedMetric",
+    "Objective",
+    "ObjectiveError",
+    "Optimizer",
+    "Schedule",
+    "Task",
+    "data_root",
+    "find_dataset",
+    "split",
+    "supervised",
+]
+
+_MODULES = {
+    "search.data": ("Data", "DataMissing", "data_root", "find_dataset", "split"),
+    "search.errors": ("ObjectiveError",),
+    "search.metrics": ("Metric", "NamedMetric"),
+    "search.objective": ("Objective", "Task", "supervised"),
+    "search.optimizers": ("Optimizer",),
+    "search.schedules": ("Schedule",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'search' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

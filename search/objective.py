@@ -1,0 +1,191 @@
+"""What a person writes: one `Objective` in one module, from a model, its data, a loss and a metric.
+
+    objective = Objective(model=model, data=data, loss=nn.CrossEntropyLoss(), metric="accuracy", epochs=15)
+
+Read by everything that trains, checks or describes an objective. Nothing here touches a file, a database or
+a device.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from search.data import Data
+from search.errors import ObjectiveError
+from search.metrics import Direction, Metric, NamedMetric, resolve
+from search.optimizers import OPTIMIZERS, Optimizer
+from search.schedules import SCHEDULES, Schedule
+
+if TYPE_CHECKING:
+    import optuna
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Measured: TypeAlias = str | Metric | NamedMetric
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network that knows how to train on a batch of its own data, of any structure: tuples, dicts, nested.
+
+    step(net, batch) -> (sum of the losses in the batch, how many they are): the trainer goes down on their
+        quotient, and a training loss is the quotient of their sums, so a partial batch counts right. For
+        the metric "loss" it is also called on validation batches, with net.eval() and without gradients.
+    predict(net, batch) -> (outputs, targets), for every metric but "loss"; leave it out when "loss" is the
+    only one.
+    augment(batch, generator) -> batch, on training batches only; the generator lives on the device of the
+    batch.
+    parameters(net) -> torch parameter groups, for frozen parts and rates of their own: "lr_scale" in a
+        group is its rate relative to the recipe's. Without it all parameters that require a gradient are
+        one group.
+    """
+
+    net: nn.Module
+    step: Callable[[nn.Module, Any], tuple[Tensor, Tensor | float]]
+    predict: Callable[[nn.Module, Any], tuple[Tensor, Tensor]] | None = None
+    augment: Callable[[Any, torch.Generator], Any] | None = None
+    parameters: Callable[[nn.Module], list[dict[str, Any]]] | None = None
+
+
+def supervised(net: nn.Module, loss: Loss) -> Task:
+    """A network and a loss that is a mean. The last tensor of a batch is its targets, the rest go in."""
+    criterion = copy.deepcopy(loss) if isinstance(loss, nn.Module) else loss
+    has_state = isinstance(criterion, nn.Module) and bool([*criterion.parameters(), *criterion.buffers()])
+
+    def predict(net: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        *inputs, targets = batch
+        return net(*inputs), targets
+
+    def step(net: nn.Module, batch: Sequence[Tensor]) -> tuple[Tensor, float]:
+        outputs, targets = predict(net, batch)
+        if has_state and isinstance(criterion, nn.Module):  # class weights follow the network to its device
+            criterion.to(targets.device)
+        mean = criterion(outputs, targets)
+        if mean.ndim > 0 and mean.numel() > 1:
+            raise ObjectiveError(
+                f"loss must be one number, the mean over the batch, but has shape {tuple(mean.shape)}"
+            )
+        return mean.squeeze() * len(targets), len(targets)
+
+    return Task(net, step, predict)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is searched: a model and its data, what counts as good, and how long one trial trains.
+
+    model(trial) -> a network (then `loss` is needed) or a Task; `trial.suggest_*` in it adds the model's
+    own knobs.
+    data(root) -> Data; root is the folder given with --data, else $DIALIN_DATA, else ~/.cache/dialin.
+    loss(outputs, targets) -> the mean over the batch, as torch.nn's losses are.
+    metric: a name (see search/metrics.py), an object as torchmetrics has them, or several: the first is
+    searched.
+    direction: only for a metric object that does not say `higher_is_better`.
+    epochs: the length of one full trial, and of its learning-rate schedule. trials: a study's default budget.
+    patience: end a trial after so many epochs without improvement (default: never).
+    batch_sizes, optimizers, schedules: what is searched; names from the tables or rows of one's own.
+    description: one line for listings (default: the first line of the module's docstring).
+    ObjectiveError, with the value echoed, when something does not fit.
+    """
+
+    model: Callable[[optuna.trial.Trial], nn.Module | Task]
+    data: Callable[[Path], Data]
+    loss: Loss | None = None
+    metric: Measured | Sequence[Measured] = "accuracy"
+    direction: Direction | None = None
+    epochs: int = 20
+    trials: int = 40
+    patience: int | None = None
+    batch_sizes: tuple[int, ...] = (16, 32, 64, 128)
+    optimizers: tuple[str | Optimizer, ...] = tuple(OPTIMIZERS)
+    schedules: tuple[str | Schedule, ...] = tuple(SCHEDULES)
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("model", "data"):
+            if not callable(getattr(self, name)):
+                raise ObjectiveError(f"{name} must be a function, but got {getattr(self, name)!r:.80}")
+        if self.loss is not None and not callable(self.loss):
+            raise ObjectiveError(f"loss must be a function of (outputs, targets), but got {self.loss!r:.80}")
+        if (reduction := getattr(self.loss, "reduction", "mean")) != "mean":
+            raise ObjectiveError(f"loss must be a mean over the batch, but its reduction is {reduction!r}")
+        for name in ("epochs", "trials", "patience"):
+            _at_least_one(name, getattr(self, name), optional=name == "patience")
+        for name in ("batch_sizes", "optimizers", "schedules"):
+            _choices(name, getattr(self, name))
+        for size in self.batch_sizes:
+            _at_least_one("each of batch_sizes", size)
+        _known("optimizers", self.optimizers, OPTIMIZERS, Optimizer)
+        _known("schedules", self.schedules, SCHEDULES, Schedule)
+        names = [named.name for named in self.metrics]
+        if len(set(names)) < len(names):
+            raise ObjectiveError(
+                f"two metrics have one name in {names}: give one as NamedMetric(name, direction, metric)"
+            )
+        if not self.description:
+            object.__setattr__(self, "description", _first_line(self.model))
+
+    @property
+    def metrics(self) -> tuple[NamedMetric, ...]:
+        """Every metric, the searched one first: fresh objects for one trial at each call."""
+        several = self.metric if isinstance(self.metric, list | tuple) else (self.metric,)
+        if not several:
+            raise ObjectiveError("metric must name at least one metric, but got none")
+        first, *rest = several
+        return (resolve(first, self.direction), *(resolve(metric, searched=False) for metric in rest))
+
+    @property
+    def searched(self) -> NamedMetric:
+        """The metric that is searched, with its direction."""
+        return self.metrics[0]
+
+    def task(self, trial: optuna.trial.Trial) -> Task:
+        """The model of one trial as a task, on the CPU. ObjectiveError: neither network nor Task, no loss."""
+        model = self.model(trial)
+        if isinstance(model, nn.Module):
+            if self.loss is None:
+                raise ObjectiveError(
+                    "model returned a network, so the objective needs a loss, as loss=nn.CrossEntropyLoss()"
+                )
+            model = supervised(model, self.loss)
+        if not isinstance(model, Task):
+            raise ObjectiveError(
+                f"model must return a torch.nn.Module or a Task, but returned {type(model).__name__}"
+            )
+        if model.predict is None and any(named.name != "loss" for named in self.metrics):
+            raise ObjectiveError(f"the Task has no predict, which the metric {self.searched.name!r} needs")
+        return model
+
+
+def _at_least_one(name: str, value: Any, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ObjectiveError(f"{name} must be an integer of at least 1, but got {value!r}")
+
+
+def _choices(name: str, value: Any) -> None:
+    if not isinstance(value, list | tuple) or not value:
+        raise ObjectiveError(f"{name} must be a tuple of at least one, but got {value!r}")
+    if len({getattr(choice, "name", str(choice)) for choice in value}) < len(value):
+        raise ObjectiveError(f"{name} must be different from each other, but got {value!r}")
+
+
+def _known(name: str, value: Sequence[Any], table: Any, row: type) -> None:
+    for choice in value:
+        if not isinstance(choice, row) and not (isinstance(choice, str) and choice in table):
+            raise ObjectiveError(
+                f"{name} must be among {', '.join(table)}, or rows of your own, but got {choice!r}"
+            )
+
+
+def _first_line(model: Callable[..., Any]) -> str:
+    """The first line of the docstring of the module that the model is written in, or else of the model."""
+    module = getattr(model, "__globals__", {}).get("__doc__")
+    return next((line.strip() for line in (module or model.__doc__ or "").splitlines() if line.strip()), "")
