@@ -1,0 +1,158 @@
+"""Optuna's SQL storage as Dialin uses it: opened without races, and a trial's claim and settlement in one transaction.
+
+`storage.shared.SharedStorage` puts Optuna's cache before it; nobody else makes one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, ParamSpec, TypeVar
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from storage import leases, urls
+from storage.claims import Claimant, Lease, Settlement
+from storage.engine import make_engine, writing
+from storage.optuna_internals import models
+from storage.outcomes import Outcome
+from storage.schema import prepare
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+# How a trial counts that was settled through Optuna's own interface, with no word from a worker.
+_OUTCOMES = {
+    TrialState.COMPLETE: Outcome.COMPLETE,
+    TrialState.PRUNED: Outcome.PRUNED,
+    TrialState.FAIL: Outcome.ERROR,
+}
+
+
+def _as_writer(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    @functools.wraps(method)
+    def write(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with writing():
+            return method(*args, **kwargs)
+
+    return write
+
+
+class Backend(RDBStorage):
+    """RDBStorage on Dialin's engine. With a `claimant`, every trial that starts takes a ticket and a lease with it.
+
+    Raises:
+        UsageError, StorageUnavailable, WrongVersion: from opening, each with its one line.
+    """
+
+    def __init__(self, url: str, claimant: Claimant | None = None) -> None:
+        # RDBStorage's own constructor is not called: it would create tables unlocked on an engine of its own.
+        self.url = urls.full(urls.parse(url))
+        self.engine_kwargs: dict[str, Any] = {}
+        self.skip_compatibility_check = False
+        self.heartbeat_interval = self.grace_period = None
+        self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
+        self.claimant = claimant
+        self.leases: dict[int, Lease] = {}
+        self.settlements: dict[int, Settlement] = {}
+        self._open()
+
+    def _open(self) -> None:
+        url = urls.parse(self.url)
+        self.engine = make_engine(url)
+        self.scoped_session = scoped_session(sessionmaker(bind=self.engine))
+        self._version_manager = prepare(url, self.engine, self.scoped_session)
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """One writing transaction, committed at the end of the block."""
+        with writing(), Session(self.engine) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One reading transaction."""
+        with Session(self.engine) as session:
+            yield session
+
+    create_new_study = _as_writer(RDBStorage.create_new_study)
+    delete_study = _as_writer(RDBStorage.delete_study)
+    set_study_user_attr = _as_writer(RDBStorage.set_study_user_attr)
+    set_study_system_attr = _as_writer(RDBStorage.set_study_system_attr)
+    set_trial_user_attr = _as_writer(RDBStorage.set_trial_user_attr)
+    set_trial_system_attr = _as_writer(RDBStorage.set_trial_system_attr)
+    set_trial_intermediate_value = _as_writer(RDBStorage.set_trial_intermediate_value)
+    _set_trial_param = _as_writer(RDBStorage._set_trial_param)
+
+    def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
+        with writing():
+            trial = super()._create_new_trial(study_id, template_trial)
+        return trial
+
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: Session
+    ) -> models.TrialModel:
+        """Called by Optuna inside the transaction that creates a trial: the claim joins in."""
+        trial = super()._get_prepared_new_trial(study_id, template_trial, session)
+        if template_trial is None and self.claimant is not None:
+            session.flush()
+            self.leases[trial.trial_id] = leases.take(session, self.claimant, study_id, trial.trial_id)
+        return trial
+
+    def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
+        """As Optuna's, but without a second look at the database, which would wait for its own transaction."""
+        if trial_state.is_finished():
+            raise UpdateFinishedTrialError(f"trial {trial_id} is {trial_state.name} and cannot be changed")
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """As Optuna's; starting a WAITING trial claims it, and finishing a claimed one settles it."""
+        try:
+            with self.write() as session:
+                trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+                self.check_trial_is_updatable(trial_id, trial.state)
+                if state == TrialState.RUNNING and trial.state != TrialState.WAITING:
+                    return False
+                for objective, value in enumerate(values or ()):
+                    self._set_trial_value_without_commit(session, trial, objective, value)
+                if state == TrialState.RUNNING:
+                    self._start(session, trial)
+                elif state.is_finished():
+                    self._finish(session, trial, state)
+                trial.state = state
+        except IntegrityError:
+            return False
+        if state.is_finished():
+            self.leases.pop(trial_id, None)
+        return True
+
+    def _start(self, session: Session, trial: models.TrialModel) -> None:
+        trial.datetime_start = datetime.now()
+        session.flush()
+        if self.claimant is not None:
+            self.leases[trial.trial_id] = leases.take(session, self.claimant, trial.study_id, trial.trial_id)
+
+    def _finish(self, session: Session, trial: models.TrialModel, state: TrialState) -> None:
+        trial.datetime_complete = datetime.now()
+        lease = self.leases.get(trial.trial_id)
+        if lease is None:
+            return
+        settlement = self.settlements.get(trial.trial_id) or Settlement(_OUTCOMES[state])
+        self.set_attrs(session, trial.trial_id, settlement.attrs)
+        leases.settle(session, lease, settlement)
+
+    def set_attrs(self, session: Session, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        """User attributes of a trial, inside the caller's transaction."""
+        for key, value in attrs.items():
+            self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)

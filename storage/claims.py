@@ -1,0 +1,83 @@
+"""The values that pass between a worker and the storage: who claims, what a lease is, how a trial ended."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage.errors import DialinError
+from storage.outcomes import Outcome
+
+# Seconds that a lease lasts without being renewed. Long enough for a database that restarts (a second or two)
+# and a loaded machine; a dead worker's trial waits this long when nobody saw the worker die.
+LEASE_SECONDS = 30.0
+
+
+def new_uuid() -> str:
+    """An identifier made by the client, unique in its table."""
+    return uuid.uuid4().hex
+
+
+class BudgetSpent(DialinError):
+    """The study's tickets are all taken: no new trial may start."""
+
+
+class StudyStopped(DialinError):
+    """The study was stopped: no new trial may start, and running ones are handed back."""
+
+
+class LeaseLost(DialinError):
+    """This worker no longer owns the trial: adopted, settled or deleted by another. It must record nothing."""
+
+
+@dataclass(frozen=True)
+class Claimant:
+    """The worker for which a storage claims trials. Without one, trials are Optuna's own: no ticket, no lease."""
+
+    worker_id: str
+    lease_seconds: float = LEASE_SECONDS
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A trial held by a worker. `generation` counts its owners, from 1."""
+
+    trial_id: int
+    study_id: int
+    worker_id: str
+    generation: int
+    claim: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file that is written and whole. `path` is relative to the study's files."""
+
+    epoch: int
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch leaves in the database. `value` is the searched metric; `seconds` of wall time."""
+
+    epoch: int
+    value: float
+    metrics: Mapping[str, float]
+    seconds: float
+    samples: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """How a trial ended. `attrs` are shown by optuna-dashboard beside the trial."""
+
+    outcome: Outcome
+    reason: str = ""
+    best_epoch: int | None = None
+    weights: Checkpoint | None = None
+    attrs: Mapping[str, Any] = field(default_factory=dict)

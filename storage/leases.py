@@ -1,0 +1,216 @@
+"""The statements of a trial's life: take, renew, record, hand back, adopt, settle. Called inside a transaction of `backend`.
+
+Each is one conditional statement whose row count decides, so that it is right with any number of workers on
+SQLite and on PostgreSQL. A row count of 0 never needs a second look to be safe; where one follows, it only finds
+the words to say why.
+
+Rows are locked in one order, so that no two workers wait for each other: Optuna's study, its trial, our lease,
+our study.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optuna.trial import TrialState
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, insert, select, update
+from sqlalchemy.orm import Session
+
+from storage.claims import BudgetSpent, Claimant, Lease, LeaseLost, Settlement, StudyStopped, new_uuid
+from storage.engine import database_now
+from storage.optuna_internals import models
+from storage.outcomes import Outcome
+from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, StudyRow, StudyState, TrialRow, WorkerRow
+
+# Objectives that raise so many times in a row are broken, not unlucky.
+ERRORS_IN_A_ROW = 3
+
+HANDED_BACK = 0.0
+
+
+def take(session: Session, claimant: Claimant, study_id: int, trial_id: int) -> Lease:
+    """Ticket and lease for a trial that has just become RUNNING in the same transaction.
+
+    Raises:
+        BudgetSpent: all tickets are taken; StudyStopped: the study takes no trials now. The transaction must be
+            rolled back.
+    """
+    lease = Lease(trial_id, study_id, claimant.worker_id, generation=1, claim=new_uuid())
+    # The trial's rows first: their foreign keys lock Optuna's study row, which a creator of trials holds already.
+    session.execute(
+        insert(TrialRow).values(
+            trial_id=trial_id, study_id=study_id, ticket=new_uuid(), reason="", started_at=database_now()
+        )
+    )
+    session.execute(
+        insert(LeaseRow).values(
+            trial_id=trial_id,
+            study_id=study_id,
+            worker_id=lease.worker_id,
+            generation=lease.generation,
+            claim=lease.claim,
+            expires_at=database_now() + claimant.lease_seconds,
+        )
+    )
+    taken = _count(
+        session,
+        update(StudyRow)
+        .where(
+            StudyRow.study_id == study_id, StudyRow.state == StudyState.RUNNING, StudyRow.taken < StudyRow.trials
+        )
+        .values(taken=StudyRow.taken + 1),
+    )
+    if not taken:
+        _refuse_ticket(session, study_id)
+    return lease
+
+
+def _refuse_ticket(session: Session, study_id: int) -> None:
+    study = session.execute(
+        select(StudyRow.state, StudyRow.reason, StudyRow.trials).where(StudyRow.study_id == study_id)
+    ).one_or_none()
+    if study is None:
+        return  # a study that Dialin did not make has no budget
+    if study.state != StudyState.RUNNING:
+        raise StudyStopped(study.reason or "the study is stopped")
+    raise BudgetSpent(f"all {study.trials} trials are taken")
+
+
+def owned_by(lease: Lease) -> ColumnElement[bool]:
+    """The condition on everything that an owner writes: still the same worker and generation."""
+    return and_(
+        LeaseRow.trial_id == lease.trial_id,
+        LeaseRow.worker_id == lease.worker_id,
+        LeaseRow.generation == lease.generation,
+    )
+
+
+def renew(session: Session, lease: Lease, seconds: float) -> None:
+    """Push the lease's end away by `seconds` from now. Raises LeaseLost."""
+    renewed = _count(
+        session, update(LeaseRow).where(owned_by(lease)).values(expires_at=database_now() + seconds)
+    )
+    if not renewed:
+        raise LeaseLost(f"trial {lease.trial_id} is no longer this worker's")
+
+
+def hand_back(session: Session, lease: Lease) -> None:
+    """Any worker may adopt the trial from now on. Nothing happens where the lease is lost already."""
+    session.execute(update(LeaseRow).where(owned_by(lease)).values(expires_at=HANDED_BACK))
+
+
+def hand_back_all(session: Session, worker_id: str) -> int:
+    """The same for all that a worker held, said by whoever saw it die; the number of trials."""
+    return _count(session, update(LeaseRow).where(LeaseRow.worker_id == worker_id).values(expires_at=HANDED_BACK))
+
+
+def adopt(session: Session, claimant: Claimant, study_id: int) -> Lease | None:
+    """Take over one trial whose lease has expired or was handed back; None where there is none."""
+    candidates = session.execute(
+        select(LeaseRow.trial_id, LeaseRow.generation)
+        .join(models.TrialModel, models.TrialModel.trial_id == LeaseRow.trial_id)
+        .join(StudyRow, StudyRow.study_id == LeaseRow.study_id)
+        .where(
+            LeaseRow.study_id == study_id,
+            LeaseRow.expires_at < database_now(),
+            models.TrialModel.state == TrialState.RUNNING,
+            StudyRow.state == StudyState.RUNNING,
+        )
+        .order_by(LeaseRow.trial_id)
+    ).all()
+    for trial_id, generation in candidates:
+        lease = Lease(trial_id, study_id, claimant.worker_id, generation + 1, claim=new_uuid())
+        adopted = _count(
+            session,
+            update(LeaseRow)
+            .where(
+                LeaseRow.trial_id == trial_id,
+                LeaseRow.generation == generation,
+                LeaseRow.expires_at < database_now(),
+            )
+            .values(
+                worker_id=lease.worker_id,
+                generation=lease.generation,
+                claim=lease.claim,
+                expires_at=database_now() + claimant.lease_seconds,
+            ),
+        )
+        if adopted:
+            return lease
+    return None
+
+
+def settle(session: Session, lease: Lease, settlement: Settlement) -> None:
+    """Record how the trial ended and give up its lease; an error returns its ticket. Raises LeaseLost."""
+    if not _count(session, delete(LeaseRow).where(owned_by(lease))):
+        raise LeaseLost(f"trial {lease.trial_id} is no longer this worker's")
+    session.execute(
+        update(TrialRow)
+        .where(TrialRow.trial_id == lease.trial_id)
+        .values(
+            settlement=new_uuid(),
+            outcome=settlement.outcome,
+            reason=settlement.reason,
+            best_epoch=settlement.best_epoch,
+            settled_at=database_now(),
+        )
+    )
+    session.execute(
+        delete(CheckpointRow).where(
+            CheckpointRow.trial_id == lease.trial_id, CheckpointRow.kind == CheckpointKind.STATE
+        )
+    )
+    if settlement.weights is not None:
+        add_checkpoint(session, lease, CheckpointKind.WEIGHTS, settlement.weights)
+    if settlement.outcome is Outcome.ERROR:
+        _return_ticket(session, lease.study_id, settlement.reason)
+    else:
+        session.execute(
+            update(StudyRow)
+            .where(StudyRow.study_id == lease.study_id, StudyRow.errors_in_a_row > 0)
+            .values(errors_in_a_row=0)
+        )
+
+
+def _return_ticket(session: Session, study_id: int, reason: str) -> None:
+    """A bug in the objective costs no trial, but as many returned tickets as the budget has are enough."""
+    session.execute(
+        update(StudyRow)
+        .where(StudyRow.study_id == study_id, StudyRow.returned < StudyRow.trials)
+        .values(returned=StudyRow.returned + 1, taken=StudyRow.taken - 1)
+    )
+    session.execute(
+        update(StudyRow).where(StudyRow.study_id == study_id).values(errors_in_a_row=StudyRow.errors_in_a_row + 1)
+    )
+    session.execute(
+        update(StudyRow)
+        .where(StudyRow.study_id == study_id, StudyRow.errors_in_a_row >= ERRORS_IN_A_ROW)
+        .values(
+            state=StudyState.STOPPED, reason=f"{ERRORS_IN_A_ROW} trials in a row ended in an error, the last: {reason}"
+        )
+    )
+
+
+def add_checkpoint(session: Session, lease: Lease, kind: CheckpointKind, checkpoint: Any) -> None:
+    """Record a file that is written and whole (a `claims.Checkpoint`)."""
+    session.execute(
+        insert(CheckpointRow).values(
+            trial_id=lease.trial_id,
+            kind=kind,
+            epoch=checkpoint.epoch,
+            generation=lease.generation,
+            path=checkpoint.path,
+            sha256=checkpoint.sha256,
+        )
+    )
+
+
+def seen(session: Session, worker_id: str) -> None:
+    """The worker gives a sign of life."""
+    session.execute(update(WorkerRow).where(WorkerRow.worker_id == worker_id).values(last_seen=database_now()))
+
+
+def _count(session: Session, statement: Any) -> int:
+    result = session.execute(statement)
+    assert isinstance(result, CursorResult)
+    return result.rowcount

@@ -1,0 +1,135 @@
+"""Creates the tables once, whoever comes first, and refuses a database of another version; called by `storage.backend`.
+
+Optuna creates its tables without a lock: processes that open a new database together collide. Here the first
+one creates everything under a lock that the database (or, for SQLite, its folder) keeps, and the rest find it done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import optuna
+from sqlalchemy import Engine, func, insert, inspect, select
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, scoped_session
+
+from storage import urls
+from storage.engine import writing
+from storage.errors import DialinError, UsageError
+from storage.optuna_internals import VersionManager, models
+from storage.tables import SCHEMA_VERSION, Base, SchemaRow
+
+# Any number that no other program on the server is likely to lock: "dialin" read as base 36.
+_ADVISORY_LOCK = int("dialin", 36)
+
+
+class StorageUnavailable(DialinError):
+    """The database cannot be opened now: no server, no rights, no such folder."""
+
+
+class WrongVersion(UsageError):
+    """The database was made by another version of Dialin or of Optuna."""
+
+
+def prepare(url: URL, engine: Engine, sessions: scoped_session[Session]) -> VersionManager:
+    """Make sure that Optuna's tables and Dialin's are there and are of this version.
+
+    Raises:
+        StorageUnavailable: the database cannot be reached or written.
+        WrongVersion: its tables are of another version.
+    """
+    try:
+        if not inspect(engine).has_table(SchemaRow.__tablename__) or _version(engine) is None:
+            _create(url, engine, sessions)
+        _check(url, engine)
+        manager = VersionManager(urls.full(url), engine, sessions)
+        manager.check_table_schema_compatibility()
+    except (DBAPIError, optuna.exceptions.StorageInternalError, OSError) as error:
+        raise StorageUnavailable(explain(url, error)) from error
+    except RuntimeError as error:
+        raise WrongVersion(f"{urls.shown(url)} was made by another version of Optuna: {error}") from None
+    return manager
+
+
+def explain(url: URL, error: BaseException) -> str:
+    """One line for a database error: which database, what it said, and what to look at."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, DBAPIError):
+        cause = cause.__cause__
+    said = str(cause.orig if isinstance(cause, DBAPIError) else cause).strip() or type(cause).__name__
+    said = " ".join(said.split())
+    hint = ""
+    file = urls.sqlite_file(url)
+    if file is not None:
+        if file.is_dir():
+            hint = " (that is a folder)"
+        elif not file.parent.is_dir():
+            hint = f" (there is no folder {file.parent})"
+        elif "readonly" in said or "unable to open" in said:
+            hint = f" (is {file.parent} writable for you?)"
+        elif "not a database" in said:
+            hint = f" ({file} is some other file)"
+    elif "refused" in said or "translate" in said or "timeout" in said:
+        hint = " (is the server running, and is the address right?)"
+    return f"cannot use storage {urls.shown(url)}: {said}{hint}"
+
+
+def _version(engine: Engine) -> int | None:
+    with engine.connect() as connection:
+        return connection.scalar(select(SchemaRow.version))
+
+
+def _check(url: URL, engine: Engine) -> None:
+    found = _version(engine)
+    if found != SCHEMA_VERSION:
+        newer = found is not None and found > SCHEMA_VERSION
+        way_out = "upgrade dialin" if newer else "use the dialin that made it, or a new database"
+        raise WrongVersion(
+            f"{urls.shown(url)} has Dialin's tables of version {found}, but this dialin reads version "
+            f"{SCHEMA_VERSION}: {way_out}"
+        )
+
+
+def _create(url: URL, engine: Engine, sessions: scoped_session[Session]) -> None:
+    with _lock(url, engine):
+        if url.get_backend_name() == "sqlite":
+            _use_write_ahead_log(engine)
+        models.BaseModel.metadata.create_all(engine)
+        VersionManager(urls.full(url), engine, sessions)  # stamps Optuna's version where there is none yet
+        Base.metadata.create_all(engine)
+        with writing(), engine.begin() as connection:
+            if connection.scalar(select(SchemaRow.version)) is None:
+                connection.execute(insert(SchemaRow).values(version=SCHEMA_VERSION))
+
+
+def _use_write_ahead_log(engine: Engine) -> None:
+    """Stays with the file. Only possible outside a transaction, so on the driver's own connection."""
+    pooled = engine.raw_connection()
+    try:
+        pooled.cursor().execute("PRAGMA journal_mode = WAL")
+    finally:
+        pooled.close()
+
+
+@contextmanager
+def _lock(url: URL, engine: Engine) -> Iterator[None]:
+    """Held by one process at a time while it creates tables, and freed by its death too."""
+    file = urls.sqlite_file(url)
+    if file is None:
+        with engine.connect() as connection:
+            connection.execute(select(func.pg_advisory_lock(_ADVISORY_LOCK)))
+            try:
+                yield
+            finally:
+                connection.execute(select(func.pg_advisory_unlock(_ADVISORY_LOCK)))
+    else:
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)

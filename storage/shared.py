@@ -1,0 +1,261 @@
+"""The storage that everything opens: Optuna's, cached, with leases and epochs; `open_storage(url)` makes one.
+
+Samplers, pruners and optuna-dashboard see an Optuna storage. Workers, which open it with a `Claimant`, also use the
+methods at the end: each is one transaction.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from optuna import distributions
+from optuna.study import Study
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
+from sqlalchemy import insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from storage import leases
+from storage.backend import Backend
+from storage.claims import Checkpoint, Claimant, Epoch, Lease, LeaseLost, Settlement
+from storage.engine import database_now
+from storage.optuna_internals import CachedStorage, models, trial_id_of
+from storage.outcomes import Outcome
+from storage.tables import CheckpointKind, CheckpointRow, EpochRow, StudyRow, StudyState
+
+
+class SharedStorage(CachedStorage):
+    """Optuna's storage with Dialin's leases. One a process; safe to use from several threads."""
+
+    _backend: Backend
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__(backend)
+        self._sampling: FrozenTrial | None = None
+
+    @property
+    def backend(self) -> Backend:
+        """Transactions and tables, for the modules of this package."""
+        return self._backend
+
+    def lease_of(self, trial: BaseTrial) -> Lease:
+        """The lease under which this process trains a trial that it claimed or adopted."""
+        return self._backend.leases[trial_id_of(trial)]
+
+    # -- A recipe is sampled in memory and written in one transaction.
+
+    @contextmanager
+    def sampling(self, trial: BaseTrial) -> Iterator[None]:
+        """Parameters and user attributes set on a claimed trial in this block are written together at its end.
+
+        Reads by this process see them at once. Nothing is written when the block raises.
+        """
+        before = self._backend.get_trial(trial_id_of(trial))
+        self._sampling = copy.deepcopy(before)
+        try:
+            yield
+            sampled = self._sampling
+        finally:
+            self._sampling = None
+        self._write_sampled(self.lease_of(trial), before, sampled)
+
+    def _write_sampled(self, lease: Lease, before: FrozenTrial, sampled: FrozenTrial) -> None:
+        names = [name for name in sampled.params if name not in before.params]
+        rows = [
+            {
+                "trial_id": lease.trial_id,
+                "param_name": name,
+                "param_value": sampled.distributions[name].to_internal_repr(sampled.params[name]),
+                "distribution_json": distributions.distribution_to_json(sampled.distributions[name]),
+            }
+            for name in names
+        ]
+        attrs = {k: v for k, v in sampled.user_attrs.items() if before.user_attrs.get(k) != v}
+        with self._backend.write() as session:
+            leases.renew(session, lease, self._lease_seconds)
+            if rows:
+                session.execute(insert(models.TrialParamModel), rows)
+            self._backend.set_attrs(session, lease.trial_id, attrs)
+
+    def set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: distributions.BaseDistribution,
+    ) -> None:
+        trial = self._sampled(trial_id)
+        if trial is None:
+            super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
+            return
+        trial.params[param_name] = distribution.to_external_repr(param_value_internal)
+        trial.distributions[param_name] = distribution
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        trial = self._sampled(trial_id)
+        if trial is None:
+            super().set_trial_user_attr(trial_id, key, value)
+        else:
+            trial.user_attrs[key] = value
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        trial = self._sampled(trial_id)
+        return copy.deepcopy(trial) if trial is not None else super().get_trial(trial_id)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Any = None
+    ) -> list[FrozenTrial]:
+        trials = super().get_all_trials(study_id, deepcopy, states)
+        sampled = self._sampling
+        if sampled is None:
+            return trials
+        mine = trial_id_of(sampled)
+        return [copy.deepcopy(sampled) if trial_id_of(t) == mine else t for t in trials]
+
+    def _sampled(self, trial_id: int) -> FrozenTrial | None:
+        trial = self._sampling
+        return trial if trial is not None and trial_id_of(trial) == trial_id else None
+
+    # -- A worker's transactions.
+
+    @property
+    def _claimant(self) -> Claimant:
+        claimant = self._backend.claimant
+        assert claimant is not None, "only a storage opened with a claimant trains"
+        return claimant
+
+    @property
+    def _lease_seconds(self) -> float:
+        return self._claimant.lease_seconds
+
+    def adopt(self, study_id: int) -> Lease | None:
+        """Take over a trial that its worker left, under its own number; None where there is none."""
+        with self._backend.write() as session:
+            lease = leases.adopt(session, self._claimant, study_id)
+        if lease is not None:
+            self._backend.leases[lease.trial_id] = lease
+        return lease
+
+    def record_epoch(
+        self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None, final: bool = False
+    ) -> StudyState:
+        """One epoch, with its checkpoint where there is one, and the lease renewed; the study's state in return.
+
+        Raises:
+            LeaseLost: another worker owns the trial, or somebody settled or deleted it. Nothing is recorded.
+        """
+        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(epoch.value)
+        with self._backend.write() as session:
+            leases.renew(session, lease, self._lease_seconds)
+            state = self._study_state(session, lease)
+            upsert = self._upsert(
+                models.TrialIntermediateValueModel,
+                {"trial_id": lease.trial_id, "step": epoch.epoch},
+                {"intermediate_value": stored, "intermediate_value_type": kind},
+            )
+            session.execute(upsert)
+            upsert = self._upsert(
+                EpochRow,
+                {"trial_id": lease.trial_id, "epoch": epoch.epoch},
+                {
+                    "generation": lease.generation,
+                    "worker_id": lease.worker_id,
+                    "metrics": json.dumps(dict(epoch.metrics)),
+                    "seconds": epoch.seconds,
+                    "samples": epoch.samples,
+                    "device": epoch.device,
+                    "ended_at": database_now(),
+                },
+            )
+            session.execute(upsert)
+            if checkpoint is not None:
+                leases.add_checkpoint(session, lease, CheckpointKind.STATE, checkpoint)
+        return state
+
+    def renew(self, lease: Lease | None) -> None:
+        """Between epochs: the worker is alive, and so is its lease when it has one. Raises LeaseLost."""
+        with self._backend.write() as session:
+            leases.seen(session, self._claimant.worker_id)
+            if lease is not None:
+                leases.renew(session, lease, self._lease_seconds)
+
+    def study_state(self, study_id: int) -> StudyState | None:
+        """What workers should do; None when the study is gone."""
+        with self._backend.read() as session:
+            state = session.scalar(select(StudyRow.state).where(StudyRow.study_id == study_id))
+        return StudyState(state) if state is not None else None
+
+    def hand_back(self, lease: Lease) -> None:
+        """Leave a trial for any worker to go on with, from its last checkpoint."""
+        with self._backend.write() as session:
+            leases.hand_back(session, lease)
+        self._backend.leases.pop(lease.trial_id, None)
+
+    def settle(self, study: Study, trial: BaseTrial, settlement: Settlement, value: float | None = None) -> None:
+        """End a trial through Optuna's `tell`, so that samplers hear of it; one transaction.
+
+        Raises:
+            LeaseLost: another worker owns the trial, or it was settled or deleted elsewhere.
+        """
+        trial_id = trial_id_of(trial)
+        self._backend.settlements[trial_id] = settlement
+        values = value if settlement.outcome is Outcome.COMPLETE else None
+        try:
+            study.tell(trial.number, values=values, state=settlement.outcome.state)
+        except (KeyError, ValueError) as error:
+            if self._is_mine(trial_id):
+                raise
+            raise LeaseLost(f"trial {trial.number} was settled or deleted elsewhere") from error
+        finally:
+            self._backend.settlements.pop(trial_id, None)
+
+    def checkpoints(self, lease: Lease) -> list[Checkpoint]:
+        """Recorded state checkpoints of a trial, the newest first."""
+        with self._backend.read() as session:
+            rows = session.execute(
+                select(CheckpointRow.epoch, CheckpointRow.path, CheckpointRow.sha256)
+                .where(CheckpointRow.trial_id == lease.trial_id, CheckpointRow.kind == CheckpointKind.STATE)
+                .order_by(CheckpointRow.checkpoint_id.desc())
+            ).all()
+        return [Checkpoint(*row) for row in rows]
+
+    def _is_mine(self, trial_id: int) -> bool:
+        lease = self._backend.leases.get(trial_id)
+        if lease is None:
+            return False
+        with self._backend.read() as session:
+            state = session.scalar(
+                select(models.TrialModel.state).where(models.TrialModel.trial_id == trial_id)
+            )
+        return state == TrialState.RUNNING
+
+    def _study_state(self, session: Any, lease: Lease) -> StudyState:
+        row = session.execute(
+            select(models.TrialModel.state, StudyRow.state)
+            .outerjoin(StudyRow, StudyRow.study_id == models.TrialModel.study_id)
+            .where(models.TrialModel.trial_id == lease.trial_id)
+        ).one_or_none()
+        if row is None or row[0] != TrialState.RUNNING:
+            raise LeaseLost(f"trial {lease.trial_id} was settled or deleted elsewhere")
+        return StudyState(row[1]) if row[1] is not None else StudyState.RUNNING
+
+    def _upsert(self, table: Any, key: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+        dialect = postgresql if self._backend.engine.name == "postgresql" else sqlite
+        statement = dialect.insert(table).values(**key, **values)
+        return statement.on_conflict_do_update(index_elements=list(key), set_=dict(values))
+
+
+def open_storage(url: str, claimant: Claimant | None = None) -> SharedStorage:
+    """Open the database of a URL, creating its tables where there are none.
+
+    Args:
+        url: as a person types it, `sqlite:///FILE.db` or `postgresql://...`.
+        claimant: the worker for which trials are claimed; None to look, to enqueue and to manage.
+
+    Raises:
+        UsageError, StorageUnavailable, WrongVersion: one line each.
+    """
+    return SharedStorage(Backend(url, claimant))

@@ -1,0 +1,152 @@
+"""Dialin's own tables: what Optuna does not keep. They live beside Optuna's in the same database, under one prefix.
+
+Every row hangs on Optuna's study or trial with ON DELETE CASCADE, so that a study deleted from any client goes
+whole. Times are seconds since 1970 by the database's clock. Identifiers that a client makes (`ticket`, `claim`,
+`settlement`) are UUIDs, unique in their table: a client that lost the answer to a COMMIT looks its own up.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from sqlalchemy import Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from storage.optuna_internals import models
+
+SCHEMA_VERSION = 1
+
+_UUID = String(32)
+_NAME = String(512)
+_SECONDS = Float(53)
+
+
+class Base(DeclarativeBase):
+    """Metadata of the tables below; `storage.schema` creates them and checks their version."""
+
+
+def _study_key() -> ForeignKey:
+    return ForeignKey(models.StudyModel.study_id, ondelete="CASCADE")
+
+
+def _trial_key() -> ForeignKey:
+    return ForeignKey(models.TrialModel.trial_id, ondelete="CASCADE")
+
+
+class StudyState(StrEnum):
+    """What workers of a study should do: go on, or hand back what they train and end."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+class CheckpointKind(StrEnum):
+    """What a checkpoint file is for: going on with the trial, or using its best epoch's weights."""
+
+    STATE = "state"
+    WEIGHTS = "weights"
+
+
+class SchemaRow(Base):
+    """One row: the version of these tables."""
+
+    __tablename__ = "dialin_schema"
+    version: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+
+
+class StudyRow(Base):
+    """What was asked for, and how much of its budget is taken."""
+
+    __tablename__ = "dialin_studies"
+    study_id: Mapped[int] = mapped_column(_study_key(), primary_key=True, autoincrement=False)
+    uid: Mapped[str] = mapped_column(_UUID, unique=True)
+    objective: Mapped[str] = mapped_column(Text)
+    objective_sha256: Mapped[str] = mapped_column(String(64))
+    metric: Mapped[str] = mapped_column(_NAME)
+    epochs: Mapped[int] = mapped_column(Integer)
+    trials: Mapped[int] = mapped_column(Integer)
+    taken: Mapped[int] = mapped_column(Integer, default=0)
+    returned: Mapped[int] = mapped_column(Integer, default=0)
+    errors_in_a_row: Mapped[int] = mapped_column(Integer, default=0)
+    seed: Mapped[int] = mapped_column(Integer)
+    sampler: Mapped[str] = mapped_column(_NAME)
+    pruner: Mapped[str] = mapped_column(_NAME)
+    state: Mapped[str] = mapped_column(String(16), default=StudyState.RUNNING)
+    reason: Mapped[str] = mapped_column(Text, default="")
+    created_at: Mapped[float] = mapped_column(_SECONDS)
+
+
+class WorkerRow(Base):
+    """A process that trains. `slot_key` is a GPU's UUID and a place on it, leased while the worker lives."""
+
+    __tablename__ = "dialin_workers"
+    worker_id: Mapped[str] = mapped_column(_UUID, primary_key=True)
+    study_id: Mapped[int] = mapped_column(_study_key(), index=True)
+    host: Mapped[str] = mapped_column(_NAME)
+    pid: Mapped[int] = mapped_column(Integer)
+    slot: Mapped[str] = mapped_column(_NAME)
+    slot_key: Mapped[str | None] = mapped_column(_NAME, unique=True)
+    started_at: Mapped[float] = mapped_column(_SECONDS)
+    last_seen: Mapped[float] = mapped_column(_SECONDS)
+    ended_at: Mapped[float | None] = mapped_column(_SECONDS)
+
+
+class TrialRow(Base):
+    """A started trial: its ticket, and once it is settled how it ended."""
+
+    __tablename__ = "dialin_trials"
+    trial_id: Mapped[int] = mapped_column(_trial_key(), primary_key=True, autoincrement=False)
+    study_id: Mapped[int] = mapped_column(_study_key(), index=True)
+    ticket: Mapped[str] = mapped_column(_UUID, unique=True)
+    settlement: Mapped[str | None] = mapped_column(_UUID, unique=True)
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text, default="")
+    best_epoch: Mapped[int | None] = mapped_column(Integer)
+    started_at: Mapped[float] = mapped_column(_SECONDS)
+    settled_at: Mapped[float | None] = mapped_column(_SECONDS)
+
+
+class LeaseRow(Base):
+    """Who trains a trial now. Gone when the trial is settled; expired or handed back when anyone may adopt it.
+
+    `generation` counts the owners. Whatever an owner writes is conditional on its worker and its generation.
+    `expires_at` 0 means handed back.
+    """
+
+    __tablename__ = "dialin_leases"
+    trial_id: Mapped[int] = mapped_column(_trial_key(), primary_key=True, autoincrement=False)
+    study_id: Mapped[int] = mapped_column(_study_key(), index=True)
+    worker_id: Mapped[str] = mapped_column(_UUID, index=True)
+    generation: Mapped[int] = mapped_column(Integer)
+    claim: Mapped[str] = mapped_column(_UUID, unique=True)
+    expires_at: Mapped[float] = mapped_column(_SECONDS)
+
+
+class EpochRow(Base):
+    """One epoch of a trial: every metric (JSON text, NaN allowed), what it cost, and who trained it."""
+
+    __tablename__ = "dialin_epochs"
+    trial_id: Mapped[int] = mapped_column(_trial_key(), primary_key=True, autoincrement=False)
+    epoch: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    generation: Mapped[int] = mapped_column(Integer)
+    worker_id: Mapped[str] = mapped_column(_UUID)
+    metrics: Mapped[str] = mapped_column(Text)
+    seconds: Mapped[float] = mapped_column(_SECONDS)
+    samples: Mapped[int] = mapped_column(Integer)
+    device: Mapped[str] = mapped_column(_NAME)
+    ended_at: Mapped[float] = mapped_column(_SECONDS)
+
+
+class CheckpointRow(Base):
+    """A checkpoint file that is whole: recorded after it was written, in the transaction of its epoch."""
+
+    __tablename__ = "dialin_checkpoints"
+    checkpoint_id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    trial_id: Mapped[int] = mapped_column(_trial_key())
+    kind: Mapped[str] = mapped_column(String(16))
+    epoch: Mapped[int] = mapped_column(Integer)
+    generation: Mapped[int] = mapped_column(Integer)
+    path: Mapped[str] = mapped_column(Text)
+    sha256: Mapped[str] = mapped_column(String(64))
+
+    __table_args__ = (Index("ix_dialin_checkpoints_trial_kind", "trial_id", "kind"),)
