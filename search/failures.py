@@ -1,0 +1,114 @@
+"""What failed inside a person's code: one line that names the place, and only their own frames beside it.
+
+Used where such code is called: loading and checking an objective, and a worker whose trial raised.
+"""
+
+from __future__ import annotations
+
+import functools
+import site
+import sysconfig
+import traceback
+from pathlib import Path
+
+from search.errors import ObjectiveError
+from storage.errors import DialinError
+
+PACKAGES = ("search", "objectives", "storage")
+HOME = Path(__file__).resolve().parent.parent
+
+
+class RaisedError(ObjectiveError):
+    """A person's own code raised; `frames` is a traceback of their own frames only, of several lines."""
+
+    def __init__(self, message: str, frames: str) -> None:
+        super().__init__(message)
+        self.frames = frames
+
+
+def short(path: Path) -> str:
+    """Return a path as a person would name it from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def failure(error: BaseException, path: Path, doing: str = "") -> RaisedError:
+    """Return what went wrong inside a person's code in one line, with their own frames.
+
+    Args:
+        error: what was raised, with its traceback.
+        path: the file of the objective's module.
+        doing: what was being tried, such as "data()"; left out of the line when empty.
+    """
+    place = _place(error, path)
+    text = error.msg if isinstance(error, SyntaxError) else first_line(error)
+    if not isinstance(error, DialinError):  # Ours say what is meant; the name of the class adds nothing.
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, SystemExit) and not doing:
+        text = f'exits when imported ({text}); put what is not to run then under `if __name__ == "__main__":`'
+    line = ": ".join(part for part in (place or ("" if doing else short(path)), doing, text) if part)
+    return RaisedError(line, person_frames(error, path))
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """Return "file:line" of the innermost frame that is a person's own, or "" where there is none."""
+    if isinstance(error, SyntaxError) and error.filename and _is_theirs(error.filename, path):
+        return f"{short(Path(error.filename).resolve())}:{error.lineno or 1}"
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename, path)
+    ]
+    return f"{short(Path(frames[-1].filename).resolve())}:{frames[-1].lineno}" if frames else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's own text that says something."""
+    try:
+        lines = [line.strip() for line in str(error).splitlines()]
+    except Exception:  # A person's exception may fail to print itself.
+        return "(its message cannot be printed)"
+    return next((line for line in lines if line), "")
+
+
+def person_frames(error: BaseException, path: Path) -> str:
+    """Return the traceback of an exception with only the frames that are a person's own.
+
+    Theirs is their module's file and whatever it calls outside dialin, the standard library and installed
+    packages; when their module is itself installed, the folder it lies in.
+
+    Args:
+        error: the exception; its causes and contexts are treated alike.
+        path: the file of the objective's module.
+    """
+    told = traceback.TracebackException.from_exception(error)
+    waiting, seen = [told], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        own = [frame for frame in one.stack if _is_theirs(frame.filename, path)]
+        one.stack = traceback.StackSummary.from_list(own)
+        waiting += [other for other in (one.__cause__, one.__context__) if other is not None]
+        waiting += one.exceptions or []
+    return "".join(told.format())
+
+
+def _is_theirs(filename: str, path: Path) -> bool:
+    if filename.startswith("<"):
+        return False
+    file, path = Path(filename).resolve(), path.resolve()
+    if file == path:
+        return True
+    others = _not_theirs()
+    if not any(file.is_relative_to(folder) for folder in others):
+        return True
+    installed = any(path.is_relative_to(folder) for folder in others) and path.parent not in others
+    return installed and file.is_relative_to(path.parent)
+
+
+@functools.cache
+def _not_theirs() -> frozenset[Path]:
+    """Return the folders of the standard library, of installed packages and commands, and of dialin."""
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+    folders = {sysconfig.get_path(kind) for kind in kinds}
+    folders |= {*site.getsitepackages(), site.getusersitepackages()}
+    return frozenset({Path(folder).resolve() for folder in folders} | {HOME / name for name in PACKAGES})
