@@ -1,4 +1,4 @@
-"""Runs the installed command `dialin` for the tests as a person's shell does; `conftest.py` makes fixtures of it."""
+"""Runs the installed command `dialin` as a person's shell does; `conftest.py` makes the tests' fixtures of it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psutil
 
-# The script that pip wrote: it keeps the working folder off the import path, where `python -m` would put it first.
+# The script that pip wrote: `python -m search.cli` would put the working folder first on the import path.
 DIALIN = Path(sys.executable).with_name("dialin")
 
 
 class Running:
-    """A command in the background, in a process group of its own; its output goes to files, so it never blocks."""
+    """A command in the background, in a process group of its own. Its output goes to files: it never blocks."""
 
     def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
         """Start it in `folder`; `log` with the endings .out and .err takes its output."""
@@ -59,7 +59,7 @@ class Running:
         os.killpg(self.pid, signal.SIGINT)
 
     def wait(self, timeout: float = 120) -> int:
-        """Its exit status; after `timeout` seconds it is killed and the test fails with what it had printed."""
+        """Its exit status; after `timeout` seconds it is killed and the test fails with what it printed."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -67,7 +67,7 @@ class Running:
             raise AssertionError(self._story(f"did not end within {timeout} s")) from None
 
     def wait_until(self, condition: Callable[[], object], timeout: float = 60) -> None:
-        """Return when `condition()` is true; fail when the command ends before that or `timeout` seconds pass."""
+        """Return when `condition()` is true; fail when the command ends first or `timeout` seconds pass."""
         end = time.monotonic() + timeout
         while not condition():
             if self.process.poll() is not None and not condition():
@@ -81,7 +81,7 @@ class Running:
         self.wait_until(lambda: text in self.stdout or text in self.stderr, timeout)
 
     def kill(self) -> None:
-        """Kill it, its process group and whatever it started elsewhere, and collect it. Twice does no harm."""
+        """Kill it, its process group and whatever it started elsewhere, and collect it; twice does no harm."""
         started = []
         if self.process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -111,9 +111,9 @@ class Dialin:
     def __call__(
         self, *arguments: object, timeout: float = 120, **environment: str | None
     ) -> subprocess.CompletedProcess[str]:
-        """Run `dialin ARGUMENTS` in the test's folder with these variables set (None: removed), standard input empty.
+        """Run `dialin ARGUMENTS` in the test's folder with these variables set (None: removed), without input.
 
-        Gives returncode, stdout and stderr as text; takes longer than `timeout` seconds: killed, and the test fails.
+        Gives returncode, stdout and stderr as text. After `timeout` seconds it is killed and the test fails.
         """
         running = self.start(*arguments, **environment)
         status = running.wait(timeout)

@@ -1,7 +1,7 @@
-"""What every test gets: its own home and working folder, databases to work on, and the installed command to run.
+"""What every test gets: its own home and working folder, databases to work on, and the installed command.
 
-With CI=true in the environment a test that skips although it could have run fails: PostgreSQL comes with the extra
-`test`, and the data folder lies beside the checkout where continuous integration runs.
+With CI=true in the environment a test that skips although it could have run fails: PostgreSQL comes with the
+extra `test`, and the data folder lies beside the checkout where continuous integration runs.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def storage_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def dialin(tmp_path: Path) -> Iterator[Dialin]:
-    """The installed command: `dialin("status", timeout=60, DIALIN_STORAGE=url)` gives the completed process."""
+    """The installed command: `dialin("status", DIALIN_STORAGE=url)` gives the completed process."""
     command = Dialin(tmp_path)
     yield command
     command.kill_all()
@@ -93,7 +93,7 @@ def start_dialin(dialin: Dialin) -> Callable[..., Running]:
     return dialin.start
 
 
-# What a test can miss: how to tell that it asked for it (a fixture's name or the reason it gives), and whether it is there.
+# What a test can miss, how to tell that it asked for it (a fixture's name, the reason it gives), is it there?
 RESOURCES: tuple[tuple[str, frozenset[str], str, Callable[[], bool]], ...] = (
     (
         "PostgreSQL",
@@ -145,7 +145,7 @@ def _fail_if_needless(report: Any, fixtures: set[str]) -> None:
     """Turn a skip that need not be into a failure (`report` is a test's or a module's)."""
     place_line_reason = report.longrepr
     reason = place_line_reason[2] if isinstance(place_line_reason, tuple) else str(place_line_reason)
-    complaint = needless_skip(fixtures, reason)
+    complaint = needless_skip(fixtures, reason.removeprefix("Skipped: "))
     if complaint:
         report.outcome = "failed"
         report.longrepr = complaint

