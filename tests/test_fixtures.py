@@ -1,4 +1,4 @@
-"""The tests' own ground: nothing is left behind, no caller's folder is used, no test that matters is skipped."""
+"""The ground of the tests: nothing is left behind, no folder of the caller is used, no skip hides a test."""
 
 from __future__ import annotations
 
