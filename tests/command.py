@@ -1,4 +1,4 @@
-"""Runs the installed command `dialin` as a person's shell does; `conftest.py` makes the tests' fixtures of it."""
+"""Runs the installed command `dialin` as a person's shell does; `conftest.py` makes fixtures of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIALIN = Path(sys.executable).with_name("dialin")
 
 
 class Running:
-    """A command in the background, in a process group of its own. Its output goes to files: it never blocks."""
+    """A command in the background, in a process group of its own. Its output goes to files."""
 
     def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
         """Start it in `folder`; `log` with the endings .out and .err takes its output."""
@@ -81,7 +81,7 @@ class Running:
         self.wait_until(lambda: text in self.stdout or text in self.stderr, timeout)
 
     def kill(self) -> None:
-        """Kill it, its process group and whatever it started elsewhere, and collect it; twice does no harm."""
+        """Kill it, its process group and all it started elsewhere, and collect it; twice does no harm."""
         started = []
         if self.process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -111,7 +111,7 @@ class Dialin:
     def __call__(
         self, *arguments: object, timeout: float = 120, **environment: str | None
     ) -> subprocess.CompletedProcess[str]:
-        """Run `dialin ARGUMENTS` in the test's folder with these variables set (None: removed), without input.
+        """Run `dialin ARGUMENTS` in the test's folder with these variables set (None: removed), no input.
 
         Gives returncode, stdout and stderr as text. After `timeout` seconds it is killed and the test fails.
         """

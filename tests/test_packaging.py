@@ -21,9 +21,10 @@ LAYERS = (
     "search search.errors search.objective search.data search.metrics search.space search.knobs"
     " search.optimizers search.schedules",
     "objectives objectives.*",
-    "search.training search.batches search.checkpoints search.failures",
-    "search.strategy search.worker search.fleet search.devices",
-    "search.cli search.live search.loading search.check",
+    "search.training search.batches search.checkpoints search.randomness search.failures",
+    "search.strategy search.worker search.fleet search.devices search.assignment search.interrupt search.keeper"
+    " search.loading search.preflight search.preload search.preview search.reporter search.trial_log",
+    "search.cli search.live search.check search.template",
 )
 # What a layer must not know: values need no database and no terminal, and the database needs no tensors.
 OUTSIDE = {"sqlalchemy", "psycopg", "typer", "rich", "optuna_dashboard", "storage"}
