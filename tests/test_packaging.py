@@ -17,14 +17,15 @@ PACKAGES = ("search", "objectives", "storage")
 
 # The ground floor first. A module imports from its own layer and those below; one that is not here fails.
 LAYERS = (
-    "storage storage.*",
-    "search search.errors search.objective search.data search.metrics search.space search.knobs"
-    " search.optimizers search.schedules",
-    "objectives objectives.*",
-    "search.training search.batches search.checkpoints search.randomness search.failures",
-    "search.strategy search.worker search.fleet search.devices search.assignment search.interrupt search.keeper"
-    " search.loading search.preflight search.preload search.preview search.reporter search.trial_log",
-    "search.cli search.live search.check search.template",
+    """storage storage.*""",
+    """search search.errors search.objective search.data search.metrics search.space search.knobs
+    search.optimizers search.schedules""",
+    """objectives objectives.*""",
+    """search.training search.batches search.checkpoints search.randomness search.failures""",
+    """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
+    search.keeper search.loading search.preflight search.preload search.preview search.reporter
+    search.trial_log""",
+    """search.cli search.live search.launch search.printing search.check search.template""",
 )
 # What a layer must not know: values need no database and no terminal, and the database needs no tensors.
 OUTSIDE = {"sqlalchemy", "psycopg", "typer", "rich", "optuna_dashboard", "storage"}
