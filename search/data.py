@@ -144,11 +144,11 @@ def _spread_classes(labels: Tensor, order: Tensor) -> Tensor:
     return order[place.argsort(stable=True)]
 
 
-class DataMissing(UsageError):  # noqa: N818  (said to people as it is)
+class DataMissing(UsageError):
     """A dataset is in none of the places looked at: the message says what, where, and how to get it."""
 
 
-class DataCorrupt(UsageError):  # noqa: N818
+class DataCorrupt(UsageError):
     """A dataset's file is there but is not what was published: the message names it."""
 
 

@@ -142,6 +142,10 @@ class Mean:
         self._total = total if self._total is None else self._total + total
         self._weight = self._weight + (weight.detach() if isinstance(weight, Tensor) else weight)
 
+    def finite(self) -> bool:
+        """Whether no loss so far was NaN or infinite. Waits for the device."""
+        return self._total is None or bool(torch.isfinite(self._total))
+
     def compute(self) -> float:
         if self._total is None:
             return float("nan")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from search import optimizers, schedules
 from search.data import Data
 from search.errors import ObjectiveError
 from search.metrics import Direction, Metric, NamedMetric, resolve
@@ -121,8 +122,8 @@ class Objective:
             _choices(name, getattr(self, name))
         for size in self.batch_sizes:
             _at_least_one("each of batch_sizes", size)
-        _known("optimizers", self.optimizers, OPTIMIZERS, Optimizer)
-        _known("schedules", self.schedules, SCHEDULES, Schedule)
+        optimizers.resolve_all(self.optimizers)
+        schedules.resolve_all(self.schedules)
         names = [named.name for named in self.metrics]
         if len(set(names)) < len(names):
             raise ObjectiveError(
@@ -175,14 +176,6 @@ def _choices(name: str, value: Any) -> None:
         raise ObjectiveError(f"{name} must be a tuple of at least one, but got {value!r}")
     if len({getattr(choice, "name", str(choice)) for choice in value}) < len(value):
         raise ObjectiveError(f"{name} must be different from each other, but got {value!r}")
-
-
-def _known(name: str, value: Sequence[Any], table: Any, row: type) -> None:
-    for choice in value:
-        if not isinstance(choice, row) and not (isinstance(choice, str) and choice in table):
-            raise ObjectiveError(
-                f"{name} must be among {', '.join(table)}, or rows of your own, but got {choice!r}"
-            )
 
 
 def _first_line(model: Callable[..., Any]) -> str:

@@ -1,0 +1,183 @@
+"""Batches of a split, on the device: shuffled by (seed, epoch) and augmented to train, in order to evaluate.
+
+Used by the trainer. Tensors lie on the device for the whole trial and are gathered there by index; any
+other Dataset goes through a DataLoader.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from search.data import Data, Split, size
+from search.errors import ObjectiveError
+
+# Large batches to evaluate on: at most so many samples, and no more of them than make so many bytes of
+# float32 inputs, so that a network for large images, trained at a small batch, does not run out of memory.
+# Never less than the training batch.
+LARGE = 1024
+LARGE_BYTES = 16 * 2**20
+# Without tensors to measure: evaluating keeps no activations, so four training batches fit where one can be
+# trained.
+LARGE_MULTIPLE = 4
+
+
+class _Source(Protocol):
+    def gather(self, order: Sequence[Tensor], seed: int) -> Iterator[Any]: ...
+
+
+class TrainingBatches:
+    """One split in shuffled batches. `steps` and `samples` are per epoch.
+
+    A last batch of a single sample is left out when there are others: BatchNorm cannot train on it. (Other
+    samples are left out in other epochs.)
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        augment: Callable[[Any, torch.Generator], Any] | None,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._data, self._augment, self._batch_size = data, augment, batch_size
+        self._seed, self._device = seed, device
+        self._source = _source(data.train, data, device)
+        self._length = size(data.train)
+        sizes = [len(rows) for rows in self._cut(torch.arange(self._length))]
+        self.steps, self.samples = len(sizes), sum(sizes)
+
+    def epoch(self, epoch: int) -> Iterator[Any]:
+        """The batches of an epoch: order, augmentation and DataLoader seed are functions of (seed, epoch)."""
+        # Shuffled on the CPU: a GPU's generator would give another order.
+        order = torch.randperm(self._length, generator=self._generator("order", epoch, torch.device("cpu")))
+        generator = self._generator("augment", epoch, self._device)
+        for batch in self._source.gather(self._cut(order), _seed_of("loader", self._seed, epoch)):
+            scaled = _scaled(batch, self._data)
+            if self._data.augment is not None:
+                scaled = _with_inputs(scaled, _inputs(scaled, "augment"), self._data.augment, generator)
+            yield scaled if self._augment is None else self._augment(scaled, generator)
+
+    def _cut(self, order: Tensor) -> Sequence[Tensor]:
+        pieces = order.split(self._batch_size)
+        return pieces[:-1] if len(pieces) > 1 and len(pieces[-1]) == 1 < self._batch_size else pieces
+
+    def _generator(self, purpose: str, epoch: int, device: torch.device) -> torch.Generator:
+        return torch.Generator(device).manual_seed(_seed_of(purpose, self._seed, epoch))
+
+
+class EvaluationBatches:
+    """One split in order, in large batches: every sample once."""
+
+    def __init__(self, part: Split, data: Data, batch_size: int, *, device: torch.device) -> None:
+        self._data, self._source = data, _source(part, data, device)
+        self._order = torch.arange(size(part)).split(max(batch_size, _large(part, batch_size)))
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._source.gather(self._order, seed=0):
+            yield _scaled(batch, self._data)
+
+
+def _seed_of(purpose: str, seed: int, epoch: int) -> int:
+    """Streams that do not overlap; the same in every process, as Python hashes a string seed with SHA-512."""
+    return random.Random(f"{purpose} {seed} {epoch}").getrandbits(63)
+
+
+def _large(part: Split, batch_size: int) -> int:
+    if not isinstance(part, tuple):
+        return LARGE_MULTIPLE * batch_size
+    return min(LARGE, LARGE_BYTES // max(1, 4 * part[0][0].numel()))
+
+
+def _source(part: Split, data: Data, device: torch.device) -> _Source:
+    if type(part) is TensorDataset and data.collate is None:
+        part = part.tensors
+    if isinstance(part, tuple):
+        return _Tensors(part, device)
+    return _Loader(part, data, device)
+
+
+class _Tensors:
+    def __init__(self, tensors: tuple[Tensor, ...], device: torch.device) -> None:
+        self._tensors, self._device = tuple(tensor.to(device) for tensor in tensors), device
+
+    def gather(self, order: Sequence[Tensor], seed: int) -> Iterator[tuple[Tensor, ...]]:
+        """Copies, also in order: a model that works in place on its input must not change the data."""
+        lengths = [len(rows) for rows in order]
+        for rows in torch.cat(list(order)).to(self._device).split(lengths):
+            yield tuple(tensor[rows] for tensor in self._tensors)
+
+
+class _Loader:
+    def __init__(self, dataset: Dataset[Any], data: Data, device: torch.device) -> None:
+        self._dataset, self._data, self._device = dataset, data, device
+
+    def gather(self, order: Sequence[Tensor], seed: int) -> Iterator[Any]:
+        loader = DataLoader(
+            self._dataset,
+            batch_sampler=[rows.tolist() for rows in order],
+            num_workers=self._data.loader_workers,
+            collate_fn=self._data.collate,
+            pin_memory=self._device.type == "cuda",
+            generator=torch.Generator().manual_seed(seed),
+        )
+        for batch in loader:
+            yield moved(batch, self._device)
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """`batch` with every tensor in its dicts, lists and (named) tuples on the device; all else stays."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: moved(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(moved(value, device) for value in batch)
+    return batch
+
+
+def _inputs(batch: Any, wanted_by: str = "") -> Tensor | None:
+    """The tensor that scale and augment work on: the batch itself or its first item; None if that is none.
+
+    ObjectiveError: there is none, but `wanted_by` (an argument of Data) needs it.
+    """
+    first = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if isinstance(first, Tensor):
+        return first
+    if wanted_by:
+        raise ObjectiveError(
+            f"Data's {wanted_by} needs batches whose first item is a tensor, but got {type(first).__name__}: "
+            "use the Task's augment, or scale in its step"
+        )
+    return None
+
+
+def _scaled(batch: Any, data: Data) -> Any:
+    if data.scale is not None:
+        return _with_inputs(batch, _inputs(batch, "scale"), data.scale)
+    inputs = _inputs(batch)
+    return (
+        batch if inputs is None or inputs.dtype != torch.uint8 else _with_inputs(batch, inputs, _from_bytes)
+    )
+
+
+def _from_bytes(inputs: Tensor) -> Tensor:
+    return inputs.to(torch.float32).div_(255)
+
+
+def _with_inputs(batch: Any, inputs: Tensor | None, change: Callable[..., Tensor], *more: Any) -> Any:
+    changed = change(inputs, *more)
+    if isinstance(batch, Tensor):
+        return changed
+    if hasattr(batch, "_fields"):
+        return type(batch)(changed, *batch[1:])
+    return type(batch)([changed, *batch[1:]])

@@ -1,0 +1,69 @@
+"""Checkpoint files: written whole or not at all, opened only when their checksum is the one on record.
+
+Called by whoever keeps a trial's state (the worker's reporter); what is in a state is the trainer's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage.errors import DialinError
+
+
+class CheckpointError(DialinError):
+    """A checkpoint cannot be written, or is not the one that was: the message names the file."""
+
+
+def save(path: Path, state: dict[str, Any]) -> str:
+    """Write `state` to `path` and return its SHA-256. After a crash `path` is whole or as it was before.
+
+    CheckpointError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w+b") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        partial.replace(path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from error
+    return checksum
+
+
+def load(path: Path, sha256: str) -> dict[str, Any]:
+    """The state in `path`, tensors on the CPU. Nothing in the file is executed (`weights_only`).
+
+    CheckpointError: it is missing, truncated, or not what was recorded.
+    """
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != sha256:
+                raise CheckpointError(
+                    f"the checkpoint {path} is not what was recorded: its SHA-256 is {found}"
+                )
+            file.seek(0)
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    return state
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the rename last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
