@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,7 @@ def test_a_narrowed_objective_starts_within_its_space(narrowed: dict[str, Any], 
     narrow = objective(**narrowed)
     recipes = [recipe_from_params(params, narrow) for params in starting_points(narrow)]
     assert [recipe.optimizer.name for recipe in recipes] == names
+    assert ("schedule" in starting_points(narrow)[0]) == ("schedules" not in narrowed)
     assert all(recipe.lr == recipe.optimizer.base_lr for recipe in recipes)
     assert {recipe.batch_size for recipe in recipes} == {48 if "batch_sizes" in narrowed else 32}
 
@@ -187,16 +189,27 @@ def test_the_models_own_knobs_are_described_the_conditional_ones_too() -> None:
     assert "range depends on" in knobs["kernel"].text
 
 
-def test_describing_changes_no_random_numbers_and_no_logging_and_is_repeatable(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_describing_leaves_random_numbers_and_logging_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
     optuna.logging.set_verbosity(optuna.logging.INFO)
+    logging.getLogger("optuna").addHandler(caplog.handler)
     state = torch.get_rng_state()
-    first = describe(objective(branching_model))
-    assert torch.equal(torch.get_rng_state(), state)
+    describe(objective(branching_model))
+    logging.getLogger("optuna").removeHandler(caplog.handler)
+    assert caplog.records == []
     assert optuna.logging.get_verbosity() == optuna.logging.INFO
-    assert capsys.readouterr() == ("", "")
-    assert describe(objective(branching_model)) == first
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_describing_builds_the_same_models_every_time() -> None:
+    built: list[dict[str, Any]] = []
+
+    def model(trial: BaseTrial) -> nn.Module:
+        net = branching_model(trial)
+        built.append(dict(trial.params))
+        return net
+
+    assert describe(objective(model)) == describe(objective(model))
+    assert built[: len(built) // 2] == built[len(built) // 2 :]
 
 
 def test_a_model_that_asks_for_nothing_is_built_once() -> None:
