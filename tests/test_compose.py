@@ -6,6 +6,7 @@ host `database` replaced by the test server and the folders by the test's.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -256,6 +257,10 @@ def test_services_started_together_on_an_empty_database_finish_a_study_that_was_
     workers = [
         start_dialin(*services()[name]["command"], **environment(name)) for name in ("worker", "worker-gpu")
     ]
+    # What `cpus: 1` does in a container: without it each worker computes on every core, in the others' way.
+    cores = sorted(os.sched_getaffinity(0))
+    for number, worker in enumerate(workers):
+        os.sched_setaffinity(worker.pid, {cores[number % len(cores)]})
     starter = start_dialin(
         *("run", "digits", "--study", "digits-1", "--trials", 6, "--epochs", 1, "--workers", 1),
         **environment("dialin"),
