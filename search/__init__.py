@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.data import Data, DataMissing, data_root, find_dataset, split
+    from search.data import Data, DataCorrupt, DataMissing, data_root, find_dataset, split
     from search.errors import ObjectiveError
     from search.metrics import Metric, NamedMetric
     from search.objective import Objective, Task, supervised
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Data",
+    "DataCorrupt",
     "DataMissing",
     "Metric",
     "NamedMetric",
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "search.data": ("Data", "DataMissing", "data_root", "find_dataset", "split"),
+    "search.data": ("Data", "DataCorrupt", "DataMissing", "data_root", "find_dataset", "split"),
     "search.errors": ("ObjectiveError",),
     "search.metrics": ("Metric", "NamedMetric"),
     "search.objective": ("Objective", "Task", "supervised"),
