@@ -253,7 +253,8 @@ class _Run:
             return
         self.epoch, self.step = state["epoch"], state["step"]
         self.net.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # torch takes an optimizer's tensors as they are and would then train in the caller's state.
+        self.optimizer.load_state_dict(_copied(state["optimizer"]))
         self.best = _Best(**state["best"]) if state["best"] else None
         restore_random_state(state["random"], self.device)
 

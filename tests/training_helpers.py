@@ -1,0 +1,69 @@
+"""For tests that train: a reporter that records, and one call that trains an objective as a worker does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from search.objective import Objective
+from search.space import Recipe, recipe_from_params, starting_points
+from search.training import EpochResult, Result, Verdict, seed_everything, train
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Recorder:
+    """Keeps what is reported. `keep`: epochs to keep a state of; `stop_after`: batches."""
+
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    keep: tuple[int, ...] = ()
+    restored: dict[str, Any] | None = None
+    stop_after: int | None = None
+    results: list[EpochResult] = field(default_factory=list)
+    states: dict[int, dict[str, Any]] = field(default_factory=dict)
+    batches: int = 0
+
+    def restore(self) -> dict[str, Any] | None:
+        return self.restored
+
+    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]]) -> Verdict:
+        self.results.append(result)
+        if result.epoch in self.keep:
+            self.states[result.epoch] = state()
+        return self.verdicts.get(result.epoch, Verdict.GO_ON)
+
+    def interrupted(self) -> bool:
+        self.batches += 1
+        return self.stop_after is not None and self.batches > self.stop_after
+
+    @property
+    def curve(self) -> list[tuple[float, ...]]:
+        """Every number of every epoch, but for the time it took."""
+        return [(result.value, *result.metrics.values()) for result in self.results]
+
+
+def first_recipe(objective: Objective, **params: Any) -> Recipe:
+    """The first starting point of an objective, with some of its parameters changed."""
+    return recipe_from_params({**starting_points(objective)[0], **params}, objective)
+
+
+def fit(
+    objective: Objective,
+    recorder: Recorder,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    device: torch.device = CPU,
+    **knobs: Any,
+) -> Result:
+    """Train the objective with its model's `knobs`."""
+    seed_everything(seed)
+    task = objective.task(optuna.trial.FixedTrial(knobs))
+    data = objective.data(Path())
+    recipe = recipe or first_recipe(objective)
+    return train(task, data, recipe, objective, device=device, seed=seed, reporter=recorder)
