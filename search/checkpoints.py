@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ def load(path: Path, sha256: str) -> dict[str, Any]:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise CheckpointError(f"the checkpoint {path} holds no state: {reason}") from error
     return state
 
 

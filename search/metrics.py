@@ -158,7 +158,8 @@ def _classes(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
     outputs (N, C, ...) are scores of C classes against indices (N, ...); outputs (N,) or (N, 1) are one
     logit against 0 or 1.
     """
-    if outputs.ndim == targets.ndim + 1 and outputs.shape[1] > 1:
+    scored = outputs.ndim == targets.ndim + 1 and outputs.shape[:1] + outputs.shape[2:] == targets.shape
+    if scored and outputs.shape[1] > 1:
         return outputs.argmax(1).flatten(), targets.flatten().long(), outputs.shape[1]
     if outputs.numel() == targets.numel() and outputs.numel() == len(outputs):
         return (outputs.flatten() > 0).long(), targets.flatten().long(), 2

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,9 +146,9 @@ class Objective:
         """The metric that is searched, with its direction."""
         return self.metrics[0]
 
-    def task(self, trial: optuna.trial.Trial) -> Task:
+    def task(self, trial: optuna.trial.BaseTrial) -> Task:
         """The model of one trial as a task, on the CPU. ObjectiveError: neither network nor Task, no loss."""
-        model = self.model(trial)
+        model = self.model(cast("optuna.trial.Trial", trial))  # a FixedTrial suggests as one does
         if isinstance(model, nn.Module):
             if self.loss is None:
                 raise ObjectiveError(
