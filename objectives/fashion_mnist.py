@@ -31,8 +31,9 @@ def model(trial: Trial) -> nn.Module:
     widths = [1, *(width * 2**i for i in range(blocks))]
     layers = [layer for before, after in pairwise(widths) for layer in block(before, after)]
     side = 28 // 2**blocks
-    head = nn.Linear(widths[-1] * side * side, 10)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout), head)
+    head = nn.Flatten(), nn.Dropout(dropout), nn.Linear(widths[-1] * side * side, 10)
+    # The layout in which convolutions are faster, up to twice on a CPU; images of one channel fit either.
+    return nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
