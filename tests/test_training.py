@@ -285,6 +285,23 @@ def test_a_loss_that_is_not_finite_ends_the_trial_at_once_with_its_nan_on_record
     assert weights.isfinite().all()  # the step itself was not taken
 
 
+def test_a_divergence_that_no_look_met_is_seen_at_the_end_of_the_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("search.training._Run.time_to_look", lambda run: False)  # as between looks on a GPU
+    recorder = Recorder()
+    result = fit(failing_at(14, lambda total: total * math.nan), recorder)
+    assert (result.outcome, len(recorder.results), recorder.batches) == (Outcome.DIVERGED, 2, 12 + 11)
+    assert math.isnan(recorder.results[1].value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_a_divergence_ends_the_trial_too() -> None:
+    recorder = Recorder()
+    result = fit(failing_at(14, lambda total: total * math.nan), recorder, device=torch.device("cuda"))
+    assert (result.outcome, len(recorder.results)) == (Outcome.DIVERGED, 2)
+
+
 def test_a_searched_metric_that_is_not_finite_diverges() -> None:
     recorder = Recorder()
     result = fit(scripted([0.5, math.inf, 0.9]), recorder)
@@ -378,10 +395,3 @@ def test_the_weights_of_an_epoch_that_is_the_best_are_copied_once() -> None:
     best, later = recorder.states[1], recorder.states[2]
     assert best["model"] is best["best"]["weights"] is later["best"]["weights"]
     assert not torch.equal(later["model"]["weight"], best["model"]["weight"])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu_a_divergence_between_two_looks_is_not_missed() -> None:
-    recorder = Recorder()
-    result = fit(failing_at(14, lambda total: total * math.nan), recorder, device=torch.device("cuda"))
-    assert (result.outcome, len(recorder.results)) == (Outcome.DIVERGED, 2)
