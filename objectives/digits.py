@@ -11,7 +11,7 @@ from search import Data, Objective, split
 
 
 def model(trial: Trial) -> nn.Module:
-    width = trial.suggest_int("width", 16, 64, log=True)
+    width = trial.suggest_int("width", 12, 32, log=True)
     dropout = trial.suggest_float("dropout", 0.0, 0.5)
     return nn.Sequential(
         *(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)),
