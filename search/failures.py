@@ -39,13 +39,17 @@ def failure(error: BaseException, path: Path, doing: str = "") -> RaisedError:
         path: the file of the objective's module.
         doing: what was being tried, such as "data()"; left out of the line when empty.
     """
-    place = _place(error, path)
     text = error.msg if isinstance(error, SyntaxError) else first_line(error)
-    if not isinstance(error, DialinError):  # Ours say what is meant; the name of the class adds nothing.
+    if isinstance(error, DialinError):
+        doing = ""  # Ours say what is meant; neither the class nor the moment adds anything.
+    else:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, SystemExit) and not doing:
-        text = f'exits when imported ({text}); put what is not to run then under `if __name__ == "__main__":`'
-    line = ": ".join(part for part in (place or ("" if doing else short(path)), doing, text) if part)
+        if isinstance(error, SystemExit) and not doing:
+            text = f'exits when imported ({text}); put what is to run under `if __name__ == "__main__":`'
+    place = _place(error, path)
+    if not place and not doing and not isinstance(error, DialinError):
+        place = short(path)
+    line = ": ".join(part for part in (place, doing, text) if part)
     return RaisedError(line, person_frames(error, path))
 
 

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
@@ -24,9 +24,6 @@ from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.schema import prepare
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
 # How a trial counts that was settled through Optuna's own interface, with no word from a worker.
 _OUTCOMES = {
     TrialState.COMPLETE: Outcome.COMPLETE,
@@ -35,9 +32,11 @@ _OUTCOMES = {
 }
 
 
-def _as_writer(method: Callable[_P, _R]) -> Callable[_P, _R]:
+def _as_writer(method: Callable[..., Any]) -> Any:
+    """The same method, its transaction begun as a writer's."""
+
     @functools.wraps(method)
-    def write(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def write(*args: Any, **kwargs: Any) -> Any:
         with writing():
             return method(*args, **kwargs)
 
@@ -96,14 +95,13 @@ class Backend(RDBStorage):
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         with writing():
-            trial = super()._create_new_trial(study_id, template_trial)
-        return trial
+            return super()._create_new_trial(study_id, template_trial)
 
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Session
-    ) -> models.TrialModel:
+    ) -> Any:
         """Called by Optuna inside the transaction that creates a trial: the claim joins in."""
-        trial = super()._get_prepared_new_trial(study_id, template_trial, session)
+        trial: Any = super()._get_prepared_new_trial(study_id, template_trial, session)
         if template_trial is None and self.claimant is not None:
             session.flush()
             self.leases[trial.trial_id] = leases.take(session, self.claimant, study_id, trial.trial_id)
@@ -137,13 +135,13 @@ class Backend(RDBStorage):
             self.leases.pop(trial_id, None)
         return True
 
-    def _start(self, session: Session, trial: models.TrialModel) -> None:
+    def _start(self, session: Session, trial: Any) -> None:
         trial.datetime_start = datetime.now()
         session.flush()
         if self.claimant is not None:
             self.leases[trial.trial_id] = leases.take(session, self.claimant, trial.study_id, trial.trial_id)
 
-    def _finish(self, session: Session, trial: models.TrialModel, state: TrialState) -> None:
+    def _finish(self, session: Session, trial: Any, state: TrialState) -> None:
         trial.datetime_complete = datetime.now()
         lease = self.leases.get(trial.trial_id)
         if lease is None:

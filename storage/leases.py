@@ -56,7 +56,9 @@ def take(session: Session, claimant: Claimant, study_id: int, trial_id: int) -> 
         session,
         update(StudyRow)
         .where(
-            StudyRow.study_id == study_id, StudyRow.state == StudyState.RUNNING, StudyRow.taken < StudyRow.trials
+            StudyRow.study_id == study_id,
+            StudyRow.state == StudyState.RUNNING,
+            StudyRow.taken < StudyRow.trials,
         )
         .values(taken=StudyRow.taken + 1),
     )
@@ -101,7 +103,9 @@ def hand_back(session: Session, lease: Lease) -> None:
 
 def hand_back_all(session: Session, worker_id: str) -> int:
     """The same for all that a worker held, said by whoever saw it die; the number of trials."""
-    return _count(session, update(LeaseRow).where(LeaseRow.worker_id == worker_id).values(expires_at=HANDED_BACK))
+    return _count(
+        session, update(LeaseRow).where(LeaseRow.worker_id == worker_id).values(expires_at=HANDED_BACK)
+    )
 
 
 def adopt(session: Session, claimant: Claimant, study_id: int) -> Lease | None:
@@ -180,13 +184,16 @@ def _return_ticket(session: Session, study_id: int, reason: str) -> None:
         .values(returned=StudyRow.returned + 1, taken=StudyRow.taken - 1)
     )
     session.execute(
-        update(StudyRow).where(StudyRow.study_id == study_id).values(errors_in_a_row=StudyRow.errors_in_a_row + 1)
+        update(StudyRow)
+        .where(StudyRow.study_id == study_id)
+        .values(errors_in_a_row=StudyRow.errors_in_a_row + 1)
     )
     session.execute(
         update(StudyRow)
         .where(StudyRow.study_id == study_id, StudyRow.errors_in_a_row >= ERRORS_IN_A_ROW)
         .values(
-            state=StudyState.STOPPED, reason=f"{ERRORS_IN_A_ROW} trials in a row ended in an error, the last: {reason}"
+            state=StudyState.STOPPED,
+            reason=f"{ERRORS_IN_A_ROW} trials in a row ended in an error, the last: {reason}",
         )
     )
 
@@ -207,7 +214,9 @@ def add_checkpoint(session: Session, lease: Lease, kind: CheckpointKind, checkpo
 
 def seen(session: Session, worker_id: str) -> None:
     """The worker gives a sign of life."""
-    session.execute(update(WorkerRow).where(WorkerRow.worker_id == worker_id).values(last_seen=database_now()))
+    session.execute(
+        update(WorkerRow).where(WorkerRow.worker_id == worker_id).values(last_seen=database_now())
+    )
 
 
 def _count(session: Session, statement: Any) -> int:

@@ -5,13 +5,13 @@ Written against Optuna 5.0. Everything below is used by `storage` only, but for 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # The cache that Optuna puts before its SQL storage: finished trials are read once, unfinished ones at each sync.
 from optuna.storages._cached_storage import _CachedStorage as CachedStorage
 
 # The tables, which Dialin's own refer to; `BaseModel.metadata` creates them.
-from optuna.storages._rdb import models
+from optuna.storages._rdb import models as _models
 
 # Schema versions (alembic) of Optuna's tables.
 from optuna.storages._rdb.storage import _VersionManager as VersionManager
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #   _create_new_trial, _get_prepared_new_trial   a trial is made inside ONE session, where the claim joins in
 #   _set_trial_*_without_commit                  writes that leave the commit to the caller
 # and `storage.shared` the caches of `_CachedStorage`: _studies, _add_trials_to_cache.
+
+models: Any = _models  # their columns are declared without types
 
 __all__ = ["CachedStorage", "VersionManager", "models", "study_id_of", "trial_id_of"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from optuna import distributions
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage import leases
@@ -24,7 +24,7 @@ from storage.claims import Checkpoint, Claimant, Epoch, Lease, LeaseLost, Settle
 from storage.engine import database_now
 from storage.optuna_internals import CachedStorage, models, trial_id_of
 from storage.outcomes import Outcome
-from storage.tables import CheckpointKind, CheckpointRow, EpochRow, StudyRow, StudyState
+from storage.tables import CheckpointKind, CheckpointRow, EpochRow, LeaseRow, StudyRow, StudyState
 
 
 class SharedStorage(CachedStorage):
@@ -105,9 +105,7 @@ class SharedStorage(CachedStorage):
         trial = self._sampled(trial_id)
         return copy.deepcopy(trial) if trial is not None else super().get_trial(trial_id)
 
-    def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Any = None
-    ) -> list[FrozenTrial]:
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
         trials = super().get_all_trials(study_id, deepcopy, states)
         sampled = self._sampling
         if sampled is None:
@@ -140,7 +138,7 @@ class SharedStorage(CachedStorage):
         return lease
 
     def record_epoch(
-        self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None, final: bool = False
+        self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None
     ) -> StudyState:
         """One epoch, with its checkpoint where there is one, and the lease renewed; the study's state in return.
 
@@ -194,7 +192,9 @@ class SharedStorage(CachedStorage):
             leases.hand_back(session, lease)
         self._backend.leases.pop(lease.trial_id, None)
 
-    def settle(self, study: Study, trial: BaseTrial, settlement: Settlement, value: float | None = None) -> None:
+    def settle(
+        self, study: Study, trial: BaseTrial, settlement: Settlement, value: float | None = None
+    ) -> None:
         """End a trial through Optuna's `tell`, so that samplers hear of it; one transaction.
 
         Raises:
@@ -211,6 +211,24 @@ class SharedStorage(CachedStorage):
             raise LeaseLost(f"trial {trial.number} was settled or deleted elsewhere") from error
         finally:
             self._backend.settlements.pop(trial_id, None)
+
+    def anything_leased(self, study_id: int) -> bool:
+        """Whether any trial of the study is still open: trained by somebody, or left to adopt."""
+        with self._backend.read() as session:
+            query = (
+                select(LeaseRow.trial_id)
+                .join(models.TrialModel, models.TrialModel.trial_id == LeaseRow.trial_id)
+                .where(LeaseRow.study_id == study_id, models.TrialModel.state == TrialState.RUNNING)
+                .limit(1)
+            )
+            return session.scalar(query) is not None
+
+    def cost(self, lease: Lease) -> tuple[int, float]:
+        """Epochs on record of a trial, under all its owners, and their seconds."""
+        with self._backend.read() as session:
+            query = select(func.count(), func.coalesce(func.sum(EpochRow.seconds), 0.0))
+            epochs, seconds = session.execute(query.where(EpochRow.trial_id == lease.trial_id)).one()
+        return epochs, float(seconds)
 
     def checkpoints(self, lease: Lease) -> list[Checkpoint]:
         """Recorded state checkpoints of a trial, the newest first."""

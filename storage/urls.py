@@ -35,7 +35,9 @@ def parse(text: str) -> URL:
         return url.set(drivername="postgresql+psycopg")
     if backend == "sqlite":
         if not url.database or url.database == ":memory:":
-            raise UsageError("an in-memory SQLite database cannot be shared by workers: name a file, as in sqlite:///dialin.db")
+            raise UsageError(
+                "an in-memory SQLite database cannot be shared by workers: name a file, as in sqlite:///dialin.db"
+            )
         return url.set(drivername="sqlite", database=str(Path(url.database).expanduser().absolute()))
     raise UsageError(f"{backend} is not a supported database: write {_SHAPES}")
 

@@ -1,0 +1,38 @@
+"""What a worker is started with: plain values that pass between processes.
+
+Apart from `search.worker` so that the process that starts workers need not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from search.devices import Slot
+from storage.claims import new_uuid
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One worker's orders.
+
+    Attributes:
+        storage: the database's URL, with its password.
+        study: name of the study.
+        objective: reference that `search.loading.resolve` understands on this machine.
+        places: slots to train on, of which the worker takes the first free one.
+        threads: CPU threads to use.
+        files: root folder of checkpoints and logs.
+        data: folder handed to the objective's `data`.
+        worker_id: UUID, made by whoever starts the worker.
+    """
+
+    storage: str
+    study: str
+    objective: str
+    places: tuple[Slot, ...]
+    threads: int
+    files: Path
+    data: Path
+    worker_id: str = field(default_factory=new_uuid)
+

@@ -1,0 +1,307 @@
+"""What an objective costs and which parts of the recipe work for it, found out in seconds.
+
+Called by `dialin check`, which prints each line as it comes; `first_batch` (in search/preview.py) is all that
+`dialin run` asks for.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from search import optimizers, schedules
+from search.batches import EvaluationBatches, TrainingBatches
+from search.data import Data, size
+from search.errors import ObjectiveError
+from search.loading import LoadedObjective
+from search.objective import Task
+from search.optimizers import Optimizer, build, set_rate
+from search.preview import (
+    Preview,
+    blamed,
+    build_task,
+    default_recipe,
+    first_batch,
+    load_data,
+    spread,
+    try_out,
+)
+from search.space import Recipe
+from search.training import evaluate
+
+__all__ = ["CheckLine", "Preview", "check", "first_batch"]
+
+# Batches that each optimizer trains on; a rate that explodes at once shows in three.
+BATCHES = 3
+# Time is measured for so long or for a whole epoch, and after two steps: the first ones allocate.
+MEASURED_SECONDS = 1.0
+UNTIMED_STEPS = 2
+# Samples to time an evaluation on: a few to warm up, then as many as take no longer than the steps.
+EVALUATED = (256, 8192)
+# Schedules are fractions of the run: a longer one has the same shape and takes longer to compute.
+MOST_STEPS = 10_000
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class CheckLine:
+    """One thing that was checked: whether it works, what to know about it, and the seconds the check took.
+
+    `numbers` holds what `detail` says in words, for programs; bytes, seconds and counts, as the keys say.
+    """
+
+    what: str
+    ok: bool
+    detail: str
+    seconds: float
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Everything that is checked: one task, put back to its first weights before each use."""
+
+    loaded: LoadedObjective
+    data: Data
+    task: Task
+    device: torch.device
+    weights: dict[str, Any]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The smallest and the largest batch size, or the only one."""
+        sizes = self.loaded.objective.batch_sizes
+        return sorted({min(sizes), max(sizes)})
+
+    def batches(self, batch_size: int) -> TrainingBatches:
+        return TrainingBatches(self.data, self.task.augment, batch_size, seed=0, device=self.device)
+
+    def steps(self, recipe: Recipe, batches: Iterable[Any]) -> Iterator[Tensor]:
+        """Train from the first weights at the full rate; yield each batch's mean loss, left on the device."""
+        net, task = self.task.net, self.task
+        net.load_state_dict(self.weights)
+        optimizer = build(recipe, net, task.parameters(net) if task.parameters else None)
+        set_rate(optimizer, recipe.lr)
+        net.train()
+        for batch in batches:
+            total, weight = task.step(net, batch)
+            mean = total / weight
+            optimizer.zero_grad()
+            mean.backward()
+            optimizer.step()
+            yield mean.detach()
+
+
+def check(
+    loaded: LoadedObjective,
+    data_root: Path,
+    device: torch.device | str,
+    trials: int,
+    *,
+    workers: int = 1,
+    threads: int | None = None,
+) -> Iterator[CheckLine]:
+    """Try an objective with every optimizer and schedule, measure an epoch, estimate a study.
+
+    Args:
+        loaded: the objective, as `search.loading.resolve` found it.
+        data_root: what the objective's `data` is called with.
+        device: where to train.
+        trials: the study's trials, for the estimate.
+        workers: how many workers the study will have, for the estimate.
+        threads: CPU threads that each of them will have; by default what torch takes now.
+
+    Yields:
+        A line for each check, those that fail among them.
+
+    Raises:
+        ObjectiveError: the objective does not get through a first batch, so that nothing else can be said.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        started = time.perf_counter()
+        bench, told = _prepare(loaded, data_root, torch.device(device))
+        yield CheckLine("first batch", True, told, time.perf_counter() - started)
+        for optimizer in optimizers.resolve_all(loaded.objective.optimizers).values():
+            yield _tried(f"optimizer {optimizer.name}", bench, partial(_optimizer, bench, optimizer))
+        for schedule in schedules.resolve_all(loaded.objective.schedules).values():
+            yield _tried(f"schedule {schedule.name}", bench, partial(_schedule, bench, schedule))
+        yield from _costs(bench, trials, workers)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _prepare(loaded: LoadedObjective, data_root: Path, device: torch.device) -> tuple[_Bench, str]:
+    data, task = load_data(loaded, data_root), build_task(loaded)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    weights = deepcopy(task.net.state_dict())
+    preview = try_out(loaded, data, task, device)
+    metric, value = next(iter(preview.metrics.items()))
+    told = (
+        f"{preview.train} samples to train, {preview.valid} to validate; {preview.parameters:,} parameters; "
+        f"untrained: loss {preview.loss:.3g}, {metric} {value:.3g}"
+    )
+    return _Bench(loaded, data, task, device, weights), told
+
+
+def _tried(what: str, bench: _Bench, work: Callable[[], tuple[str, dict[str, float]]]) -> CheckLine:
+    """Do one check; an error in it becomes a line that is not ok."""
+    started = time.perf_counter()
+    try:
+        with blamed("", bench.loaded):
+            detail, numbers = work()
+        ok = True
+    except ObjectiveError as error:
+        ok, detail, numbers = False, str(error), {}
+    return CheckLine(what, ok, detail, time.perf_counter() - started, numbers)
+
+
+def _optimizer(bench: _Bench, row: Optimizer) -> tuple[str, dict[str, float]]:
+    """Train on a few batches of the smallest and of the largest size."""
+    told, numbers = [], {"lr": row.base_lr}
+    for batch_size in bench.sizes:
+        with blamed(f"at batch {batch_size}", bench.loaded):
+            recipe = default_recipe(bench.loaded.objective, batch_size, row)
+            steps = bench.steps(recipe, islice(bench.batches(batch_size).epoch(1), BATCHES))
+            losses = [float(loss) for loss in steps]
+        for step, loss in enumerate(losses, start=1):
+            if not math.isfinite(loss):
+                raise ObjectiveError(f"loss {loss} at step {step}, batch {batch_size}, lr {recipe.lr:g}")
+        told.append(f"batch {batch_size}: loss {losses[0]:.3g} to {losses[-1]:.3g}")
+        numbers[f"loss_at_batch_{batch_size}"] = losses[-1]
+    return f"lr {row.base_lr:g}; {'; '.join(told)}", numbers
+
+
+def _schedule(bench: _Bench, row: schedules.Schedule) -> tuple[str, dict[str, float]]:
+    """Compute the factors of a whole run."""
+    per_epoch = -(-size(bench.data.train) // max(bench.sizes))
+    steps = min(MOST_STEPS, bench.loaded.objective.epochs * per_epoch)
+    table = schedules.factors(row, row.defaults, steps)
+    if not bool(table.isfinite().all()) or bool((table < 0).any()):
+        raise ObjectiveError(f"its factors over {steps} steps are not all finite and at least 0")
+    first, highest, last = float(table[0]), float(table.max()), float(table[-1])
+    return f"{steps} steps: begins at {first:.3g}, ends at {last:.3g}, highest {highest:.3g}", {
+        "steps": steps
+    }
+
+
+def _costs(bench: _Bench, trials: int, workers: int) -> Iterator[CheckLine]:
+    """Measure an epoch at the smallest and the largest batch and the memory, then estimate the study."""
+    measured = {}
+    for batch_size in bench.sizes:
+        line = _tried(f"epoch at batch {batch_size}", bench, partial(_epoch, bench, batch_size))
+        yield line
+        if line.ok:
+            measured[batch_size] = line.numbers
+    peak, whose = _peak_memory(bench.device)
+    yield CheckLine("memory", True, f"at most {peak / MIB:,.0f} MiB {whose}", 0.0, {"peak_bytes": peak})
+    if measured:
+        yield _study(bench, measured, trials, workers)
+
+
+def _epoch(bench: _Bench, batch_size: int) -> tuple[str, dict[str, float]]:
+    """Measure steps, for a moment or a whole epoch, and an evaluation of some samples; extrapolate both."""
+    with blamed(f"at batch {batch_size}", bench.loaded):
+        batches = bench.batches(batch_size)
+        steps = bench.steps(default_recipe(bench.loaded.objective, batch_size), batches.epoch(1))
+        list(islice(steps, min(UNTIMED_STEPS, batches.steps - 1)))
+        _finish(bench.device)
+        started, done = time.perf_counter(), 0
+        for _ in steps:
+            done += 1
+            if time.perf_counter() - started > MEASURED_SECONDS:
+                break
+        _finish(bench.device)
+        step = (time.perf_counter() - started) / done
+        evaluation = _evaluation(bench, batch_size)
+    seconds = step * batches.steps + evaluation
+    told = f"{batches.steps} steps of {1000 * step:.3g} ms, evaluation {duration(evaluation)}"
+    numbers = {"epoch_seconds": seconds, "step_seconds": step, "evaluation_seconds": evaluation}
+    return f"{duration(seconds)}: {told}", numbers
+
+
+def _evaluation(bench: _Bench, batch_size: int) -> float:
+    """Return the seconds to evaluate the validation split, from a part of it."""
+    seconds = 0.0
+    for samples in EVALUATED:
+        part = spread(bench.data.valid, samples)
+        batches = EvaluationBatches(part, bench.data, batch_size, device=bench.device)
+        _finish(bench.device)
+        started = time.perf_counter()
+        # A few samples may lack a class that a metric needs: it took its time all the same.
+        with suppress(ObjectiveError):
+            evaluate(bench.task, batches, bench.loaded.objective.metrics, bench.device)
+        _finish(bench.device)
+        seconds = time.perf_counter() - started
+        if seconds > MEASURED_SECONDS / 4:
+            break
+    return seconds * size(bench.data.valid) / size(part)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_memory(device: torch.device) -> tuple[float, str]:
+    """Return the most bytes in use so far, and whose they are."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), f"of {device}, by tensors"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts KiB, macOS bytes: getrusage(2) of each.
+    return peak * (1 if sys.platform == "darwin" else 1024), "of memory, by a process like this one"
+
+
+def _study(
+    bench: _Bench, measured: Mapping[int, Mapping[str, float]], trials: int, workers: int
+) -> CheckLine:
+    """Estimate a study that has every batch size equally often, a step's time linear in the batch size."""
+    objective, known = bench.loaded.objective, sorted(measured)
+
+    def between(batch_size: int, key: str) -> float:
+        low, high = measured[known[0]][key], measured[known[-1]][key]
+        share = (batch_size - known[0]) / max(1, known[-1] - known[0])
+        return low + min(max(share, 0.0), 1.0) * (high - low)
+
+    epochs = [
+        -(-size(bench.data.train) // batch_size) * between(batch_size, "step_seconds")
+        + between(batch_size, "evaluation_seconds")
+        for batch_size in objective.batch_sizes
+    ]
+    trial = objective.epochs * sum(epochs) / len(epochs)
+    seconds = trial * -(-trials // workers)
+    detail = (
+        f"{trials} trials of {objective.epochs} epochs on {workers} worker{'s' * (workers > 1)}: "
+        f"about {duration(seconds)} with every epoch trained, none saved by pruning"
+    )
+    numbers = {"study_seconds": seconds, "trial_seconds": trial, "trials": trials, "workers": workers}
+    return CheckLine("study", True, detail, 0.0, numbers)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: "4.2 ms", "0.42 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms"
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,64 @@
+"""The command `dialin`: its commands by name, and how errors end. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import typer
+
+from search import cli_look, cli_train
+from storage.errors import DialinError
+
+app = typer.Typer(
+    name="dialin",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Hyper-parameter search for PyTorch: Optuna's samplers, many workers, one SQL database, nothing lost.",
+    epilog="Example: dialin run digits",
+)
+
+_EXAMPLES = {
+    cli_train.run: "dialin run my_model.py --trials 200 --storage postgresql://...",
+    cli_train.worker: "dialin worker digits-1 --storage postgresql://...",
+    cli_train.resume: "dialin resume digits-1 --trials +50",
+    cli_train.stop: "dialin stop digits-1",
+    cli_look.status: "dialin status digits-1 --json",
+    cli_look.best: "dialin best digits-1 --top 5 --format yaml --weights best.pt",
+    cli_look.dashboard: "dialin dashboard --port 8081",
+    cli_look.objectives: "dialin objectives digits",
+    cli_look.check: "dialin check my_model.py --trials 200",
+    cli_look.init: "dialin init my_model.py",
+}
+for _command, _example in _EXAMPLES.items():
+    app.command(epilog=f"Example: {_example}")(_command)
+
+
+def main() -> None:
+    """Entry point: an error is one line on standard error; 2 for the caller's mistake, 1 for a failure."""
+    try:
+        status = app(standalone_mode=False)
+    except DialinError as error:
+        status = _complain(str(error), error.exit_status, getattr(error, "frames", ""))
+    except typer.TyperException as error:
+        status = _complain(f"{error.format_message()} (see dialin --help)", error.exit_code)
+    except typer.Abort:
+        status = 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone; nothing more can be printed, not even by the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(message: str, status: int, frames: str = "") -> int:
+    if frames:
+        print(frames.rstrip(), file=sys.stderr)
+    print(f"dialin: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

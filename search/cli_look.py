@@ -1,0 +1,229 @@
+"""The commands that look, and those for an objective's author. Registered by `search.cli`.
+
+`status` and `best` import no torch; what does is imported inside the command.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from search import options, printing
+from search.loading import builtin_objectives
+from storage import queries, studies
+from storage.errors import DialinError, UsageError
+from storage.queries import StudyStatus
+from storage.shared import SharedStorage, open_storage
+from storage.studies import StudyRecord
+from storage.urls import DEFAULT_URL, shown
+
+Format = StrEnum("Format", {name.upper(): name for name in printing.FORMATS})
+
+
+def status(
+    study: options.Study = None, as_json: options.Json = False, storage: options.Storage = DEFAULT_URL
+) -> None:
+    """Where a study stands: trials by outcome, what every worker trains now, failures, the best so far."""
+    shared = open_storage(storage)
+    record = studies.find(shared, study)
+    found = queries.status(shared, record)
+    best = queries.best(shared, record)
+    if as_json:
+        answer = {
+            "study": asdict(record),
+            "state": printing.state_of(found),
+            "settled": found.settled,
+            "counts": dict(found.counts),
+            "waiting": found.waiting,
+            "running": [asdict(trial) for trial in found.running],
+            "epochs_trained": found.epochs_trained,
+            "epochs_saved": found.epochs_saved,
+            "seconds": found.seconds,
+            "failures": [asdict(failure) for failure in found.failures],
+            "best": printing.as_record(best[0], record) if best else None,
+        }
+        typer.echo(json.dumps(answer, indent=2))
+        return
+    _print_status(found, best, storage)
+
+
+def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: str) -> None:
+    console, record = Console(), found.study
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{record.name}: {printing.state_of(found)}, {printing.progress(found)}")
+    say(
+        f"objective {record.objective}, {record.direction} {record.metric}, {record.epochs} epochs, "
+        f"{record.sampler} + {record.pruner}, seed {record.seed}; {shown(storage)}"
+    )
+    if best:
+        say(f"best: {printing.best_line(best[0], record)} ({printing.unconfirmed(found.settled)})")
+    saved = f", {found.epochs_saved} saved by pruning" if found.epochs_saved else ""
+    say(f"outcomes: {printing.counts(found.counts)}; {found.epochs_trained} epochs in {printing.duration(found.seconds)}{saved}")
+    if found.waiting:
+        say(f"waiting: {found.waiting} enqueued")
+    if found.running:
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        for heading in ("slot", "trial", "epoch", "now", "best", "worker"):
+            table.add_column(heading, header_style="dim")
+        for trial in found.running:
+            where = f"{trial.host} pid {trial.pid}, seen {trial.seen_ago:.0f} s ago"
+            note = "none: waits to be adopted" if trial.adoptable else where
+            table.add_row(*printing.running_row(trial, record.epochs), note)
+        console.print(table)
+    for failure in found.failures:
+        say(f"trial {failure.number} {failure.outcome.replace('_', ' ')}: {failure.reason}")
+
+
+def best(
+    study: options.Study = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many trials.")] = 1,
+    form: Annotated[Format, typer.Option("--format", help="How to print them.")] = Format.TABLE,  # type: ignore[attr-defined]  # mypy reads no members of a functional StrEnum
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="Also write the best trial's weights, of its best epoch: a state_dict."),
+    ] = None,
+    files: options.Files = None,
+    storage: options.Storage = DEFAULT_URL,
+) -> None:
+    """The best parameters found. Only trials that trained to their end are ranked."""
+    shared = open_storage(storage)
+    record = studies.find(shared, study)
+    trials = queries.best(shared, record, top)
+    if not trials:
+        raise DialinError(f"{record.name} has no complete trial yet: see `dialin status {record.name}`")
+    answer = printing.ranked(trials, record, queries.status(shared, record).settled, form.value)
+    if isinstance(answer, str):
+        typer.echo(answer)
+    else:
+        Console().print(answer)
+    if weights is not None:
+        _write_weights(shared, record, trials[0].number, options.files_root(files, storage), weights)
+        typer.echo(f"weights of trial {trials[0].number} are in {weights}", err=True)
+
+
+def _write_weights(storage: SharedStorage, record: StudyRecord, number: int, root: Path, to: Path) -> None:
+    kept = queries.weights_of(storage, record, number)
+    if kept is None:
+        raise DialinError(f"the weights of trial {number} were not kept: its disk was full, or its own loop kept none")
+    source = root / record.folder / kept[0]
+    if not source.is_file():
+        raise DialinError(f"there is no {source}: name the folder that the workers wrote to with --files")
+    try:
+        shutil.copyfile(source, to)
+    except OSError as error:
+        raise UsageError(f"cannot write {to}: {error.strerror}") from None
+
+
+def dashboard(
+    host: Annotated[str, typer.Option("--host", help="Address to listen on. It has no login: keep it to yourself.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8080,
+    storage: options.Storage = DEFAULT_URL,
+) -> None:
+    """Browse all studies with optuna-dashboard, on this machine only unless --host says otherwise."""
+    from search.dashboard import serve
+
+    serve(open_storage(storage), host, port, typer.echo)
+
+
+def objectives(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[OBJECTIVE]", help="Print the space that a search of it explores.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the built-in objectives, or print what is searched for one: knob, range, condition, default."""
+    if name is None:
+        known = builtin_objectives()
+        if as_json:
+            typer.echo(json.dumps(known, indent=2))
+            return
+        for builtin, text in known.items():
+            typer.echo(f"{builtin:<16}{text}")
+        return
+    from search.loading import resolve
+    from search.space import describe
+
+    loaded = resolve(name)
+    knobs = describe(loaded.objective)
+    rows = [
+        {"knob": k.name, "range": k.range, "condition": k.condition, "default": k.default, "text": k.text}
+        for k in knobs
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    objective = loaded.objective
+    head = f"{loaded.reference}: {objective.description}" if objective.description else loaded.reference
+    typer.echo(head)
+    typer.echo(f"{objective.searched.direction} {objective.searched.name}, {objective.epochs} epochs, {objective.trials} trials")
+    _print_table(rows)
+
+
+def check(
+    objective: options.ObjectiveName,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Estimate a study of so many.")] = None,
+    devices: options.Devices = None,
+    data: options.DataFolder = None,
+    as_json: options.Json = False,
+) -> None:
+    """Try an objective: a few batches with every optimizer, every schedule, its speed, memory, and time for a study."""
+    import torch
+
+    from search import devices as machine
+    from search.check import check as lines_of
+    from search.loading import resolve
+
+    loaded = resolve(objective)
+    found = machine.gpus() if devices != "cpu" else []
+    plan = machine.plan_slots(found, machine.usable_cpus(), devices=devices)
+    device = torch.device(plan.slots[0].devices[0])
+    budget = trials or loaded.objective.trials
+    failed = 0
+    notes = (*loaded.notes, *plan.notes)
+    for note in notes if not as_json else ():
+        typer.echo(note)
+    lines = lines_of(
+        loaded, options.data_root(data), device, budget, workers=len(plan.slots), threads=plan.threads
+    )
+    rows = []
+    for line in lines:
+        failed += not line.ok
+        if as_json:
+            rows.append(asdict(line))
+        else:
+            typer.echo(f"{'ok    ' if line.ok else 'FAILED'} {line.what:<26} {line.detail}")
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    if failed:
+        raise typer.Exit(1)
+
+
+def init(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write, such as my_model.py.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write a commented objective that runs as it is, to start yours from."""
+    from search.template import write_template
+
+    write_template(path, force)
+    typer.echo(f"wrote {path}: try it with dialin check {path}, search with dialin run {path}")
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in rows[0]:
+        table.add_column(heading if heading != "text" else "", header_style="bold", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console().print(table)

@@ -1,0 +1,166 @@
+"""Many workers on this machine, one a slot, forked from a process that has imported torch once.
+
+`dialin run` and `dialin resume` use it. The fork server is multiprocessing's own; this process never imports torch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from search.assignment import Assignment
+from search.devices import Slot
+from search.preflight import Placement, Preflight, PreflightError, look_in_child
+from storage import workers
+from storage.claims import new_uuid
+from storage.errors import DialinError
+from storage.shared import SharedStorage
+
+
+def warm_up() -> None:
+    """Start the process that workers are forked from; it imports torch while this one goes on."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["search.preload"])
+    with _ignoring_interrupts():
+        forkserver.ensure_running()
+
+
+def preflight(reference: str, data: Path, placement: Placement) -> Preflight:
+    """Check an objective and this machine in a child process.
+
+    Raises:
+        PreflightError: what is wrong, in one line, perhaps with the person's own frames.
+        DialinError: the child died without a word.
+    """
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    child = _process(look_in_child, theirs, reference, data, placement)
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except EOFError:
+        child.join()
+        raise DialinError(
+            f"{reference} ended its process (exit code {child.exitcode}) when it was tried on one batch"
+        ) from None
+    finally:
+        ours.close()
+    child.join()
+    if isinstance(answer, Preflight):
+        return answer
+    message, frames, status = answer
+    error = PreflightError(message, frames)
+    error.exit_status = status
+    raise error
+
+
+@dataclass
+class Member:
+    """A worker process of the fleet."""
+
+    slot: Slot
+    worker_id: str
+    process: BaseProcess
+    words: Connection
+    ended: bool = False
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker that ended otherwise than by itself: its last words, or the signal or status it died of."""
+
+    slot: Slot
+    reason: str
+    handed_back: int
+
+
+class Fleet:
+    """Starts a worker in every slot, notices deaths, and passes on a wish to end."""
+
+    def __init__(self, storage: SharedStorage, assignment: Assignment, slots: Sequence[Slot]) -> None:
+        """Each worker gets the assignment with a slot and an identity of its own."""
+        self._storage = storage
+        self.members = [self._start(replace(assignment, places=(slot,), worker_id=new_uuid())) for slot in slots]
+
+    def _start(self, assignment: Assignment) -> Member:
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        process = _process(_run_worker, theirs, assignment)
+        theirs.close()
+        return Member(assignment.places[0], assignment.worker_id, process, ours)
+
+    @property
+    def slots(self) -> dict[int, str]:
+        """Name of the slot of each worker, by the worker's process id."""
+        return {member.process.pid: member.slot.name for member in self.members if member.process.pid is not None}
+
+    @property
+    def alive(self) -> bool:
+        """Whether any worker still runs."""
+        return any(member.process.is_alive() for member in self.members)
+
+    def deaths(self) -> list[Death]:
+        """Workers that failed since the last call. What they held may be adopted at once."""
+        found = []
+        for member in self.members:
+            if member.ended or member.process.is_alive():
+                continue
+            member.ended = True
+            if member.process.exitcode != 0:
+                handed_back = workers.end(self._storage, member.worker_id)
+                found.append(Death(member.slot, _last_words(member), handed_back))
+        return found
+
+    def sentinels(self) -> list[int]:
+        """File descriptors that become readable when a worker ends, for waiting."""
+        return [member.process.sentinel for member in self.members if not member.ended]
+
+    def hand_back(self) -> None:
+        """Ask every worker to hand its trial back and end."""
+        for member in self.members:
+            if member.process.is_alive():
+                member.process.terminate()
+
+    def kill(self) -> None:
+        """End every worker now; what they held may be adopted at once."""
+        for member in self.members:
+            if member.process.is_alive():
+                member.process.kill()
+                member.process.join()
+
+
+def _last_words(member: Member) -> str:
+    code = member.process.exitcode
+    try:
+        if member.words.poll():
+            return str(member.words.recv())
+    except EOFError:
+        pass
+    return f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with status {code}"
+
+
+def _run_worker(connection: Connection, assignment: Assignment) -> None:
+    from search.worker import run_in_fleet
+
+    run_in_fleet(assignment, connection)
+
+
+def _process(target: Any, *args: Any) -> BaseProcess:
+    process = multiprocessing.get_context("forkserver").Process(target=target, args=args)
+    process.start()
+    return process
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Processes started in this block ignore the terminal's Ctrl-C, which reaches the whole process group."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

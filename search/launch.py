@@ -1,0 +1,135 @@
+"""Starting, following and ending a search on this machine; `dialin run` and `dialin resume` are thin over it.
+
+The parent process imports no torch: it reads the database and shows what it finds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.connection
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from rich.console import Console
+
+from search.assignment import Assignment
+from search.devices import SlotPlan
+from search.fleet import Fleet
+from search.live import View, make_view
+from storage import queries, studies
+from storage.errors import DialinError, UsageError
+from storage.queries import StudyStatus
+from storage.shared import SharedStorage
+from storage.studies import StudyRecord
+
+POLL_SECONDS = 0.25
+# Settled trials are asked for by time; one that commits late may lie a little before the newest one seen.
+OVERLAP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How following a study ended. `interrupted`: by the person; `deaths`: workers that failed."""
+
+    status: StudyStatus
+    interrupted: bool
+    deaths: int
+
+
+class _Interrupts:
+    """Counts the person's Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def follow(
+    console: Console, storage: SharedStorage, study: StudyRecord, assignment: Assignment, plan: SlotPlan
+) -> Ending:
+    """Start a worker in each slot and show the study until they have all ended.
+
+    The first Ctrl-C (or SIGTERM) hands the trials back, a second one kills the workers.
+
+    Raises:
+        DialinError: the study was deleted meanwhile.
+    """
+    with _counting_interrupts() as interrupts:
+        fleet = Fleet(storage, assignment, plan.slots)
+        view = make_view(console, fleet.slots)
+        try:
+            deaths = _watch(storage, study, fleet, view, interrupts)
+        finally:
+            fleet.kill()
+            view.close()
+    try:
+        status = queries.status(storage, studies.find(storage, study.name))
+    except UsageError:
+        raise DialinError(f"study {study.name!r} was deleted or renamed while it ran") from None
+    return Ending(status, interrupts.count > 0, deaths)
+
+
+def _watch(
+    storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View, interrupts: _Interrupts
+) -> int:
+    """Redraw until every worker has ended; the number of workers that failed."""
+    deaths, asked, shown = 0, 0, _Shown(storage, study)
+    while True:
+        alive = fleet.alive
+        for death in fleet.deaths():
+            deaths += 1
+            left = "; its trial goes on elsewhere" if death.handed_back else ""
+            view.note(f"worker {death.slot.name} failed: {death.reason}{left}")
+        shown.show(view)
+        if not alive:
+            return deaths
+        if interrupts.count > asked:
+            asked = interrupts.count
+            if asked == 1:
+                view.note("handing the trials back (Ctrl-C again to kill)")
+                fleet.hand_back()
+            else:
+                fleet.kill()
+        multiprocessing.connection.wait(fleet.sentinels(), timeout=POLL_SECONDS)
+
+
+class _Shown:
+    """What the view has been told already."""
+
+    def __init__(self, storage: SharedStorage, study: StudyRecord) -> None:
+        self._storage = storage
+        self._name = study.name
+        self._newest = study.created_at + queries.status(storage, study).age
+        before = queries.settled(storage, study, self._newest - OVERLAP_SECONDS)
+        self._known = {trial.number for trial in before}
+
+    def show(self, view: View) -> None:
+        """Tell it what is new. A study that is gone is noticed when the workers have ended."""
+        try:
+            study = studies.find(self._storage, self._name)
+        except UsageError:
+            return
+        settled = [
+            trial
+            for trial in queries.settled(self._storage, study, self._newest - OVERLAP_SECONDS)
+            if trial.number not in self._known
+        ]
+        self._known.update(trial.number for trial in settled)
+        self._newest = max([self._newest, *(trial.settled_at for trial in settled)])
+        best = queries.best(self._storage, study)
+        view.update(queries.status(self._storage, study), best[0] if best else None, settled)
+
+
+@contextmanager
+def _counting_interrupts() -> Iterator[_Interrupts]:
+    interrupts = _Interrupts()
+    before = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupts
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,105 @@
+"""Options that several commands share, and what they mean: which database, which folders, which study.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from storage import urls
+from storage.errors import UsageError
+
+Storage = Annotated[
+    str,
+    typer.Option(
+        "--storage",
+        envvar="DIALIN_STORAGE",
+        show_envvar=True,
+        metavar="URL",
+        help="The database: sqlite:///FILE.db for one machine, postgresql://USER:PASSWORD@HOST/NAME for many. "
+        "The environment variable keeps a password off the command line.",
+    ),
+]
+Files = Annotated[
+    Path | None,
+    typer.Option(
+        "--files",
+        envvar="DIALIN_FILES",
+        metavar="DIR",
+        help="Checkpoints and logs; a folder that all machines share, so that any worker can go on with a trial. "
+        "[default: dialin-files beside a SQLite file, else ~/.cache/dialin/files]",
+    ),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Data sets. [default: $DIALIN_DATA, else ~/.cache/dialin]"),
+]
+Study = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Name of the study. [default: the newest]")]
+ObjectiveName = Annotated[
+    str,
+    typer.Argument(
+        metavar="OBJECTIVE",
+        help="A built-in one (`dialin objectives`), a file ./my_model.py, or a module pkg.my_model; "
+        "each with :name behind it if its objective is not called `objective`.",
+    ),
+]
+OwnObjective = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        metavar="OBJECTIVE",
+        help="Where the study's objective is on this machine, if it is not a built-in one: code is never taken "
+        "from the database.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="How many workers. [default: one a GPU; without GPUs one a CPU core]"),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--devices", metavar="0,2|cpu", help="GPUs by number, or cpu. [default: all GPUs that are not busy]"
+    ),
+]
+PerDevice = Annotated[
+    int | None, typer.Option("--per-device", min=1, help="Workers on each GPU. [default: 1]")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def files_root(given: Path | None, storage: str) -> Path:
+    """The folder of checkpoints and logs, made if need be.
+
+    Raises:
+        UsageError: it cannot be made or written.
+    """
+    file = urls.sqlite_file(urls.parse(storage))
+    beside = file.parent / "dialin-files" if file is not None else None
+    root = (given or beside or _cache() / "files").expanduser().absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {root} ({error.strerror}): name another with --files") from None
+    if not os.access(root, os.W_OK):
+        raise UsageError(f"cannot write to {root}: name another folder with --files")
+    return root
+
+
+def data_root(given: Path | None) -> Path:
+    """The folder handed to an objective's `data`. The same rule as `search.data.data_root`, without torch."""
+    chosen = given or (Path(os.environ["DIALIN_DATA"]) if os.environ.get("DIALIN_DATA") else _cache())
+    root = chosen.expanduser().absolute()
+    if given is not None and not root.is_dir():
+        raise UsageError(f"there is no folder {root}: --data names a folder of data sets")
+    return root
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache").expanduser()) / "dialin"

@@ -1,0 +1,89 @@
+"""What `dialin run` must know before it spends a trial, found out in a child process that imports torch.
+
+The parent stays free of torch and of a person's code: whatever that code does, the view and the workers live.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from search.devices import Gpu, SlotPlan, plan_slots, usable_cpus
+from storage.errors import DialinError, UsageError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The options that say where to train, as a person gave them."""
+
+    workers: int | None = None
+    devices: str | None = None
+    per_device: int | None = None
+
+    def plan(self, gpus: list[Gpu]) -> SlotPlan:
+        """The slots they mean on this machine. Raises UsageError."""
+        return plan_slots(
+            gpus, usable_cpus(), workers=self.workers, devices=self.devices, per_device=self.per_device
+        )
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """An objective that loads and trains a batch, and the slots to train it on. Plain values only."""
+
+    reference: str
+    name: str
+    sha256: str
+    metric: str
+    direction: str
+    epochs: int
+    trials: int
+    first_trials: tuple[dict[str, Any], ...]
+    plan: SlotPlan
+    notes: tuple[str, ...]
+
+
+class PreflightError(UsageError):
+    """The objective does not work; `frames` is a traceback of the person's own frames, or empty."""
+
+    def __init__(self, message: str, frames: str = "") -> None:
+        super().__init__(message)
+        self.frames = frames
+
+
+def look(reference: str, data: Path, placement: Placement) -> Preflight:
+    """Load the objective, plan the slots and train one batch on the first of them. Raises DialinErrors."""
+    import torch
+
+    from search.devices import gpus
+    from search.loading import resolve
+    from search.preview import first_batch
+    from search.space import starting_points
+
+    loaded = resolve(reference)
+    plan = placement.plan(gpus() if placement.devices != "cpu" else [])
+    torch.set_num_threads(plan.threads)
+    first_batch(loaded, data, torch.device(plan.slots[0].devices[0]))
+    objective = loaded.objective
+    return Preflight(
+        reference=loaded.reference,
+        name=loaded.name,
+        sha256=loaded.source_sha256,
+        metric=objective.searched.name,
+        direction=objective.searched.direction,
+        epochs=objective.epochs,
+        trials=objective.trials,
+        first_trials=tuple(starting_points(objective)),
+        plan=plan,
+        notes=(*loaded.notes, *plan.notes),
+    )
+
+
+def look_in_child(connection: Connection, reference: str, data: Path, placement: Placement) -> None:
+    """The body of the child process: sends a Preflight, or (message, frames, exit status)."""
+    try:
+        connection.send(look(reference, data, placement))
+    except DialinError as error:
+        connection.send((str(error), getattr(error, "frames", ""), error.exit_status))

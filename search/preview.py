@@ -1,0 +1,259 @@
+"""One training step and a small evaluation before any trial is spent: an objective's mistakes, a line each.
+
+Called by `dialin run` before a study is made, and first of all by `dialin check`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from search import space
+from search.batches import EvaluationBatches, TrainingBatches
+from search.data import Data, Split, size
+from search.errors import ObjectiveError
+from search.failures import RaisedError, failure
+from search.loading import LoadedObjective
+from search.metrics import NamedMetric
+from search.objective import Objective, Task
+from search.optimizers import Optimizer, build
+from search.space import Recipe
+from search.training import evaluate, seed_everything
+from storage.errors import UsageError
+
+# Enough for a metric to be a number, few enough to take no time.
+SAMPLES = 256
+# A model may refuse combinations of its own knobs with TrialPruned; one that refuses all these is no model.
+MODELS_TRIED = 8
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What one step showed: samples in the splits, parameters of the network, first loss, untrained metrics.
+
+    `metrics` are in the objective's order, the searched one first; measured on at most a few hundred samples.
+    """
+
+    train: int
+    valid: int
+    parameters: int
+    loss: float
+    metrics: dict[str, float]
+
+    @property
+    def value(self) -> float:
+        """The searched metric of the untrained network."""
+        return next(iter(self.metrics.values()))
+
+
+def first_batch(loaded: LoadedObjective, data_root: Path, device: torch.device | str = "cpu") -> Preview:
+    """Load the data, build the model of one trial in memory, train on one batch and evaluate a few samples.
+
+    Args:
+        loaded: the objective, as `search.loading.resolve` found it.
+        data_root: what the objective's `data` is called with.
+        device: on the CPU no GPU is touched, and a class number out of range is an ordinary error there.
+
+    Raises:
+        ObjectiveError: something of a person's does not work; RaisedError with their frames where it raised.
+        UsageError: the data's files are missing or corrupt.
+    """
+    return try_out(loaded, load_data(loaded, data_root), build_task(loaded), torch.device(device))
+
+
+def try_out(loaded: LoadedObjective, data: Data, task: Task, device: torch.device) -> Preview:
+    """Do `first_batch` with data and a task at hand; the task is moved to the device and trained one step."""
+    recipe = default_recipe(loaded.objective, min(loaded.objective.batch_sizes))
+    with blamed("moving the model to the device", loaded):
+        task.net.to(device)
+    loss = _first_step(loaded, data, task, recipe, device)
+    values = _evaluated(loaded, data, task, device)
+    parameters = sum(parameter.numel() for parameter in task.net.parameters())
+    return Preview(size(data.train), size(data.valid), parameters, loss, values)
+
+
+@contextmanager
+def blamed(doing: str, loaded: LoadedObjective) -> Iterator[None]:
+    """Whatever a person's code raises in here becomes one line that says what was being done.
+
+    Raises:
+        RaisedError: in place of anything but a UsageError about files.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        told = isinstance(error, RaisedError)
+        about_files = isinstance(error, UsageError) and not isinstance(error, ObjectiveError)
+        if told or about_files:
+            raise
+        raise failure(error, loaded.path, doing) from error
+
+
+def load_data(loaded: LoadedObjective, data_root: Path) -> Data:
+    """Call the objective's `data`. Raises ObjectiveError when it fails or returns something else."""
+    with blamed("data()", loaded):
+        seed_everything(0)
+        data: Any = loaded.objective.data(data_root)
+        if not isinstance(data, Data):
+            raise ObjectiveError(
+                f"data() must return a Data, but returned {_a(data)}: write Data(train, valid) or split(x, y)"
+            )
+        return data
+
+
+def build_task(loaded: LoadedObjective) -> Task:
+    """Call the objective's `model` on a trial in memory, the same one every time.
+
+    Raises:
+        ObjectiveError: it fails, returns neither a network nor a Task, or takes a name of the recipe's.
+    """
+    objective = loaded.objective
+    study = _study_in_memory()
+    for _ in range(MODELS_TRIED):
+        trial = study.ask()
+        try:
+            with blamed("model()", loaded):
+                seed_everything(0)
+                task = objective.task(trial)
+        except ObjectiveError as error:
+            if isinstance(error.__cause__, optuna.TrialPruned):
+                continue
+            raise
+        taken = sorted({knob.name for knob in space.recipe_knobs(objective)} & {*trial.distributions})
+        if taken:
+            raise ObjectiveError(
+                f"the model suggests {taken[0]!r}, a name of the recipe's own: name it otherwise"
+            )
+        return task
+    raise ObjectiveError(
+        f"model() refused {MODELS_TRIED} random trials with TrialPruned: none is left to train"
+    )
+
+
+def _study_in_memory() -> optuna.Study:
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(
+        optuna.logging.WARNING
+    )  # It would log a line about a study nobody asked for.
+    try:
+        return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def default_recipe(objective: Objective, batch_size: int, optimizer: Optimizer | None = None) -> Recipe:
+    """Return the recipe that practice starts from, with this batch size and, when given, this optimizer."""
+    rows = objective.optimizers if optimizer is None else (optimizer,)
+    narrowed = replace(objective, batch_sizes=(batch_size,), optimizers=rows)
+    return space.recipe_from_params(space.starting_points(narrowed)[0], narrowed)
+
+
+def _first_step(
+    loaded: LoadedObjective, data: Data, task: Task, recipe: Recipe, device: torch.device
+) -> float:
+    task.net.train()
+    with blamed("the optimizer", loaded):
+        optimizer = build(recipe, task.net, task.parameters(task.net) if task.parameters else None)
+    with blamed("the first training batch", loaded):
+        batches = TrainingBatches(data, task.augment, recipe.batch_size, seed=0, device=device)
+        batch = next(batches.epoch(1))
+    pair = _predicted(loaded, task, batch)
+    told = f"outputs {shapes(pair[0])}, targets {shapes(pair[1])}" if pair else f"a batch of {shapes(batch)}"
+    with blamed(f"the loss of {told}", loaded):
+        returned: Any = task.step(task.net, batch)
+        if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], Tensor):
+            raise ObjectiveError(f"step must return (sum of losses, weight), but returned {_a(returned)}")
+        mean = returned[0] / returned[1]
+        loss = float(mean.detach())
+    if not math.isfinite(loss):
+        raise ObjectiveError(f"the first loss is {loss}: {_why_not_finite(batch, pair)}")
+    with blamed("the first step", loaded):
+        mean.backward()
+        optimizer.step()
+    return loss
+
+
+def _predicted(loaded: LoadedObjective, task: Task, batch: Any) -> tuple[Any, Any] | None:
+    """Return (outputs, targets), apart from the loss, so that it is known which of the two fails."""
+    if task.predict is None:
+        return None
+    with blamed(f"the model on a batch of {shapes(batch)}", loaded):
+        pair: Any = task.predict(task.net, batch)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise ObjectiveError(f"predict must return (outputs, targets), but returned {_a(pair)}")
+    return pair
+
+
+def _evaluated(loaded: LoadedObjective, data: Data, task: Task, device: torch.device) -> dict[str, float]:
+    """Evaluate a few samples; all of them when a metric cannot be told from a few that lack a class."""
+    metrics = loaded.objective.metrics
+    few = spread(data.valid, SAMPLES)
+    try:
+        return _numbers(loaded, few, data, task, device, metrics)
+    except ObjectiveError:
+        if few is data.valid:
+            raise
+    return _numbers(loaded, data.valid, data, task, device, loaded.objective.metrics)
+
+
+def _numbers(
+    loaded: LoadedObjective,
+    part: Split,
+    data: Data,
+    task: Task,
+    device: torch.device,
+    metrics: tuple[NamedMetric, ...],
+) -> dict[str, float]:
+    with blamed("evaluation", loaded):
+        batches = EvaluationBatches(part, data, min(loaded.objective.batch_sizes), device=device)
+        values = evaluate(task, batches, metrics, device)
+    for name, value in values.items():
+        if math.isnan(value):
+            raise ObjectiveError(f"metric {name!r} is no number (nan) on {size(part)} validation samples")
+    return {metric.name: values[metric.name] for metric in metrics}
+
+
+def spread(part: Split, samples: int) -> Split:
+    """Return at most so many samples of a split, from all over it: it may be sorted by class."""
+    if size(part) <= samples:
+        return part
+    rows = torch.linspace(0, size(part) - 1, samples, dtype=torch.float64).long()
+    return tuple(tensor[rows] for tensor in part) if isinstance(part, tuple) else Subset(part, rows.tolist())
+
+
+def _why_not_finite(batch: Any, pair: tuple[Any, Any] | None) -> str:
+    for what, values in (("the inputs", batch), ("the network's outputs", pair[0] if pair else None)):
+        if any(not bool(tensor.isfinite().all()) for tensor in _tensors(values)):
+            return f"{what} already hold nan or infinity"
+    return "inputs and outputs are finite, so look at the loss and the targets"
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch] if batch.is_floating_point() else []
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else []
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def shapes(batch: Any) -> str:
+    """Return what a batch holds, for people: "float32 (32, 1, 8, 8) and int64 (32,)"."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+    if isinstance(batch, dict):
+        return ", ".join(f"{key}: {shapes(value)}" for key, value in batch.items())
+    if isinstance(batch, list | tuple):
+        return " and ".join(shapes(value) for value in batch)
+    return type(batch).__name__
+
+
+def _a(value: Any) -> str:
+    return "nothing (None)" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,156 @@
+"""Studies and trials as text: one line, a table, JSON, YAML, CSV or Python. Imports no torch.
+
+Used by the commands and the live view; what is printed is decided here, what is asked in `storage.queries`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pprint
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from storage.queries import RankedTrial, RunningTrial, SettledTrial, StudyStatus
+from storage.studies import StudyRecord
+from storage.tables import StudyState
+
+FORMATS = ("table", "json", "yaml", "csv", "python")
+
+
+def number(value: float | None) -> str:
+    """A metric for people: four digits after the point, or four significant ones when it is large or tiny."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if 0.001 <= abs(value) < 1000 or value == 0 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """0:07, 12:40 or 3:05:00."""
+    whole = int(seconds)
+    hours, rest = divmod(whole, 3600)
+    clock = f"{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+    return f"{hours}:{clock}" if hours else clock
+
+
+def counts(by_outcome: Mapping[str, int]) -> str:
+    """`6 complete, 5 pruned, 1 diverged`."""
+    return ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in by_outcome.items()) or "none yet"
+
+
+def settled_line(trial: SettledTrial, metric: str) -> str:
+    """One line for a trial that has just ended."""
+    what = f"{metric} {number(trial.value)}" if trial.value is not None else trial.reason
+    epochs = f"{trial.epochs} epoch{'s' * (trial.epochs != 1)}"
+    return f"trial {trial.number} {trial.outcome.replace('_', ' ')}: {what}, {epochs} in {trial.seconds:.1f} s; {trial.recipe}"
+
+
+def progress(status: StudyStatus) -> str:
+    """`12/40 trials`."""
+    return f"{min(status.settled, status.study.trials)}/{status.study.trials} trials"
+
+
+def state_of(status: StudyStatus) -> str:
+    """What the study is doing, in a word or two."""
+    if status.finished:
+        return "finished"
+    if status.study.state is StudyState.STOPPED:
+        return f"stopped: {status.study.reason}" if status.study.reason else "stopped"
+    if any(not trial.adoptable for trial in status.running):
+        return "running"
+    return "waiting for a worker"
+
+
+def best_line(trial: RankedTrial, study: StudyRecord) -> str:
+    """The best so far with its recipe, in one line."""
+    return f"{study.metric} {number(trial.value)} in trial {trial.number}: {full_recipe(trial)}"
+
+
+def full_recipe(trial: RankedTrial) -> str:
+    """The recipe in one line, with the model's own knobs behind it."""
+    own = " ".join(f"{name} {_short(value)}" for name, value in trial.attrs.get("model", {}).items())
+    return f"{trial.attrs.get('recipe', '')} | {own}" if own else str(trial.attrs.get("recipe", ""))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def running_row(trial: RunningTrial, epochs: int) -> tuple[str, ...]:
+    """Slot, trial, epoch, now, best; for `status` and the live view."""
+    return (
+        trial.slot,
+        str(trial.number),
+        f"{trial.epoch}/{epochs}",
+        number(trial.now),
+        number(trial.best),
+    )
+
+
+def unconfirmed(settled: int) -> str:
+    """What a best value of a search is worth before it is trained again with other seeds."""
+    return f"unconfirmed: best of {settled}"
+
+
+def as_record(trial: RankedTrial, study: StudyRecord) -> dict[str, Any]:
+    """A ranked trial as plain values: the real recipe, not the sampler's parameters."""
+    return {
+        "study": study.name,
+        "trial": trial.number,
+        "metric": study.metric,
+        "value": trial.value,
+        "best_epoch": trial.best_epoch,
+        "epochs": trial.epochs,
+        "seconds": round(trial.seconds, 3),
+        "recipe": dict(trial.attrs.get("settings", {})),
+        "model": dict(trial.attrs.get("model", {})),
+    }
+
+
+def ranked(trials: Sequence[RankedTrial], study: StudyRecord, settled: int, form: str) -> str | Table:
+    """The answer of `dialin best` in one of FORMATS."""
+    records = [as_record(trial, study) | {"note": unconfirmed(settled)} for trial in trials]
+    if form == "json":
+        return json.dumps(records, indent=2)
+    if form == "yaml":
+        return yaml.safe_dump(records, sort_keys=False).rstrip()
+    if form == "csv":
+        return _csv(records)
+    if form == "python":
+        return _python(trials, study, settled)
+    table = Table(title=f"{study.name}: {study.metric} ({unconfirmed(settled)})", title_justify="left", box=None)
+    for heading in ("rank", "trial", study.metric, "best epoch", "seconds", "recipe"):
+        table.add_column(heading, justify="left" if heading == "recipe" else "right", overflow="fold")
+    for rank, trial in enumerate(trials, start=1):
+        cells = (rank, trial.number, number(trial.value), trial.best_epoch, f"{trial.seconds:.1f}")
+        table.add_row(*map(str, cells), full_recipe(trial))
+    return table
+
+
+def _csv(records: Sequence[dict[str, Any]]) -> str:
+    """One column a value; the recipe's and the model's prefixed, so that no two collide."""
+    flat = []
+    for record in records:
+        row = {key: value for key, value in record.items() if not isinstance(value, dict)}
+        for group in ("recipe", "model"):
+            row |= {f"{group}.{key}": value for key, value in record[group].items()}
+        flat.append(row)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return out.getvalue().rstrip()
+
+
+def _python(trials: Sequence[RankedTrial], study: StudyRecord, settled: int) -> str:
+    blocks = []
+    for trial in trials:
+        record = as_record(trial, study)
+        head = f"# {study.name}, trial {trial.number}: {study.metric} {number(trial.value)} ({unconfirmed(settled)})"
+        names = "recipe = " + pprint.pformat(record["recipe"], sort_dicts=False)
+        blocks.append(f"{head}\n{names}\nmodel = " + pprint.pformat(record["model"], sort_dicts=False))
+    return "\n\n".join(blocks)

@@ -1,0 +1,131 @@
+"""The training loop's way to the database and the disk: epochs, checkpoints, pruning, interruptions.
+
+`search.training` knows only the protocol; `search.worker` makes one of these for each trial it trains.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import Trial
+
+from search import checkpoints
+from search.interrupt import Interrupt
+from search.training import EpochResult, Verdict
+from storage.claims import Checkpoint, Epoch, Lease
+from storage.shared import SharedStorage
+from storage.tables import StudyState
+
+# What a death may cost besides the epoch in flight.
+CHECKPOINT_SECONDS = 5.0
+# The newest and, should it be unreadable, the one before.
+CHECKPOINTS_KEPT = 2
+
+_log = logging.getLogger(__name__)
+
+
+class TrialReporter:
+    """Implements `search.training.Reporter` for one trial held under one lease."""
+
+    def __init__(
+        self,
+        storage: SharedStorage,
+        trial: Trial,
+        lease: Lease,
+        *,
+        epochs: int,
+        folder: Path,
+        root: Path,
+        device: str,
+        interrupt: Interrupt,
+    ) -> None:
+        """`folder` is the trial's own, below `root`, the study's: recorded paths are relative to it."""
+        self._storage = storage
+        self._trial = trial
+        self._lease = lease
+        self._epochs = epochs
+        self._folder = folder
+        self._root = root
+        self._device = device
+        self._interrupt = interrupt
+        self._saved_at = time.monotonic()
+        self._written: list[Path] = []
+        self.seconds = 0.0
+        self.trained = 0
+
+    def restore(self) -> dict[str, Any] | None:
+        """The newest recorded checkpoint that can be read."""
+        for checkpoint in self._storage.checkpoints(self._lease):
+            path = self._root / checkpoint.path
+            try:
+                state = checkpoints.load(path, checkpoint.sha256)
+            except checkpoints.CheckpointError as error:
+                _log.warning("%s; going back to the one before", error)
+                continue
+            self._written.insert(0, path)
+            return state
+        return None
+
+    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]]) -> Verdict:
+        """Record the epoch, with a checkpoint when one is due, and say whether to go on.
+
+        Raises:
+            LeaseLost: the trial is another's.
+        """
+        ending = self._interrupt.requested
+        checkpoint = self._save(result.epoch, state) if self._due(result.epoch, ending) else None
+        epoch = Epoch(
+            result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device
+        )
+        study = self._storage.record_epoch(self._lease, epoch, checkpoint)
+        self.seconds += result.seconds
+        self.trained += 1
+        self._forget_old()
+        if ending:
+            return Verdict.HAND_BACK
+        if study is StudyState.STOPPED:
+            self._interrupt.request("the study was stopped")
+        if result.epoch < self._epochs and self._trial.should_prune():
+            return Verdict.PRUNE
+        return Verdict.GO_ON
+
+    def interrupted(self) -> bool:
+        """Whether to stop between two batches."""
+        return self._interrupt.overdue
+
+    def save_weights(self, epoch: int, weights: dict[str, Any]) -> Checkpoint | None:
+        """Write the best epoch's weights; None, with a warning, when the disk is full."""
+        return self._write(epoch, f"weights-{epoch:04d}.g{self._lease.generation}.pt", weights)
+
+    def discard(self) -> None:
+        """Remove the state checkpoints of a settled trial."""
+        for path in self._folder.glob("state-*.pt"):
+            path.unlink(missing_ok=True)
+
+    def _due(self, epoch: int, ending: bool) -> bool:
+        last = epoch >= self._epochs
+        return ending or (not last and time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS)
+
+    def _save(self, epoch: int, state: Callable[[], dict[str, Any]]) -> Checkpoint | None:
+        checkpoint = self._write(epoch, f"state-{epoch:04d}.g{self._lease.generation}.pt", state())
+        self._saved_at = time.monotonic()
+        return checkpoint
+
+    def _write(self, epoch: int, name: str, content: dict[str, Any]) -> Checkpoint | None:
+        path = self._folder / name
+        try:
+            sha256 = checkpoints.save(path, content)
+        except checkpoints.CheckpointError as error:
+            _log.warning("%s; training goes on without it", error)
+            return None
+        if name.startswith("state"):
+            self._written.append(path)
+        return Checkpoint(epoch, str(path.relative_to(self._root)), sha256)
+
+    def _forget_old(self) -> None:
+        while len(self._written) > CHECKPOINTS_KEPT:
+            self._written.pop(0).unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""One worker in the foreground: `dialin worker`, for one study or for whatever study is open."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from search import printing
+from search.assignment import Assignment
+from search.devices import SlotPlan, gpus, plan_slots, usable_cpus
+from search.interrupt import Interrupt
+from search.loading import builtin_objectives
+from search.preflight import Placement
+from search.worker import Worker
+from storage import studies
+from storage.errors import UsageError
+from storage.queries import SettledTrial
+from storage.shared import open_storage
+from storage.studies import StudyRecord
+
+# How often a worker that waits looks for a study.
+LOOK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a person said on the command line. `objective`: where it is here, None for built-in ones only."""
+
+    storage: str
+    objective: str | None
+    placement: Placement
+    files: Path
+    data: Path
+
+
+def work(orders: Orders, record: StudyRecord, reference: str, say: Callable[[str], None]) -> None:
+    """Work on one study to its end; SIGINT and SIGTERM hand the trial back."""
+    interrupt = Interrupt()
+    interrupt.on_signals(signal.SIGINT, signal.SIGTERM)
+    _work(orders, record, reference, say, interrupt)
+
+
+def serve(orders: Orders, say: Callable[[str], None]) -> None:
+    """Work on the newest open study whose objective is allowed here, then on the next, until interrupted."""
+    interrupt = Interrupt()
+    interrupt.on_signals(signal.SIGINT, signal.SIGTERM)
+    storage = open_storage(orders.storage)
+    refused: set[int] = set()
+    say("waiting for a study")
+    while not interrupt.requested:
+        record = studies.newest_open(storage, refused)
+        if record is None:
+            time.sleep(LOOK_SECONDS)
+            continue
+        try:
+            _work(orders, record, _allowed(orders, record), say, interrupt)
+        except UsageError as error:
+            say(f"leaving {record.name} alone: {error}")
+            refused.add(record.study_id)
+
+
+def _allowed(orders: Orders, record: StudyRecord) -> str:
+    if orders.objective is not None:
+        return orders.objective
+    if record.objective.partition(":")[0] not in builtin_objectives():
+        raise UsageError(f"its objective {record.objective} is not built in; --objective names it on this machine")
+    return record.objective
+
+
+def _work(
+    orders: Orders, record: StudyRecord, reference: str, say: Callable[[str], None], interrupt: Interrupt
+) -> None:
+    plan = _plan(orders.placement)
+    assignment = Assignment(
+        orders.storage, record.name, reference, plan.slots, plan.threads, orders.files, orders.data
+    )
+
+    def tell(trial: SettledTrial) -> None:
+        say(printing.settled_line(trial, record.metric))
+
+    worker = Worker(assignment, interrupt, tell)
+    say(f"worker for {record.name} on {worker.slot.name}")
+    worker.work()
+    say(f"ended: {interrupt.reason}" if interrupt.requested else f"{record.name} has no more work")
+
+
+def _plan(placement: Placement) -> SlotPlan:
+    """Every place that this one worker may take: the first free one is leased when it registers."""
+    found = gpus() if placement.devices != "cpu" else []
+    named = placement.devices
+    if named is None and (placement.per_device or 1) > 1:
+        # A GPU with a worker on it looks busy, but has places left: the database knows which.
+        named = ",".join(str(gpu.index) for gpu in found) or None
+    on_gpu = bool(found) and named != "cpu"
+    return plan_slots(
+        found,
+        usable_cpus(),
+        workers=None if on_gpu else 1,
+        devices=named,
+        per_device=placement.per_device if on_gpu else None,
+    )

@@ -1,0 +1,125 @@
+"""Which recipe comes next and which trial stops early: Optuna's samplers and pruners by name, as two tables.
+
+The names are stored with a study, so `resume` and every worker make the same ones. Called by `search.worker`;
+the commands list the names.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+
+from storage.errors import UsageError
+
+# Each rung trains three times as long and keeps a third of the trials (Li et al. 2018, Hyperband, section 3.6).
+REDUCTION = 3
+
+
+_Row = TypeVar("_Row")
+
+
+@dataclass(frozen=True)
+class SamplerRow:
+    """`make(seed)` gives the sampler. `shared`: its workers must draw from one sequence, so all get one seed."""
+
+    name: str
+    text: str
+    make: Callable[[int], BaseSampler]
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class PrunerRow:
+    """`make(epochs)` gives the pruner of trials that train `epochs` epochs at most."""
+
+    name: str
+    text: str
+    make: Callable[[int], BasePruner]
+
+
+SAMPLERS = {
+    row.name: row
+    for row in (
+        SamplerRow("tpe", "tree-structured Parzen estimator: good from ten trials on", lambda seed: TPESampler(seed=seed)),
+        SamplerRow(
+            "gp",
+            "Gaussian process: for few, costly trials",
+            lambda seed: GPSampler(seed=seed, warn_independent_sampling=False),
+        ),
+        SamplerRow(
+            "cmaes",
+            "CMA-ES: for hundreds of trials of numeric knobs",
+            lambda seed: CmaEsSampler(seed=seed, warn_independent_sampling=False),
+        ),
+        SamplerRow(
+            "qmc",
+            "quasi-random: spreads trials evenly",
+            lambda seed: QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
+            shared=True,
+        ),
+        SamplerRow("random", "independent random draws", lambda seed: RandomSampler(seed=seed)),
+    )
+}
+
+PRUNERS = {
+    row.name: row
+    for row in (
+        PrunerRow(
+            "hyperband",
+            "successive halving from several first rungs at once",
+            lambda epochs: HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=REDUCTION),
+        ),
+        PrunerRow(
+            "asha",
+            "asynchronous successive halving: the best third goes on to each rung",
+            lambda _epochs: SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
+        ),
+        PrunerRow(
+            "median",
+            "stops what is below the median, after a tenth of the epochs",
+            lambda epochs: MedianPruner(n_warmup_steps=max(1, epochs // 10)),
+        ),
+        PrunerRow("none", "every trial trains to its end", lambda _epochs: NopPruner()),
+    )
+}
+
+
+def make_sampler(name: str, seed: int, worker: int) -> BaseSampler:
+    """The sampler of one worker: `worker` (any number that differs between them) keeps two from drawing alike.
+
+    Raises:
+        UsageError: no sampler of that name.
+    """
+    row = _row(SAMPLERS, "sampler", name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # QMCSampler says so of itself, since 2022
+        return row.make(seed if row.shared else (seed * 1_000_003 + worker) % 2**32)
+
+
+def make_pruner(name: str, epochs: int) -> BasePruner:
+    """The pruner of a study whose trials train `epochs` epochs at most. Raises UsageError."""
+    return _row(PRUNERS, "pruner", name).make(epochs)
+
+
+def check_names(sampler: str, pruner: str) -> None:
+    """Raises UsageError with the names there are."""
+    _row(SAMPLERS, "sampler", sampler)
+    _row(PRUNERS, "pruner", pruner)
+
+
+def _row(table: dict[str, _Row], kind: str, name: str) -> _Row:
+    if name not in table:
+        raise UsageError(f"there is no {kind} {name!r}: choose one of {', '.join(table)}")
+    return table[name]
+
+
+def quiet_optuna() -> None:
+    """Optuna's own lines (a study created, a trial finished) would break into the view: warnings only."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)

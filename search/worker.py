@@ -1,0 +1,233 @@
+"""One process that trains trials of one study until there is nothing left to do: claim or adopt, train, settle.
+
+`search.fleet` forks these; `dialin worker` is one in the foreground. Everything a worker knows comes in one
+picklable `Assignment`; everything it finds out goes to the database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import Trial
+from sqlalchemy.exc import SQLAlchemyError
+
+from search import space, strategy
+from search.assignment import Assignment
+from search.data import Data
+from search.devices import Slot
+from search.failures import failure
+from search.interrupt import Interrupt
+from search.keeper import LeaseKeeper
+from search.loading import resolve
+from search.randomness import seed_everything
+from search.reporter import TrialReporter
+from search.training import Interrupted, Result, train
+from search.trial_log import printing_to
+from storage import studies, workers
+from storage.claims import BudgetSpent, Claimant, Lease, LeaseLost, Settlement, StudyStopped
+from storage.errors import DialinError
+from storage.outcomes import Outcome
+from storage.queries import SettledTrial
+from storage.retention import retire_weights, worth_keeping
+from storage.shared import SharedStorage, open_storage
+
+# While other workers train the last trials, how often to look whether one of them left something to adopt.
+WAIT_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Holds the study, the objective and its data for the life of the process."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        interrupt: Interrupt,
+        tell: Callable[[SettledTrial], None] = lambda _settled: None,
+    ) -> None:
+        """Opens everything, and registers. Raises DialinErrors: storage, study, objective, no free place."""
+        strategy.quiet_optuna()
+        torch.set_num_threads(assignment.threads)
+        self.interrupt = interrupt
+        self._tell = tell
+        self._data_root = assignment.data
+        loaded = resolve(assignment.objective)
+        self._claimant = Claimant(assignment.worker_id)
+        self._storage: SharedStorage = open_storage(assignment.storage, self._claimant)
+        self._record = studies.find(self._storage, assignment.study)
+        searched = loaded.objective.searched
+        studies.check_same(self._record, loaded.reference, searched.name, searched.direction)
+        self._path = loaded.path
+        # The study's length, which `--epochs` may have set, is the horizon of every schedule.
+        self._objective = replace(loaded.objective, epochs=self._record.epochs)
+        self._slot = self._register(assignment)
+        self._device = torch.device(self._slot.devices[0])
+        self._folder = assignment.files / self._record.folder
+        self._study = optuna.load_study(
+            study_name=self._record.name,
+            storage=self._storage,
+            sampler=strategy.make_sampler(
+                self._record.sampler, self._record.seed, int(assignment.worker_id[:8], 16)
+            ),
+            pruner=strategy.make_pruner(self._record.pruner, self._record.epochs),
+        )
+        self._data: Data | None = None
+
+    @property
+    def slot(self) -> Slot:
+        """The place that this worker took."""
+        return self._slot
+
+    def work(self) -> None:
+        """Train until the study has nothing left for this worker, or it is interrupted. Then sign off."""
+        sentinel = getattr(multiprocessing.parent_process(), "sentinel", None)
+        try:
+            with LeaseKeeper(self._storage, self._record.study_id, self.interrupt, sentinel) as keeper:
+                while not self.interrupt.requested and (trial := self._next()) is not None:
+                    self._work_on(trial, keeper)
+        finally:
+            workers.end(self._storage, self._claimant.worker_id)
+
+    def _register(self, assignment: Assignment) -> Slot:
+        by_name = {slot.name: slot for slot in assignment.places}
+        places = [workers.Place(slot.name, slot.key) for slot in assignment.places]
+        place = workers.register(self._storage, assignment.worker_id, self._record.study_id, places)
+        return by_name[place.name]
+
+    def _next(self) -> Trial | None:
+        """A trial left by another worker, or a new one; None when the study is done or stopped."""
+        while not self.interrupt.requested:
+            lease = self._storage.adopt(self._record.study_id)
+            if lease is not None:
+                return Trial(self._study, lease.trial_id)
+            try:
+                return self._study.ask()
+            except StudyStopped:
+                return None
+            except BudgetSpent:
+                if not self._storage.anything_leased(self._record.study_id):
+                    return None
+            time.sleep(WAIT_SECONDS)
+        return None
+
+    def _work_on(self, trial: Trial, keeper: LeaseKeeper) -> None:
+        lease = self._storage.lease_of(trial)
+        keeper.lease = lease
+        self.interrupt.lost = False
+        folder = self._folder / f"trial-{trial.number:05d}"
+        try:
+            with printing_to(folder / "log.txt"):
+                self._train_and_settle(trial, lease, folder, keeper)
+        except Interrupted:
+            if not self.interrupt.lost:
+                self._storage.hand_back(lease)
+        except LeaseLost as lost:
+            _log.warning("%s; going on with another", lost)
+        finally:
+            keeper.lease = None
+
+    def _train_and_settle(self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper) -> None:
+        reporter = TrialReporter(
+            self._storage,
+            trial,
+            lease,
+            epochs=self._record.epochs,
+            folder=folder,
+            root=self._folder,
+            device=str(self._device),
+            interrupt=self.interrupt,
+        )
+        try:
+            result = self._train(trial, reporter)
+        except (Interrupted, LeaseLost, SQLAlchemyError, optuna.exceptions.StorageInternalError):
+            raise
+        except Exception as error:  # whatever a person's module raises is theirs, and one trial's
+            raised = failure(error, self._path)
+            print(raised.frames, file=sys.stderr)
+            self._settle(trial, keeper, reporter, Result(Outcome.ERROR, reason=str(raised)), raised.frames)
+        else:
+            self._settle(trial, keeper, reporter, result)
+
+    def _train(self, trial: Trial, reporter: TrialReporter) -> Result:
+        if self._data is None:
+            self._data = self._objective.data(self._data_root)
+        seed = trial_seed(self._record.seed, trial.number)
+        with self._storage.sampling(trial):
+            recipe = space.sample(trial, self._objective)
+            common = set(trial.params)
+            seed_everything(seed)
+            task = self._objective.task(trial)
+            own = {name: value for name, value in trial.params.items() if name not in common}
+            attrs = {"recipe": recipe.summary(), "settings": recipe.as_dict(), "model": own, "lr": recipe.lr}
+            for key, value in (attrs | {"device": str(self._device)}).items():
+                trial.set_user_attr(key, value)
+        return train(
+            task, self._data, recipe, self._objective, device=self._device, seed=seed, reporter=reporter
+        )
+
+    def _settle(
+        self, trial: Trial, keeper: LeaseKeeper, reporter: TrialReporter, result: Result, traceback: str = ""
+    ) -> None:
+        weights = None
+        if result.outcome is Outcome.COMPLETE and result.weights is not None and result.value is not None:
+            if worth_keeping(self._storage, self._record, result.value):
+                weights = reporter.save_weights(result.best_epoch or 0, result.weights)
+        epochs, seconds = self._storage.cost(self._storage.lease_of(trial))
+        attrs: dict[str, Any] = {"outcome": result.outcome.value, "seconds": round(seconds, 3), "epochs": epochs}
+        optional = {"reason": result.reason, "traceback": traceback, "best_epoch": result.best_epoch}
+        attrs |= {key: value for key, value in optional.items() if value}
+        keeper.lease = None
+        self._storage.settle(
+            self._study,
+            trial,
+            Settlement(result.outcome, result.reason, result.best_epoch, weights, attrs),
+            result.value,
+        )
+        reporter.discard()
+        for path in retire_weights(self._storage, self._record):
+            (self._folder / path).unlink(missing_ok=True)
+        recipe = trial.user_attrs.get("recipe", "")
+        self._tell(
+            SettledTrial(
+                trial.number, result.outcome, result.value, epochs, seconds, recipe, result.reason, time.time()
+            )
+        )
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """The seed of a trial's weights, order and augmentation: the same whoever trains it."""
+    digest = hashlib.sha256(f"{study_seed}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def run_in_fleet(assignment: Assignment, connection: Any) -> None:
+    """The body of a forked worker. What stops it from working goes to `connection` as one line, exit status 1."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent, which decides
+    interrupt = Interrupt()
+    interrupt.on_signals(signal.SIGTERM)
+    try:
+        Worker(assignment, interrupt).work()
+    except DialinError as error:
+        _last_words(connection, str(error))
+    except Exception as error:  # a bug of ours or a database that went away: the parent must hear of it
+        _log.exception("the worker failed")
+        _last_words(connection, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _last_words(connection: Any, text: str) -> None:
+    with contextlib.suppress(OSError):
+        connection.send(text)
+    sys.exit(1)

@@ -1,0 +1,308 @@
+"""Questions that people ask of a study, answered by SQL without loading its trials; called by the commands and the live view."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from optuna import distributions
+from optuna.trial import TrialState
+from sqlalchemy import Select, func, select
+from sqlalchemy.orm import Session
+
+from storage.engine import database_now
+from storage.optuna_internals import models
+from storage.outcomes import Outcome
+from storage.shared import SharedStorage
+from storage.studies import StudyRecord
+from storage.tables import CheckpointKind, CheckpointRow, EpochRow, LeaseRow, TrialRow, WorkerRow
+
+_FINITE = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
+
+
+@dataclass(frozen=True)
+class RunningTrial:
+    """A trial that is not settled. `adoptable`: its worker is gone. `seen_ago`: seconds since the worker's last sign."""
+
+    number: int
+    epoch: int
+    now: float | None
+    best: float | None
+    slot: str
+    host: str
+    pid: int
+    seen_ago: float
+    adoptable: bool
+
+
+@dataclass(frozen=True)
+class RankedTrial:
+    """A COMPLETE trial: `value` is its best epoch's. `attrs` hold the real recipe (rate, momentum, ...)."""
+
+    number: int
+    value: float
+    best_epoch: int | None
+    epochs: int
+    seconds: float
+    params: Mapping[str, Any]
+    attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FailedTrial:
+    """A trial that ended in an error, and why in one line."""
+
+    number: int
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SettledTrial:
+    """A trial that has ended. `value`: the best epoch's of a complete one, the last epoch's of a pruned one."""
+
+    number: int
+    outcome: Outcome
+    value: float | None
+    epochs: int
+    seconds: float
+    recipe: str
+    reason: str
+    settled_at: float
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """Where a study stands. `epochs_saved` by pruning; `seconds` of training summed over all trials."""
+
+    study: StudyRecord
+    counts: Mapping[str, int]
+    running: tuple[RunningTrial, ...]
+    waiting: int
+    epochs_trained: int
+    epochs_saved: int
+    seconds: float
+    age: float
+    failures: tuple[FailedTrial, ...]
+
+    @property
+    def settled(self) -> int:
+        """Trials that count towards the budget and have ended."""
+        return sum(self.counts.values()) - self.study.returned
+
+    @property
+    def finished(self) -> bool:
+        """All tickets taken, and no started trial left open."""
+        return self.study.taken >= self.study.trials and not self.running
+
+
+def status(storage: SharedStorage, study: StudyRecord) -> StudyStatus:
+    """Everything `dialin status` and the live view show, in one reading transaction. `study` should be fresh."""
+    with storage.backend.read() as session:
+        trained, seconds, saved = _epochs(session, study)
+        return StudyStatus(
+            study=study,
+            counts=_counts(session, study.study_id),
+            running=_running(session, study),
+            waiting=_waiting(session, study.study_id),
+            epochs_trained=trained,
+            epochs_saved=saved,
+            seconds=seconds,
+            age=(session.scalar(select(database_now())) or 0.0) - study.created_at,
+            failures=_failures(session, study.study_id),
+        )
+
+
+def _counts(session: Session, study_id: int) -> dict[str, int]:
+    finished = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    rows = session.execute(
+        select(TrialRow.outcome, models.TrialModel.state, func.count())
+        .select_from(models.TrialModel)
+        .outerjoin(TrialRow, TrialRow.trial_id == models.TrialModel.trial_id)
+        .where(models.TrialModel.study_id == study_id, models.TrialModel.state.in_(finished))
+        .group_by(TrialRow.outcome, models.TrialModel.state)
+    ).all()
+    by_state = {
+        TrialState.COMPLETE: Outcome.COMPLETE,
+        TrialState.PRUNED: Outcome.PRUNED,
+        TrialState.FAIL: Outcome.ERROR,
+    }
+    counts = dict.fromkeys((outcome.value for outcome in Outcome), 0)
+    for outcome, state, count in rows:
+        counts[outcome or by_state[state].value] += count
+    return {outcome: count for outcome, count in counts.items() if count}
+
+
+def _running(session: Session, study: StudyRecord) -> tuple[RunningTrial, ...]:
+    value = models.TrialIntermediateValueModel
+    best = (
+        func.max(value.intermediate_value)
+        if study.direction == "maximize"
+        else func.min(value.intermediate_value)
+    )
+    curve = (
+        select(value.trial_id, func.max(value.step).label("epoch"), best.label("best"))
+        .join(LeaseRow, LeaseRow.trial_id == value.trial_id)
+        .where(value.intermediate_value_type == _FINITE, LeaseRow.study_id == study.study_id)
+        .group_by(value.trial_id)
+        .subquery()
+    )
+    rows = session.execute(
+        select(
+            models.TrialModel.number,
+            curve.c.epoch,
+            curve.c.best,
+            value.intermediate_value,
+            WorkerRow.slot,
+            WorkerRow.host,
+            WorkerRow.pid,
+            database_now() - WorkerRow.last_seen,
+            LeaseRow.expires_at < database_now(),
+        )
+        .join(LeaseRow, LeaseRow.trial_id == models.TrialModel.trial_id)
+        .outerjoin(WorkerRow, WorkerRow.worker_id == LeaseRow.worker_id)
+        .outerjoin(curve, curve.c.trial_id == models.TrialModel.trial_id)
+        .outerjoin(value, (value.trial_id == curve.c.trial_id) & (value.step == curve.c.epoch))
+        .where(LeaseRow.study_id == study.study_id, models.TrialModel.state == TrialState.RUNNING)
+        .order_by(models.TrialModel.number)
+    ).all()
+    return tuple(
+        RunningTrial(
+            number, epoch or 0, now, best, slot or "?", host or "?", pid or 0, ago or 0.0, bool(adoptable)
+        )
+        for number, epoch, best, now, slot, host, pid, ago, adoptable in rows
+    )
+
+
+def _waiting(session: Session, study_id: int) -> int:
+    trial = models.TrialModel
+    query = select(func.count()).where(trial.study_id == study_id, trial.state == TrialState.WAITING)
+    return session.scalar(query) or 0
+
+
+def _epochs(session: Session, study: StudyRecord) -> tuple[int, float, int]:
+    """Epochs trained and their seconds over all trials; epochs that pruned trials were spared."""
+    trained, seconds = session.execute(
+        select(func.count(), func.coalesce(func.sum(EpochRow.seconds), 0.0))
+        .join(TrialRow, TrialRow.trial_id == EpochRow.trial_id)
+        .where(TrialRow.study_id == study.study_id)
+    ).one()
+    pruned, trained_by_pruned = session.execute(
+        select(func.count(func.distinct(TrialRow.trial_id)), func.count(EpochRow.epoch))
+        .outerjoin(EpochRow, EpochRow.trial_id == TrialRow.trial_id)
+        .where(TrialRow.study_id == study.study_id, TrialRow.outcome == Outcome.PRUNED)
+    ).one()
+    return trained, float(seconds), pruned * study.epochs - trained_by_pruned
+
+
+def settled(storage: SharedStorage, study: StudyRecord, since: float) -> list[SettledTrial]:
+    """Trials settled at `since` (seconds since 1970, the database's clock) or later, in that order."""
+    value, attr = models.TrialValueModel, models.TrialUserAttributeModel
+    epochs = select(func.count()).where(EpochRow.trial_id == TrialRow.trial_id).scalar_subquery()
+    seconds = select(func.sum(EpochRow.seconds)).where(EpochRow.trial_id == TrialRow.trial_id).scalar_subquery()
+    query = (
+        select(
+            models.TrialModel.number,
+            TrialRow.outcome,
+            value.value,
+            epochs,
+            func.coalesce(seconds, 0.0),
+            attr.value_json,
+            TrialRow.reason,
+            TrialRow.settled_at,
+        )
+        .join(TrialRow, TrialRow.trial_id == models.TrialModel.trial_id)
+        .outerjoin(value, value.trial_id == TrialRow.trial_id)
+        .outerjoin(attr, (attr.trial_id == TrialRow.trial_id) & (attr.key == "recipe"))
+        .where(TrialRow.study_id == study.study_id, TrialRow.settled_at >= since)
+        .order_by(TrialRow.settled_at)
+    )
+    with storage.backend.read() as session:
+        rows = session.execute(query).all()
+    return [
+        SettledTrial(number, Outcome(outcome), final, count, float(spent), json.loads(recipe or '""'), reason, at)
+        for number, outcome, final, count, spent, recipe, reason, at in rows
+    ]
+
+
+def _failures(session: Session, study_id: int, most: int = 3) -> tuple[FailedTrial, ...]:
+    """The last trials that failed, newest first."""
+    failed = (Outcome.ERROR, Outcome.OUT_OF_MEMORY, Outcome.LOST)
+    rows = session.execute(
+        select(models.TrialModel.number, TrialRow.outcome, TrialRow.reason)
+        .join(TrialRow, TrialRow.trial_id == models.TrialModel.trial_id)
+        .where(TrialRow.study_id == study_id, TrialRow.outcome.in_(failed))
+        .order_by(models.TrialModel.number.desc())
+        .limit(most)
+    ).all()
+    return tuple(FailedTrial(number, outcome or "", reason) for number, outcome, reason in rows)
+
+
+def best(storage: SharedStorage, study: StudyRecord, top: int = 1) -> list[RankedTrial]:
+    """The `top` COMPLETE trials by value, best first. A pruned trial's value is no final one and is not ranked."""
+    value = models.TrialValueModel
+    order = value.value.desc() if study.direction == "maximize" else value.value.asc()
+    query: Select[Any] = (
+        select(models.TrialModel.trial_id, models.TrialModel.number, value.value, TrialRow.best_epoch)
+        .join(value, value.trial_id == models.TrialModel.trial_id)
+        .outerjoin(TrialRow, TrialRow.trial_id == models.TrialModel.trial_id)
+        .where(
+            models.TrialModel.study_id == study.study_id,
+            models.TrialModel.state == TrialState.COMPLETE,
+            value.value_type == models.TrialValueModel.TrialValueType.FINITE,
+        )
+        .order_by(order, models.TrialModel.number)
+        .limit(top)
+    )
+    with storage.backend.read() as session:
+        return [_ranked(session, *row) for row in session.execute(query).all()]
+
+
+def _ranked(
+    session: Session, trial_id: int, number: int, value: float, best_epoch: int | None
+) -> RankedTrial:
+    param = models.TrialParamModel
+    params = session.execute(
+        select(param.param_name, param.param_value, param.distribution_json)
+        .where(param.trial_id == trial_id)
+        .order_by(param.param_id)
+    ).all()
+    attr = models.TrialUserAttributeModel
+    attrs = session.execute(select(attr.key, attr.value_json).where(attr.trial_id == trial_id)).all()
+    epochs, seconds = session.execute(
+        select(func.count(), func.coalesce(func.sum(EpochRow.seconds), 0.0)).where(
+            EpochRow.trial_id == trial_id
+        )
+    ).one()
+    return RankedTrial(
+        number=number,
+        value=value,
+        best_epoch=best_epoch,
+        epochs=epochs,
+        seconds=float(seconds),
+        params={
+            name: distributions.json_to_distribution(text).to_external_repr(stored)
+            for name, stored, text in params
+        },
+        attrs={key: json.loads(text) for key, text in attrs},
+    )
+
+
+def weights_of(storage: SharedStorage, study: StudyRecord, number: int) -> tuple[str, str] | None:
+    """Path (relative to the study's folder) and SHA-256 of the file with a trial's best epoch; None if not kept."""
+    query = (
+        select(CheckpointRow.path, CheckpointRow.sha256)
+        .join(models.TrialModel, models.TrialModel.trial_id == CheckpointRow.trial_id)
+        .where(
+            models.TrialModel.study_id == study.study_id,
+            models.TrialModel.number == number,
+            CheckpointRow.kind == CheckpointKind.WEIGHTS,
+        )
+        .order_by(CheckpointRow.checkpoint_id.desc())
+        .limit(1)
+    )
+    with storage.backend.read() as session:
+        row = session.execute(query).one_or_none()
+    return (row[0], row[1]) if row is not None else None

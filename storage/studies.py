@@ -1,0 +1,251 @@
+"""Studies: made with their budget and first trials in one transaction, found by name, stopped, resumed, enlarged.
+
+Called by the commands (`search.cli`) and by workers; the training side reads nothing here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+from sqlalchemy import Row, Select, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from storage.claims import new_uuid
+from storage.engine import database_now
+from storage.errors import UsageError
+from storage.optuna_internals import models
+from storage.shared import SharedStorage
+from storage.tables import LeaseRow, StudyRow, StudyState
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """What a study searches. `direction` is "maximize" or "minimize"; `trials` is its budget in tickets."""
+
+    objective: str
+    objective_sha256: str
+    metric: str
+    direction: str
+    epochs: int
+    trials: int
+    seed: int
+    sampler: str
+    pruner: str
+
+
+@dataclass(frozen=True)
+class StudyRecord(StudySpec):
+    """A stored study. `taken` tickets of `trials`; `folder` holds its checkpoints and logs under the files root."""
+
+    study_id: int
+    name: str
+    uid: str
+    taken: int
+    returned: int
+    state: StudyState
+    reason: str
+    created_at: float
+
+    @property
+    def folder(self) -> str:
+        """Unique to this study, also after another of the same name was deleted."""
+        return f"{re.sub(r'[^A-Za-z0-9._-]', '_', self.name)}-{self.uid[:8]}"
+
+
+def create(
+    storage: SharedStorage,
+    spec: StudySpec,
+    *,
+    name: str | None = None,
+    stem: str,
+    first_trials: Sequence[Mapping[str, Any]] = (),
+) -> StudyRecord:
+    """A new study with its first trials enqueued, named `name` or `<stem>-<n>` with the next free n.
+
+    Raises:
+        UsageError: a study called `name` exists.
+    """
+    while True:
+        chosen = name or f"{stem}-{_next_number(storage, stem)}"
+        try:
+            with storage.backend.write() as session:
+                _insert(storage, session, spec, chosen, first_trials)
+        except IntegrityError:
+            if name is None:
+                continue  # another process took the number
+            raise taken(name) from None
+        return find(storage, chosen)
+
+
+def taken(name: str) -> UsageError:
+    """The error for a new study with the name of an old one."""
+    return UsageError(f"study {name!r} exists: go on with it by `dialin resume {name}`, or choose another name")
+
+
+def names(storage: SharedStorage) -> list[str]:
+    """Names of all studies in the database, plain Optuna's too, oldest first."""
+    with storage.backend.read() as session:
+        return list(session.scalars(select(models.StudyModel.study_name).order_by(models.StudyModel.study_id)))
+
+
+def check_same(record: StudyRecord, reference: str, metric: str, direction: str) -> None:
+    """Is this the objective that the study searches, and does it still want the same?
+
+    Files are compared by name, since machines keep them in different places.
+
+    Raises:
+        UsageError: another objective, metric or direction than the study was made with.
+    """
+    if Path(record.objective).name != Path(reference).name:
+        raise UsageError(f"study {record.name!r} searches {record.objective}, not {reference}")
+    if (metric, direction) != (record.metric, record.direction):
+        raise UsageError(
+            f"study {record.name!r} was made to {record.direction} {record.metric}, but {reference} now says "
+            f"{direction} {metric}: start a new study for that"
+        )
+
+
+def _insert(
+    storage: SharedStorage, session: Session, spec: StudySpec, name: str, first: Sequence[Mapping[str, Any]]
+) -> None:
+    direction = models.StudyDirectionModel(objective=0, direction=StudyDirection[spec.direction.upper()])
+    study = models.StudyModel(study_name=name, directions=[direction])
+    session.add(study)
+    session.flush()
+    columns = asdict(spec)
+    del columns["direction"]
+    session.add(StudyRow(study_id=study.study_id, uid=new_uuid(), created_at=database_now(), **columns))
+    session.flush()
+    for params in first:
+        template = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": dict(params)})
+        storage.backend._get_prepared_new_trial(study.study_id, template, session)
+        session.flush()
+
+
+def _next_number(storage: SharedStorage, stem: str) -> int:
+    with storage.backend.read() as session:
+        names = session.scalars(
+            select(models.StudyModel.study_name).where(
+                models.StudyModel.study_name.startswith(f"{stem}-", autoescape=True)
+            )
+        ).all()
+    numbers = [int(n[len(stem) + 1 :]) for n in names if n[len(stem) + 1 :].isdecimal()]
+    return max(numbers, default=0) + 1
+
+
+def find(storage: SharedStorage, name: str | None = None) -> StudyRecord:
+    """The study of that name, or the newest.
+
+    Raises:
+        UsageError: there is none; the message lists those there are.
+    """
+    query = _records()
+    query = query.where(models.StudyModel.study_name == name) if name is not None else query
+    with storage.backend.read() as session:
+        row = session.execute(query.limit(1)).one_or_none()
+    if row is not None:
+        return _record(row)
+    if name is None:
+        raise UsageError("there is no study yet: start one with `dialin run digits`")
+    known = names(storage)
+    if name in known:
+        raise UsageError(
+            f"study {name!r} was made by plain Optuna and has no objective, so Dialin cannot train it"
+        )
+    near = difflib.get_close_matches(name, known, n=1)
+    there_is = f"there is: {', '.join(known[-8:])}" if known else "there is none yet"
+    raise UsageError(f"there is no study {name!r}: " + (f"did you mean {near[0]!r}?" if near else there_is))
+
+
+def every(storage: SharedStorage) -> list[StudyRecord]:
+    """All studies that Dialin made, the newest first."""
+    with storage.backend.read() as session:
+        return [_record(row) for row in session.execute(_records()).all()]
+
+
+def newest_open(storage: SharedStorage, without: Collection[int] = ()) -> StudyRecord | None:
+    """The newest study that has work for a worker: running, with tickets left or trials not settled yet.
+
+    `without`: ids of studies to leave aside.
+    """
+    with storage.backend.read() as session:
+        leased = select(LeaseRow.study_id)
+        query = _records().where(
+            StudyRow.state == StudyState.RUNNING,
+            (StudyRow.taken < StudyRow.trials) | StudyRow.study_id.in_(leased),
+            StudyRow.study_id.not_in(without),
+        )
+        row = session.execute(query.limit(1)).one_or_none()
+    return _record(row) if row is not None else None
+
+
+def stop(storage: SharedStorage, study_id: int, reason: str) -> None:
+    """Workers hand back what they train and end; `resume` goes on."""
+    with storage.backend.write() as session:
+        session.execute(
+            update(StudyRow)
+            .where(StudyRow.study_id == study_id)
+            .values(state=StudyState.STOPPED, reason=reason)
+        )
+
+
+def resume(storage: SharedStorage, study_id: int, *, trials: int | None = None, more: int = 0) -> None:
+    """Let workers go on, with a new budget of `trials`, or with `more` on top of the old one.
+
+    Raises:
+        UsageError: the new budget is below what is already taken.
+    """
+    with storage.backend.write() as session:
+        new = StudyRow.trials + more if trials is None else trials
+        changed = session.execute(
+            update(StudyRow)
+            .where(StudyRow.study_id == study_id, StudyRow.taken <= new)
+            .values(state=StudyState.RUNNING, reason="", errors_in_a_row=0, trials=new)
+            .returning(StudyRow.study_id)
+        ).one_or_none()
+        if changed is None:
+            taken = session.scalar(select(StudyRow.taken).where(StudyRow.study_id == study_id))
+            raise UsageError(f"--trials {trials} is less than the {taken} trials already started")
+
+
+_Records = Select[StudyRow, str, StudyDirection]
+
+
+def _records() -> _Records:
+    return (
+        select(StudyRow, models.StudyModel.study_name, models.StudyDirectionModel.direction)
+        .join(models.StudyModel, models.StudyModel.study_id == StudyRow.study_id)
+        .join(models.StudyDirectionModel, models.StudyDirectionModel.study_id == StudyRow.study_id)
+        .order_by(StudyRow.study_id.desc())
+    )
+
+
+def _record(row: Row[StudyRow, str, StudyDirection]) -> StudyRecord:
+    study, name, direction = row
+    return StudyRecord(
+        objective=study.objective,
+        objective_sha256=study.objective_sha256,
+        metric=study.metric,
+        direction=direction.name.lower(),
+        epochs=study.epochs,
+        trials=study.trials,
+        seed=study.seed,
+        sampler=study.sampler,
+        pruner=study.pruner,
+        study_id=study.study_id,
+        name=name,
+        uid=study.uid,
+        taken=study.taken,
+        returned=study.returned,
+        state=StudyState(study.state),
+        reason=study.reason,
+        created_at=study.created_at,
+    )

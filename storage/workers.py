@@ -1,0 +1,83 @@
+"""Workers announce themselves and take a place on a GPU; called by `search.worker` and by whoever sees one die."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from storage import leases
+from storage.claims import LEASE_SECONDS
+from storage.engine import database_now
+from storage.errors import DialinError
+from storage.shared import SharedStorage
+from storage.tables import WorkerRow
+
+
+class NoFreeSlot(DialinError):
+    """Every GPU that this worker may use is taken by another worker."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker trains. `key` is unique in the world (a GPU's UUID and a place on it), None on a CPU."""
+
+    name: str
+    key: str | None
+
+
+def register(storage: SharedStorage, worker_id: str, study_id: int, places: Sequence[Place]) -> Place:
+    """Announce a worker and take the first of `places` that no living worker holds.
+
+    A worker not seen for a lease's length is dead, and its place free.
+
+    Raises:
+        NoFreeSlot: all are taken.
+    """
+    for place in places:
+        try:
+            with storage.backend.write() as session:
+                dead = or_(
+                    WorkerRow.ended_at.is_not(None), WorkerRow.last_seen < database_now() - LEASE_SECONDS
+                )
+                session.execute(
+                    update(WorkerRow).where(WorkerRow.slot_key == place.key, dead).values(slot_key=None)
+                )
+                session.execute(
+                    insert(WorkerRow).values(
+                        worker_id=worker_id,
+                        study_id=study_id,
+                        host=socket.gethostname(),
+                        pid=os.getpid(),
+                        slot=place.name,
+                        slot_key=place.key,
+                        started_at=database_now(),
+                        last_seen=database_now(),
+                    )
+                )
+        except IntegrityError:
+            if not _taken(storage, place):
+                raise
+            continue
+        return place
+    raise NoFreeSlot(f"every place is taken by another worker: {', '.join(p.name for p in places)}")
+
+
+def _taken(storage: SharedStorage, place: Place) -> bool:
+    with storage.backend.read() as session:
+        return session.scalar(select(WorkerRow.worker_id).where(WorkerRow.slot_key == place.key)) is not None
+
+
+def end(storage: SharedStorage, worker_id: str) -> int:
+    """The worker has ended or was seen dead: its place is free and its trials may be adopted; their number."""
+    with storage.backend.write() as session:
+        session.execute(
+            update(WorkerRow)
+            .where(WorkerRow.worker_id == worker_id)
+            .values(ended_at=database_now(), slot_key=None)
+        )
+        return leases.hand_back_all(session, worker_id)

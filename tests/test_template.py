@@ -1,0 +1,105 @@
+"""What `dialin init` writes runs as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from search.check import first_batch
+from search.loading import resolve
+from search.objective import Objective
+from search.space import recipe_from_params, starting_points
+from search.template import write_template
+from search.training import EpochResult, Verdict, seed_everything, train
+from storage.errors import UsageError
+
+
+class Watching:
+    """A reporter that lets every epoch go on."""
+
+    def restore(self) -> None:
+        return None
+
+    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]]) -> Verdict:
+        return Verdict.GO_ON
+
+    def interrupted(self) -> bool:
+        return False
+
+
+def test_what_is_written_loads_and_trains_to_a_sensible_accuracy(tmp_path: Path) -> None:
+    write_template(tmp_path / "tumours.py")
+    loaded = resolve(str(tmp_path / "tumours.py"))
+    objective = loaded.objective
+    assert first_batch(loaded, tmp_path).value < 0.9
+    params = starting_points(objective)[0] | {"width": 32, "depth": 1, "dropout": 0.1}
+    import optuna
+
+    seed_everything(0)
+    task = objective.task(optuna.trial.FixedTrial(params))  # type: ignore[arg-type]
+    result = train(
+        task,
+        objective.data(tmp_path),
+        recipe_from_params(params, objective),
+        objective,
+        device=torch.device("cpu"),
+        seed=0,
+        reporter=Watching(),
+    )
+    assert result.value is not None
+    assert result.value >= 0.93
+
+
+def test_its_own_commands_name_the_file_that_was_written(tmp_path: Path) -> None:
+    write_template(tmp_path / "tumours.py")
+    text = (tmp_path / "tumours.py").read_text()
+    assert "dialin run tumours.py" in text
+    assert "my_model.py" not in text
+
+
+def test_it_stays_short(tmp_path: Path) -> None:
+    write_template(tmp_path / "my_model.py")
+    assert len((tmp_path / "my_model.py").read_text().splitlines()) <= 45
+
+
+def test_it_describes_itself_in_listings(tmp_path: Path) -> None:
+    write_template(tmp_path / "my_model.py")
+    objective: Objective = resolve(str(tmp_path / "my_model.py")).objective
+    assert objective.description.startswith("Breast tumours")
+
+
+def test_a_file_that_is_there_is_kept_unless_forced(tmp_path: Path) -> None:
+    path = tmp_path / "my_model.py"
+    path.write_text("mine")
+    with pytest.raises(UsageError, match=r"my_model.py exists already; .*--force"):
+        write_template(path)
+    assert path.read_text() == "mine"
+    write_template(path, force=True)
+    assert "objective = Objective(" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("my_model", "must end in .py"),
+        ("my_model.txt", "must end in .py"),
+        ("no/such/folder/my_model.py", "no folder "),
+        ("search.py", "the name of a package of dialin's"),
+        ("folder.py", "folder.py exists already"),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_one_line(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "folder.py").mkdir()
+    with pytest.raises(UsageError, match=said) as caught:
+        write_template(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_cannot_be_written_over(tmp_path: Path) -> None:
+    (tmp_path / "folder.py").mkdir()
+    with pytest.raises(UsageError, match="cannot write .*folder.py: Is a directory"):
+        write_template(tmp_path / "folder.py", force=True)
