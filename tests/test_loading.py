@@ -12,6 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from forgetting import imports_forgotten
 from torch import nn
 
 from search.errors import ObjectiveError
@@ -39,14 +40,9 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def own_imports() -> Iterator[None]:
-    """What a test imports is forgotten, so that tests can use one file name after another."""
-    path, modules = [*sys.path], {*sys.modules}
-    yield
-    sys.path[:] = path
-    for name in {*sys.modules} - modules:
-        if not name.startswith(("torch", "search", "objectives", "optuna", "sklearn")):
-            del sys.modules[name]
+def own_imports(tmp_path: Path) -> Iterator[None]:
+    with imports_forgotten(tmp_path):
+        yield
 
 
 @pytest.fixture

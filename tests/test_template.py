@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
+from forgetting import imports_forgotten
 
 from search.check import first_batch
 from search.loading import resolve
@@ -16,6 +18,12 @@ from search.space import recipe_from_params, starting_points
 from search.template import write_template
 from search.training import EpochResult, Verdict, seed_everything, train
 from storage.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def own_imports(tmp_path: Path) -> Iterator[None]:
+    with imports_forgotten(tmp_path):
+        yield
 
 
 class Watching:
@@ -37,10 +45,8 @@ def test_what_is_written_loads_and_trains_to_a_sensible_accuracy(tmp_path: Path)
     objective = loaded.objective
     assert first_batch(loaded, tmp_path).value < 0.9
     params = starting_points(objective)[0] | {"width": 32, "depth": 1, "dropout": 0.1}
-    import optuna
-
     seed_everything(0)
-    task = objective.task(optuna.trial.FixedTrial(params))  # type: ignore[arg-type]
+    task = objective.task(optuna.trial.FixedTrial(params))
     result = train(
         task,
         objective.data(tmp_path),
@@ -101,5 +107,5 @@ def test_a_path_that_cannot_be_written_is_one_line(tmp_path: Path, name: str, sa
 
 def test_a_folder_cannot_be_written_over(tmp_path: Path) -> None:
     (tmp_path / "folder.py").mkdir()
-    with pytest.raises(UsageError, match="cannot write .*folder.py: Is a directory"):
+    with pytest.raises(UsageError, match=r"cannot write .*folder\.py: Is a directory"):
         write_template(tmp_path / "folder.py", force=True)
