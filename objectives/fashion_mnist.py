@@ -58,6 +58,4 @@ def data(root: Path) -> Data:
     return split(*images_and_classes(root, train=True), valid=10_000, test=test, stratify=True, augment=flip)
 
 
-objective = Objective(
-    model=model, data=data, loss=nn.CrossEntropyLoss(), metric="accuracy", epochs=10, trials=30
-)
+objective = Objective(model=model, data=data, loss=nn.CrossEntropyLoss(), metric="accuracy", epochs=10, trials=30)

@@ -35,4 +35,3 @@ class Assignment:
     files: Path
     data: Path
     worker_id: str = field(default_factory=new_uuid)
-

@@ -165,9 +165,7 @@ def _scaled(batch: Any, data: Data) -> Any:
     if data.scale is not None:
         return _with_inputs(batch, _inputs(batch, "scale"), data.scale)
     inputs = _inputs(batch)
-    return (
-        batch if inputs is None or inputs.dtype != torch.uint8 else _with_inputs(batch, inputs, _from_bytes)
-    )
+    return batch if inputs is None or inputs.dtype != torch.uint8 else _with_inputs(batch, inputs, _from_bytes)
 
 
 def _from_bytes(inputs: Tensor) -> Tensor:

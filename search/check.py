@@ -72,7 +72,7 @@ class CheckLine:
 
 @dataclass(frozen=True)
 class _Bench:
-    """Everything that is checked: one task, put back to its first weights before each use."""
+    """Everything that is checked: one task, put back to the same weights before each use."""
 
     loaded: LoadedObjective
     data: Data
@@ -90,7 +90,7 @@ class _Bench:
         return TrainingBatches(self.data, self.task.augment, batch_size, seed=0, device=self.device)
 
     def steps(self, recipe: Recipe, batches: Iterable[Any]) -> Iterator[Tensor]:
-        """Train from the first weights at the full rate; yield each batch's mean loss, left on the device."""
+        """Train from the same weights at the full rate; yield each batch's mean loss, left on the device."""
         net, task = self.task.net, self.task
         net.load_state_dict(self.weights)
         optimizer = build(recipe, net, task.parameters(net) if task.parameters else None)
@@ -149,8 +149,8 @@ def _prepare(loaded: LoadedObjective, data_root: Path, device: torch.device) -> 
     data, task = load_data(loaded, data_root), build_task(loaded)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    weights = deepcopy(task.net.state_dict())
     preview = try_out(loaded, data, task, device)
+    weights = deepcopy(task.net.state_dict())  # Only now do lazy modules have theirs.
     metric, value = next(iter(preview.metrics.items()))
     told = (
         f"{preview.train} samples to train, {preview.valid} to validate; {preview.parameters:,} parameters; "
@@ -195,9 +195,7 @@ def _schedule(bench: _Bench, row: schedules.Schedule) -> tuple[str, dict[str, fl
     if not bool(table.isfinite().all()) or bool((table < 0).any()):
         raise ObjectiveError(f"its factors over {steps} steps are not all finite and at least 0")
     first, highest, last = float(table[0]), float(table.max()), float(table[-1])
-    return f"{steps} steps: begins at {first:.3g}, ends at {last:.3g}, highest {highest:.3g}", {
-        "steps": steps
-    }
+    return f"{steps} steps: begins at {first:.3g}, ends at {last:.3g}, highest {highest:.3g}", {"steps": steps}
 
 
 def _costs(bench: _Bench, trials: int, workers: int) -> Iterator[CheckLine]:
@@ -267,9 +265,7 @@ def _peak_memory(device: torch.device) -> tuple[float, str]:
     return peak * (1 if sys.platform == "darwin" else 1024), "of memory, by a process like this one"
 
 
-def _study(
-    bench: _Bench, measured: Mapping[int, Mapping[str, float]], trials: int, workers: int
-) -> CheckLine:
+def _study(bench: _Bench, measured: Mapping[int, Mapping[str, float]], trials: int, workers: int) -> CheckLine:
     """Estimate a study that has every batch size equally often, a step's time linear in the batch size."""
     objective, known = bench.loaded.objective, sorted(measured)
 

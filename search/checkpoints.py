@@ -51,9 +51,7 @@ def load(path: Path, sha256: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != sha256:
-                raise CheckpointError(
-                    f"the checkpoint {path} is not what was recorded: its SHA-256 is {found}"
-                )
+                raise CheckpointError(f"the checkpoint {path} is not what was recorded: its SHA-256 is {found}")
             file.seek(0)
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:

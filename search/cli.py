@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     epilog="Example: dialin run digits",
 )
 
-_EXAMPLES = {
+_EXAMPLES: dict[Callable[..., None], str] = {
     cli_train.run: "dialin run my_model.py --trials 200 --storage postgresql://...",
     cli_train.worker: "dialin worker digits-1 --storage postgresql://...",
     cli_train.resume: "dialin resume digits-1 --trials +50",

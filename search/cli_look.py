@@ -25,12 +25,18 @@ from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord
 from storage.urls import DEFAULT_URL, shown
 
-Format = StrEnum("Format", {name.upper(): name for name in printing.FORMATS})
+
+class Format(StrEnum):
+    """How `dialin best` prints."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+    CSV = "csv"
+    PYTHON = "python"
 
 
-def status(
-    study: options.Study = None, as_json: options.Json = False, storage: options.Storage = DEFAULT_URL
-) -> None:
+def status(study: options.Study = None, as_json: options.Json = False, storage: options.Storage = DEFAULT_URL) -> None:
     """Where a study stands: trials by outcome, what every worker trains now, failures, the best so far."""
     shared = open_storage(storage)
     record = studies.find(shared, study)
@@ -69,7 +75,8 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
     if best:
         say(f"best: {printing.best_line(best[0], record)} ({printing.unconfirmed(found.settled)})")
     saved = f", {found.epochs_saved} saved by pruning" if found.epochs_saved else ""
-    say(f"outcomes: {printing.counts(found.counts)}; {found.epochs_trained} epochs in {printing.duration(found.seconds)}{saved}")
+    cost = f"{found.epochs_trained} epochs in {printing.duration(found.seconds)}"
+    say(f"outcomes: {printing.counts(found.counts)}; {cost}{saved}")
     if found.waiting:
         say(f"waiting: {found.waiting} enqueued")
     if found.running:
@@ -88,10 +95,12 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
 def best(
     study: options.Study = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many trials.")] = 1,
-    form: Annotated[Format, typer.Option("--format", help="How to print them.")] = Format.TABLE,  # type: ignore[attr-defined]  # mypy reads no members of a functional StrEnum
+    form: Annotated[Format, typer.Option("--format", help="How to print them.")] = Format.TABLE,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", metavar="FILE", help="Also write the best trial's weights, of its best epoch: a state_dict."),
+        typer.Option(
+            "--weights", metavar="FILE", help="Also write the best trial's weights, of its best epoch: a state_dict."
+        ),
     ] = None,
     files: options.Files = None,
     storage: options.Storage = DEFAULT_URL,
@@ -126,7 +135,9 @@ def _write_weights(storage: SharedStorage, record: StudyRecord, number: int, roo
 
 
 def dashboard(
-    host: Annotated[str, typer.Option("--host", help="Address to listen on. It has no login: keep it to yourself.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on. It has no login: keep it to yourself.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8080,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
@@ -166,7 +177,9 @@ def objectives(
     objective = loaded.objective
     head = f"{loaded.reference}: {objective.description}" if objective.description else loaded.reference
     typer.echo(head)
-    typer.echo(f"{objective.searched.direction} {objective.searched.name}, {objective.epochs} epochs, {objective.trials} trials")
+    typer.echo(
+        f"{objective.searched.direction} {objective.searched.name}, {objective.epochs} epochs, {objective.trials} trials"
+    )
     _print_table(rows)
 
 
@@ -177,7 +190,7 @@ def check(
     data: options.DataFolder = None,
     as_json: options.Json = False,
 ) -> None:
-    """Try an objective: a few batches with every optimizer, every schedule, its speed, memory, and time for a study."""
+    """Try an objective: every optimizer on a few batches, every schedule; its speed, its memory."""
     import torch
 
     from search import devices as machine
@@ -193,9 +206,7 @@ def check(
     notes = (*loaded.notes, *plan.notes)
     for note in notes if not as_json else ():
         typer.echo(note)
-    lines = lines_of(
-        loaded, options.data_root(data), device, budget, workers=len(plan.slots), threads=plan.threads
-    )
+    lines = lines_of(loaded, options.data_root(data), device, budget, workers=len(plan.slots), threads=plan.threads)
     rows = []
     for line in lines:
         failed += not line.ok

@@ -23,7 +23,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _QuietHandler(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+    def log_message(self, format: str, *args: object) -> None:
         """A line for every request of a page that polls would bury everything else."""
 
 
@@ -37,7 +37,9 @@ def serve(storage: SharedStorage, host: str, port: int, say: Callable[[str], Non
     try:
         server = make_server(host, port, app, server_class=_Server, handler_class=_QuietHandler)
     except (OSError, socket.gaierror) as error:
-        raise UsageError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host") from None
+        raise UsageError(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host"
+        ) from None
     with server:
         say(f"optuna-dashboard on http://{host}:{server.server_port} (Ctrl-C ends it)")
         try:

@@ -82,9 +82,7 @@ def _checked(name: str, part: Any) -> None:
             raise ObjectiveError(f"the tensors of the {name} split must be of one length, but got {lengths}")
     elif not isinstance(part, Dataset):
         found = "an empty tuple" if isinstance(part, tuple) else type(part).__name__
-        raise ObjectiveError(
-            f"the {name} split must be a tuple of tensors or a torch Dataset, but got {found}"
-        )
+        raise ObjectiveError(f"the {name} split must be a tuple of tensors or a torch Dataset, but got {found}")
     if size(part) == 0:
         raise ObjectiveError(f"the {name} split is empty")
 
@@ -194,9 +192,7 @@ def find_dataset(
             return cache
     where = " and ".join(str(place / name) for place in places)
     command = get.format(cache=cache)
-    raise DataMissing(
-        f"no {name}: looked for {', '.join(wanted)} (packed or not) in {where}; get it with: {command}"
-    )
+    raise DataMissing(f"no {name}: looked for {', '.join(wanted)} (packed or not) in {where}; get it with: {command}")
 
 
 @contextmanager

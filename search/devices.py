@@ -153,9 +153,7 @@ def gpus() -> list[Gpu]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True)
         return [Gpu(**row) for row in json.loads(done.stdout.splitlines()[-1])]
     except subprocess.TimeoutExpired:
-        raise DialinError(
-            f"the GPUs did not answer within {QUERY_SECONDS:.0f} s; use --devices cpu"
-        ) from None
+        raise DialinError(f"the GPUs did not answer within {QUERY_SECONDS:.0f} s; use --devices cpu") from None
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise DialinError(f"torch cannot open the GPUs ({reason}); use --devices cpu") from None
@@ -198,9 +196,7 @@ def plan_slots(
     chosen, on_cpu, notes = _choose(gpus, devices)
     if not chosen:
         if per_device is not None and per_device > 1:
-            raise UsageError(
-                f"--per-device {per_device} counts workers on a GPU and none is used; use --workers"
-            )
+            raise UsageError(f"--per-device {per_device} counts workers on a GPU and none is used; use --workers")
         count = workers or cpus
         if count > cpus:
             notes.append(f"{count} workers share {cpus} {_cores(cpus)}")
@@ -250,9 +246,7 @@ def _named(gpus: Sequence[Gpu], devices: str) -> tuple[list[Gpu], bool]:
             here = ", ".join([*known, "cpu"])
             raise UsageError(f"--devices {devices!r}: no device {part.strip()!r}; this machine has {here}")
         if device in wanted:
-            raise UsageError(
-                f"--devices {devices!r}: {device} is named twice; several workers on one: --per-device 2"
-            )
+            raise UsageError(f"--devices {devices!r}: {device} is named twice; several workers on one: --per-device 2")
         wanted.append(device)
     return [known[device] for device in wanted if device != "cpu"], "cpu" in wanted
 

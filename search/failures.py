@@ -57,9 +57,7 @@ def _place(error: BaseException, path: Path) -> str:
     """Return "file:line" of the innermost frame that is a person's own, or "" where there is none."""
     if isinstance(error, SyntaxError) and error.filename and _is_theirs(error.filename, path):
         return f"{short(Path(error.filename).resolve())}:{error.lineno or 1}"
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename, path)
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename, path)]
     return f"{short(Path(frames[-1].filename).resolve())}:{frames[-1].lineno}" if frames else ""
 
 

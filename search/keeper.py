@@ -28,9 +28,7 @@ _log = logging.getLogger(__name__)
 class LeaseKeeper:
     """`lease` is the trial in hand, None between trials. Use as a context manager around a worker's life."""
 
-    def __init__(
-        self, storage: SharedStorage, study_id: int, interrupt: Interrupt, parent: int | None = None
-    ) -> None:
+    def __init__(self, storage: SharedStorage, study_id: int, interrupt: Interrupt, parent: int | None = None) -> None:
         """`parent`: a file descriptor that becomes readable when the parent process is gone."""
         self._storage = storage
         self._study_id = study_id

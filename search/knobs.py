@@ -73,9 +73,7 @@ class Knob:
         if isinstance(d, CategoricalDistribution):
             return d.choices[0] if self.fixed else trial.suggest_categorical(self.name, d.choices)
         if isinstance(d, IntDistribution):
-            return (
-                d.low if self.fixed else trial.suggest_int(self.name, d.low, d.high, step=d.step, log=d.log)
-            )
+            return d.low if self.fixed else trial.suggest_int(self.name, d.low, d.high, step=d.step, log=d.log)
         assert isinstance(d, FloatDistribution)
         return d.low if self.fixed else trial.suggest_float(self.name, d.low, d.high, step=d.step, log=d.log)
 
@@ -100,8 +98,6 @@ def integer(name: str, low: int, high: int, default: int, text: str) -> Knob:
     return Knob(name, IntDistribution(low, high), default, text)
 
 
-def choice(
-    name: str, choices: tuple[CategoricalChoiceType, ...], default: CategoricalChoiceType, text: str
-) -> Knob:
+def choice(name: str, choices: tuple[CategoricalChoiceType, ...], default: CategoricalChoiceType, text: str) -> Knob:
     """A knob with one of `choices`."""
     return Knob(name, CategoricalDistribution(choices), default, text)

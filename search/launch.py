@@ -73,9 +73,7 @@ def follow(
     return Ending(status, interrupts.count > 0, deaths)
 
 
-def _watch(
-    storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View, interrupts: _Interrupts
-) -> int:
+def _watch(storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View, interrupts: _Interrupts) -> int:
     """Redraw until every worker has ended; the number of workers that failed."""
     deaths, asked, shown = 0, 0, _Shown(storage, study)
     while True:

@@ -55,9 +55,7 @@ class PlainView:
 class LiveView:
     """A few lines that are drawn over, with a row for every slot."""
 
-    def __init__(
-        self, console: Console, slots: Mapping[int, str], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, console: Console, slots: Mapping[int, str], clock: Callable[[], float] = time.monotonic) -> None:
         """`slots`: names of the slots on this machine by the process id of their workers."""
         self._slots = slots
         self._clock = clock

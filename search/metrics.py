@@ -45,11 +45,7 @@ class NamedMetric:
         try:
             return float(result)
         except (TypeError, ValueError, RuntimeError):
-            found = (
-                f"a tensor of shape {tuple(result.shape)}"
-                if isinstance(result, Tensor)
-                else repr(result)[:80]
-            )
+            found = f"a tensor of shape {tuple(result.shape)}" if isinstance(result, Tensor) else repr(result)[:80]
             raise ObjectiveError(f"metric {self.name!r} must compute one number, but got {found}") from None
 
     def better(self, value: float, than: float) -> bool:
@@ -67,9 +63,7 @@ class MetricRow:
     text: str
 
 
-def resolve(
-    metric: str | Metric | NamedMetric, direction: str | None = None, *, searched: bool = True
-) -> NamedMetric:
+def resolve(metric: str | Metric | NamedMetric, direction: str | None = None, *, searched: bool = True) -> NamedMetric:
     """A fresh metric for one trial, from its name or as a copy of the object given.
 
     `direction` is the objective's own word. An object without one is asked for torchmetrics'
@@ -83,25 +77,18 @@ def resolve(
     if isinstance(metric, str):
         return _contradicted(_from_table(metric), direction)
     if isinstance(metric, NamedMetric):
-        return _contradicted(
-            NamedMetric(metric.name, metric.direction, copy.deepcopy(metric.metric)), direction
-        )
-    if isinstance(metric, type) or not all(
-        callable(getattr(metric, m, None)) for m in ("update", "compute", "reset")
-    ):
+        return _contradicted(NamedMetric(metric.name, metric.direction, copy.deepcopy(metric.metric)), direction)
+    if isinstance(metric, type) or not all(callable(getattr(metric, m, None)) for m in ("update", "compute", "reset")):
         raise ObjectiveError(
             f"metric must be one of {', '.join(METRICS)}, or an object with update, compute and reset, "
             f"but got {metric!r}"
         )
-    name = (
-        getattr(metric, "name", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower()
-    )
+    name = getattr(metric, "name", None) or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(metric).__name__).lower()
     higher = getattr(metric, "higher_is_better", None)
     found = direction or ("minimize" if higher is False else "maximize" if higher or not searched else None)
     if found is None:
         raise ObjectiveError(
-            f"metric {name!r} does not say which way is better: "
-            "give the objective direction='maximize' or 'minimize'"
+            f"metric {name!r} does not say which way is better: give the objective direction='maximize' or 'minimize'"
         )
     return NamedMetric(str(name), "maximize" if found == "maximize" else "minimize", copy.deepcopy(metric))
 
@@ -115,9 +102,7 @@ def _from_table(name: str) -> NamedMetric:
 
 def _contradicted(named: NamedMetric, direction: str | None) -> NamedMetric:
     if direction not in (None, named.direction):
-        raise ObjectiveError(
-            f"metric {named.name!r} is to {named.direction}, but the objective says {direction!r}"
-        )
+        raise ObjectiveError(f"metric {named.name!r} is to {named.direction}, but the objective says {direction!r}")
     return named
 
 
@@ -247,13 +232,9 @@ class AUROC:
     def update(self, outputs: Tensor, targets: Tensor, /) -> None:
         _, true, classes = _classes(outputs, targets)
         if classes != 2:
-            raise ObjectiveError(
-                f"auroc is for two classes, but the outputs have shape {tuple(outputs.shape)}"
-            )
+            raise ObjectiveError(f"auroc is for two classes, but the outputs have shape {tuple(outputs.shape)}")
         logits = (
-            outputs[:, 1] - outputs[:, 0]
-            if outputs.ndim == targets.ndim + 1 and outputs.shape[1] == 2
-            else outputs
+            outputs[:, 1] - outputs[:, 0] if outputs.ndim == targets.ndim + 1 and outputs.shape[1] == 2 else outputs
         )
         self._scores.append(logits.flatten())
         self._targets.append(true)
@@ -331,9 +312,7 @@ class R2:
     def compute(self) -> float:
         if not isinstance(self._residual, Tensor) or not isinstance(self._spread, Tensor):
             return float("nan")
-        constant = (self._residual == 0).to(
-            self._residual.dtype
-        )  # a constant target: 1 if it is met exactly, else 0
+        constant = (self._residual == 0).to(self._residual.dtype)  # a constant target: 1 if it is met exactly, else 0
         return float(torch.where(self._spread > 0, 1 - self._residual / self._spread, constant).mean())
 
 
@@ -346,9 +325,7 @@ _ROWS = (
         lambda: Accuracy(top=5),
         "share whose class is among the five highest scores",
     ),
-    MetricRow(
-        "balanced_accuracy", "maximize", lambda: Confusion(_balanced_accuracy), "mean recall over the classes"
-    ),
+    MetricRow("balanced_accuracy", "maximize", lambda: Confusion(_balanced_accuracy), "mean recall over the classes"),
     MetricRow("f1", "maximize", lambda: Confusion(_macro_f1), "mean F1 over the classes (macro)"),
     MetricRow("auroc", "maximize", AUROC, "area under the ROC curve, two classes"),
     MetricRow("mae", "minimize", lambda: MeanDistance(1), "mean absolute error"),

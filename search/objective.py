@@ -69,9 +69,7 @@ def supervised(net: nn.Module, loss: Loss) -> Task:
             criterion.to(targets.device)
         mean = criterion(outputs, targets)
         if mean.ndim > 0 and mean.numel() > 1:
-            raise ObjectiveError(
-                f"loss must be one number, the mean over the batch, but has shape {tuple(mean.shape)}"
-            )
+            raise ObjectiveError(f"loss must be one number, the mean over the batch, but has shape {tuple(mean.shape)}")
         return mean.squeeze() * len(targets), len(targets)
 
     return Task(net, step, predict)
@@ -156,9 +154,7 @@ class Objective:
                 )
             model = supervised(model, self.loss)
         if not isinstance(model, Task):
-            raise ObjectiveError(
-                f"model must return a torch.nn.Module or a Task, but returned {type(model).__name__}"
-            )
+            raise ObjectiveError(f"model must return a torch.nn.Module or a Task, but returned {type(model).__name__}")
         if model.predict is None and any(named.name != "loss" for named in self.metrics):
             raise ObjectiveError(f"the Task has no predict, which the metric {self.searched.name!r} needs")
         return model

@@ -25,12 +25,8 @@ if TYPE_CHECKING:
 # what practice uses: 0.9 almost everywhere, 0.5 at the start and 0.99 at the end of Sutskever et al. 2013;
 # 0.999 is Adam's default (Kingma & Ba 2015), 0.95 and 0.9 serve large batches.
 ONE_MINUS_MOMENTUM = floating("one_minus_momentum", 0.01, 0.5, 0.1, "1 - momentum", log=True)
-ONE_MINUS_BETA1 = floating(
-    "one_minus_beta1", 0.01, 0.5, 0.1, "1 - beta1, decay of the mean gradient", log=True
-)
-ONE_MINUS_BETA2 = floating(
-    "one_minus_beta2", 0.001, 0.1, 0.001, "1 - beta2, decay of the mean square", log=True
-)
+ONE_MINUS_BETA1 = floating("one_minus_beta1", 0.01, 0.5, 0.1, "1 - beta1, decay of the mean gradient", log=True)
+ONE_MINUS_BETA2 = floating("one_minus_beta2", 0.001, 0.1, 0.001, "1 - beta2, decay of the mean square", log=True)
 
 # The norm layers whose parameters can have several dimensions; those of all others have one.
 NORMS = (nn.LayerNorm, nn.RMSNorm)
@@ -76,9 +72,7 @@ class Optimizer:
             raise ObjectiveError(f"optimizer {self.name!r}: base_lr must be positive, but got {self.base_lr}")
         for knob in self.extra:
             if not knob.name.startswith(f"{self.name}_"):
-                raise ObjectiveError(
-                    f"optimizer {self.name!r}: its knob {knob.name!r} must be named '{self.name}_...'"
-                )
+                raise ObjectiveError(f"optimizer {self.name!r}: its knob {knob.name!r} must be named '{self.name}_...'")
 
     @property
     def knobs(self) -> tuple[Knob, ...]:
@@ -91,13 +85,9 @@ _ROWS = (
     # Bengio 2012 (Practical Recommendations): 0.01 with momentum 0.9 moves as far as 0.1 without.
     Optimizer("sgd", _SGD, 0.1, "Plain stochastic gradient descent."),
     Optimizer("momentum", _SGD, 0.01, "SGD with heavy-ball momentum.", Momentum.MOMENTUM),
-    Optimizer(
-        "nesterov", _SGD, 0.01, "SGD with Nesterov's momentum.", Momentum.MOMENTUM, fixed={"nesterov": True}
-    ),
+    Optimizer("nesterov", _SGD, 0.01, "SGD with Nesterov's momentum.", Momentum.MOMENTUM, fixed={"nesterov": True}),
     # The defaults of torch and of the papers; the Adam family near 0.001 (Kingma & Ba 2015).
-    Optimizer(
-        "adagrad", torch.optim.Adagrad, 0.01, "Rates that shrink with each weight's summed squared gradients."
-    ),
+    Optimizer("adagrad", torch.optim.Adagrad, 0.01, "Rates that shrink with each weight's summed squared gradients."),
     Optimizer("rmsprop", torch.optim.RMSprop, 0.001, "Rates divided by each weight's recent gradient size."),
     Optimizer(
         "adam",
@@ -106,13 +96,9 @@ _ROWS = (
         "RMSprop with momentum, bias corrected; L2 in the gradient.",
         Momentum.BETAS,
     ),
-    Optimizer(
-        "adamw", torch.optim.AdamW, 0.001, "Adam with decoupled weight decay.", Momentum.BETAS, decoupled=True
-    ),
+    Optimizer("adamw", torch.optim.AdamW, 0.001, "Adam with decoupled weight decay.", Momentum.BETAS, decoupled=True),
     Optimizer("nadam", torch.optim.NAdam, 0.001, "Adam with Nesterov's momentum.", Momentum.BETAS),
-    Optimizer(
-        "radam", torch.optim.RAdam, 0.001, "Adam that rectifies its first, noisy steps.", Momentum.BETAS
-    ),
+    Optimizer("radam", torch.optim.RAdam, 0.001, "Adam that rectifies its first, noisy steps.", Momentum.BETAS),
 )
 OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType({row.name: row for row in _ROWS})
 
@@ -138,9 +124,7 @@ def resolve_all(optimizers: Iterable[str | Optimizer]) -> dict[str, Optimizer]:
     return rows
 
 
-def build(
-    recipe: Recipe, net: nn.Module, groups: Iterable[Mapping[str, Any]] | None = None
-) -> torch.optim.Optimizer:
+def build(recipe: Recipe, net: nn.Module, groups: Iterable[Mapping[str, Any]] | None = None) -> torch.optim.Optimizer:
     """The recipe's optimizer for `net`, its rate set for the recipe's full rate.
 
     `groups` are a Task's own parameter groups as torch has them, else there is one with every parameter. A
@@ -190,9 +174,7 @@ def _halves(group: Mapping[str, Any], spared: set[int]) -> list[dict[str, Any]]:
     if "params" not in group:
         raise ObjectiveError(f"a parameter group has no 'params', only {', '.join(group) or 'nothing'}")
     if "lr" in group:
-        raise ObjectiveError(
-            "a parameter group's rate is relative to the sampled one: give 'lr_scale' instead of 'lr'"
-        )
+        raise ObjectiveError("a parameter group's rate is relative to the sampled one: give 'lr_scale' instead of 'lr'")
     options = {key: value for key, value in group.items() if key != "params"}
     decayed: list[torch.Tensor] = []
     others: list[torch.Tensor] = []

@@ -63,13 +63,9 @@ Workers = Annotated[
 ]
 Devices = Annotated[
     str | None,
-    typer.Option(
-        "--devices", metavar="0,2|cpu", help="GPUs by number, or cpu. [default: all GPUs that are not busy]"
-    ),
+    typer.Option("--devices", metavar="0,2|cpu", help="GPUs by number, or cpu. [default: all GPUs that are not busy]"),
 ]
-PerDevice = Annotated[
-    int | None, typer.Option("--per-device", min=1, help="Workers on each GPU. [default: 1]")
-]
+PerDevice = Annotated[int | None, typer.Option("--per-device", min=1, help="Workers on each GPU. [default: 1]")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -24,9 +24,7 @@ class Placement:
 
     def plan(self, gpus: list[Gpu]) -> SlotPlan:
         """The slots they mean on this machine. Raises UsageError."""
-        return plan_slots(
-            gpus, usable_cpus(), workers=self.workers, devices=self.devices, per_device=self.per_device
-        )
+        return plan_slots(gpus, usable_cpus(), workers=self.workers, devices=self.devices, per_device=self.per_device)
 
 
 @dataclass(frozen=True)

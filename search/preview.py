@@ -130,20 +130,14 @@ def build_task(loaded: LoadedObjective) -> Task:
             raise
         taken = sorted({knob.name for knob in space.recipe_knobs(objective)} & {*trial.distributions})
         if taken:
-            raise ObjectiveError(
-                f"the model suggests {taken[0]!r}, a name of the recipe's own: name it otherwise"
-            )
+            raise ObjectiveError(f"the model suggests {taken[0]!r}, a name of the recipe's own: name it otherwise")
         return task
-    raise ObjectiveError(
-        f"model() refused {MODELS_TRIED} random trials with TrialPruned: none is left to train"
-    )
+    raise ObjectiveError(f"model() refused {MODELS_TRIED} random trials with TrialPruned: none is left to train")
 
 
 def _study_in_memory() -> optuna.Study:
     level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(
-        optuna.logging.WARNING
-    )  # It would log a line about a study nobody asked for.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # It would log a line about a study nobody asked for.
     try:
         return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     finally:
@@ -157,9 +151,7 @@ def default_recipe(objective: Objective, batch_size: int, optimizer: Optimizer |
     return space.recipe_from_params(space.starting_points(narrowed)[0], narrowed)
 
 
-def _first_step(
-    loaded: LoadedObjective, data: Data, task: Task, recipe: Recipe, device: torch.device
-) -> float:
+def _first_step(loaded: LoadedObjective, data: Data, task: Task, recipe: Recipe, device: torch.device) -> float:
     task.net.train()
     with blamed("the optimizer", loaded):
         optimizer = build(recipe, task.net, task.parameters(task.net) if task.parameters else None)

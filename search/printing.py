@@ -19,8 +19,6 @@ from storage.queries import RankedTrial, RunningTrial, SettledTrial, StudyStatus
 from storage.studies import StudyRecord
 from storage.tables import StudyState
 
-FORMATS = ("table", "json", "yaml", "csv", "python")
-
 
 def number(value: float | None) -> str:
     """A metric for people: four digits after the point, or four significant ones when it is large or tiny."""
@@ -44,9 +42,9 @@ def counts(by_outcome: Mapping[str, int]) -> str:
 
 def settled_line(trial: SettledTrial, metric: str) -> str:
     """One line for a trial that has just ended."""
-    what = f"{metric} {number(trial.value)}" if trial.value is not None else trial.reason
-    epochs = f"{trial.epochs} epoch{'s' * (trial.epochs != 1)}"
-    return f"trial {trial.number} {trial.outcome.replace('_', ' ')}: {what}, {epochs} in {trial.seconds:.1f} s; {trial.recipe}"
+    said = f"{metric} {number(trial.value)}" if trial.value is not None else trial.reason
+    epochs = f"{trial.epochs} epoch{'s' * (trial.epochs != 1)} in {trial.seconds:.1f} s"
+    return f"trial {trial.number} {trial.outcome.replace('_', ' ')}: {said}, {epochs}; {trial.recipe}"
 
 
 def progress(status: StudyStatus) -> str:
@@ -112,7 +110,7 @@ def as_record(trial: RankedTrial, study: StudyRecord) -> dict[str, Any]:
 
 
 def ranked(trials: Sequence[RankedTrial], study: StudyRecord, settled: int, form: str) -> str | Table:
-    """The answer of `dialin best` in one of FORMATS."""
+    """The answer of `dialin best` as table, json, yaml, csv or python."""
     records = [as_record(trial, study) | {"note": unconfirmed(settled)} for trial in trials]
     if form == "json":
         return json.dumps(records, indent=2)

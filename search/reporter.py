@@ -78,9 +78,7 @@ class TrialReporter:
         """
         ending = self._interrupt.requested
         checkpoint = self._save(result.epoch, state) if self._due(result.epoch, ending) else None
-        epoch = Epoch(
-            result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device
-        )
+        epoch = Epoch(result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device)
         study = self._storage.record_epoch(self._lease, epoch, checkpoint)
         self.seconds += result.seconds
         self.trained += 1
@@ -89,9 +87,14 @@ class TrialReporter:
             return Verdict.HAND_BACK
         if study is StudyState.STOPPED:
             self._interrupt.request("the study was stopped")
-        if result.epoch < self._epochs and self._trial.should_prune():
+        if result.epoch < self._epochs and self._is_losing():
             return Verdict.PRUNE
         return Verdict.GO_ON
+
+    def _is_losing(self) -> bool:
+        """What `Trial.should_prune` asks, of the trial as recorded: a `Trial` only knows what it reported itself."""
+        study = self._trial.study
+        return study.pruner.prune(study, self._storage.get_trial(self._lease.trial_id))
 
     def interrupted(self) -> bool:
         """Whether to stop between two batches."""

@@ -74,9 +74,7 @@ def _work(
     orders: Orders, record: StudyRecord, reference: str, say: Callable[[str], None], interrupt: Interrupt
 ) -> None:
     plan = _plan(orders.placement)
-    assignment = Assignment(
-        orders.storage, record.name, reference, plan.slots, plan.threads, orders.files, orders.data
-    )
+    assignment = Assignment(orders.storage, record.name, reference, plan.slots, plan.threads, orders.files, orders.data)
 
     def tell(trial: SettledTrial) -> None:
         say(printing.settled_line(trial, record.metric))

@@ -86,9 +86,7 @@ class Recipe:
             words.append(f"momentum {self.momentum:.3g}")
         if self.betas is not None:
             words.append(f"beta1 {self.betas[0]:.3g} beta2 {self.betas[1]:.3g}")
-        words += [
-            f"{name.removeprefix(self.optimizer.name + '_')} {value}" for name, value in self.extra.items()
-        ]
+        words += [f"{name.removeprefix(self.optimizer.name + '_')} {value}" for name, value in self.extra.items()]
         words.append(f"{'weight decay' if self.optimizer.decoupled else 'L2'} {_short(self.weight_decay)}")
         words += [f"batch {self.batch_size}", self.schedule.name]
         if self.warmup > 0:
@@ -188,9 +186,7 @@ def describe(objective: Objective) -> list[Knob]:
     models = model_knobs(objective)
     taken = sorted({knob.name for knob in knobs} & {knob.name for knob in models})
     if taken:
-        raise ObjectiveError(
-            f"the model suggests {taken[0]!r}, a name of the recipe's own: name it otherwise"
-        )
+        raise ObjectiveError(f"the model suggests {taken[0]!r}, a name of the recipe's own: name it otherwise")
     return knobs + models
 
 
@@ -236,9 +232,7 @@ def model_knobs(objective: Objective) -> list[Knob]:
             if not trial.distributions:
                 break  # it asked for nothing, so nothing can make it ask
     first = {name: found[name] for found in reversed(seen) for name in found}
-    return [
-        _model_knob(name, first[name], seen) for name in dict.fromkeys(n for found in seen for n in found)
-    ]
+    return [_model_knob(name, first[name], seen) for name in dict.fromkeys(n for found in seen for n in found)]
 
 
 def _model_knob(name: str, distribution: BaseDistribution, seen: list[dict[str, BaseDistribution]]) -> Knob:

@@ -47,7 +47,9 @@ class PrunerRow:
 SAMPLERS = {
     row.name: row
     for row in (
-        SamplerRow("tpe", "tree-structured Parzen estimator: good from ten trials on", lambda seed: TPESampler(seed=seed)),
+        SamplerRow(
+            "tpe", "tree-structured Parzen estimator: good from ten trials on", lambda seed: TPESampler(seed=seed)
+        ),
         SamplerRow(
             "gp",
             "Gaussian process: for few, costly trials",

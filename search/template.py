@@ -72,8 +72,6 @@ def write_template(path: Path, force: bool = False) -> None:
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(TEMPLATE.replace("my_model.py", path.name))
     except FileExistsError:
-        raise UsageError(
-            f"{path} exists already; choose another name, or write over it with --force"
-        ) from None
+        raise UsageError(f"{path} exists already; choose another name, or write over it with --force") from None
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from None

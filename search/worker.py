@@ -36,7 +36,7 @@ from search.reporter import TrialReporter
 from search.training import Interrupted, Result, train
 from search.trial_log import printing_to
 from storage import studies, workers
-from storage.claims import BudgetSpent, Claimant, Lease, LeaseLost, Settlement, StudyStopped
+from storage.claims import BudgetSpent, Checkpoint, Claimant, Lease, LeaseLost, Settlement, StudyStopped
 from storage.errors import DialinError
 from storage.outcomes import Outcome
 from storage.queries import SettledTrial
@@ -79,9 +79,7 @@ class Worker:
         self._study = optuna.load_study(
             study_name=self._record.name,
             storage=self._storage,
-            sampler=strategy.make_sampler(
-                self._record.sampler, self._record.seed, int(assignment.worker_id[:8], 16)
-            ),
+            sampler=strategy.make_sampler(self._record.sampler, self._record.seed, int(assignment.worker_id[:8], 16)),
             pruner=strategy.make_pruner(self._record.pruner, self._record.epochs),
         )
         self._data: Data | None = None
@@ -174,17 +172,12 @@ class Worker:
             attrs = {"recipe": recipe.summary(), "settings": recipe.as_dict(), "model": own, "lr": recipe.lr}
             for key, value in (attrs | {"device": str(self._device)}).items():
                 trial.set_user_attr(key, value)
-        return train(
-            task, self._data, recipe, self._objective, device=self._device, seed=seed, reporter=reporter
-        )
+        return train(task, self._data, recipe, self._objective, device=self._device, seed=seed, reporter=reporter)
 
     def _settle(
         self, trial: Trial, keeper: LeaseKeeper, reporter: TrialReporter, result: Result, traceback: str = ""
     ) -> None:
-        weights = None
-        if result.outcome is Outcome.COMPLETE and result.weights is not None and result.value is not None:
-            if worth_keeping(self._storage, self._record, result.value):
-                weights = reporter.save_weights(result.best_epoch or 0, result.weights)
+        weights = self._save_weights(reporter, result)
         epochs, seconds = self._storage.cost(self._storage.lease_of(trial))
         attrs: dict[str, Any] = {"outcome": result.outcome.value, "seconds": round(seconds, 3), "epochs": epochs}
         optional = {"reason": result.reason, "traceback": traceback, "best_epoch": result.best_epoch}
@@ -205,6 +198,13 @@ class Worker:
                 trial.number, result.outcome, result.value, epochs, seconds, recipe, result.reason, time.time()
             )
         )
+
+    def _save_weights(self, reporter: TrialReporter, result: Result) -> Checkpoint | None:
+        if result.outcome is not Outcome.COMPLETE or result.weights is None or result.value is None:
+            return None
+        if not worth_keeping(self._storage, self._record, result.value):
+            return None
+        return reporter.save_weights(result.best_epoch or 0, result.weights)
 
 
 def trial_seed(study_seed: int, number: int) -> int:

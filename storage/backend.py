@@ -97,9 +97,7 @@ class Backend(RDBStorage):
         with writing():
             return super()._create_new_trial(study_id, template_trial)
 
-    def _get_prepared_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None, session: Session
-    ) -> Any:
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> Any:
         """Called by Optuna inside the transaction that creates a trial: the claim joins in."""
         trial: Any = super()._get_prepared_new_trial(study_id, template_trial, session)
         if template_trial is None and self.claimant is not None:
@@ -112,9 +110,7 @@ class Backend(RDBStorage):
         if trial_state.is_finished():
             raise UpdateFinishedTrialError(f"trial {trial_id} is {trial_state.name} and cannot be changed")
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """As Optuna's; starting a WAITING trial claims it, and finishing a claimed one settles it."""
         try:
             with self.write() as session:

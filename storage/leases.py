@@ -1,4 +1,4 @@
-"""The statements of a trial's life: take, renew, record, hand back, adopt, settle. Called inside a transaction of `backend`.
+"""The statements of a trial's life: take, renew, hand back, adopt, settle; called inside a transaction.
 
 Each is one conditional statement whose row count decides, so that it is right with any number of workers on
 SQLite and on PostgreSQL. A row count of 0 never needs a second look to be safe; where one follows, it only finds
@@ -89,9 +89,7 @@ def owned_by(lease: Lease) -> ColumnElement[bool]:
 
 def renew(session: Session, lease: Lease, seconds: float) -> None:
     """Push the lease's end away by `seconds` from now. Raises LeaseLost."""
-    renewed = _count(
-        session, update(LeaseRow).where(owned_by(lease)).values(expires_at=database_now() + seconds)
-    )
+    renewed = _count(session, update(LeaseRow).where(owned_by(lease)).values(expires_at=database_now() + seconds))
     if not renewed:
         raise LeaseLost(f"trial {lease.trial_id} is no longer this worker's")
 
@@ -103,9 +101,7 @@ def hand_back(session: Session, lease: Lease) -> None:
 
 def hand_back_all(session: Session, worker_id: str) -> int:
     """The same for all that a worker held, said by whoever saw it die; the number of trials."""
-    return _count(
-        session, update(LeaseRow).where(LeaseRow.worker_id == worker_id).values(expires_at=HANDED_BACK)
-    )
+    return _count(session, update(LeaseRow).where(LeaseRow.worker_id == worker_id).values(expires_at=HANDED_BACK))
 
 
 def adopt(session: Session, claimant: Claimant, study_id: int) -> Lease | None:
@@ -184,9 +180,7 @@ def _return_ticket(session: Session, study_id: int, reason: str) -> None:
         .values(returned=StudyRow.returned + 1, taken=StudyRow.taken - 1)
     )
     session.execute(
-        update(StudyRow)
-        .where(StudyRow.study_id == study_id)
-        .values(errors_in_a_row=StudyRow.errors_in_a_row + 1)
+        update(StudyRow).where(StudyRow.study_id == study_id).values(errors_in_a_row=StudyRow.errors_in_a_row + 1)
     )
     session.execute(
         update(StudyRow)
@@ -214,9 +208,7 @@ def add_checkpoint(session: Session, lease: Lease, kind: CheckpointKind, checkpo
 
 def seen(session: Session, worker_id: str) -> None:
     """The worker gives a sign of life."""
-    session.execute(
-        update(WorkerRow).where(WorkerRow.worker_id == worker_id).values(last_seen=database_now())
-    )
+    session.execute(update(WorkerRow).where(WorkerRow.worker_id == worker_id).values(last_seen=database_now()))
 
 
 def _count(session: Session, statement: Any) -> int:

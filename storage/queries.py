@@ -1,4 +1,4 @@
-"""Questions that people ask of a study, answered by SQL without loading its trials; called by the commands and the live view."""
+"""What people ask of a study, answered by SQL without loading its trials; called by commands and the live view."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FINITE = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial that is not settled. `adoptable`: its worker is gone. `seen_ago`: seconds since the worker's last sign."""
+    """A trial that is not settled. `adoptable`: its worker is gone. `seen_ago`: seconds since its last sign."""
 
     number: int
     epoch: int
@@ -137,11 +137,7 @@ def _counts(session: Session, study_id: int) -> dict[str, int]:
 
 def _running(session: Session, study: StudyRecord) -> tuple[RunningTrial, ...]:
     value = models.TrialIntermediateValueModel
-    best = (
-        func.max(value.intermediate_value)
-        if study.direction == "maximize"
-        else func.min(value.intermediate_value)
-    )
+    best = func.max(value.intermediate_value) if study.direction == "maximize" else func.min(value.intermediate_value)
     curve = (
         select(value.trial_id, func.max(value.step).label("epoch"), best.label("best"))
         .join(LeaseRow, LeaseRow.trial_id == value.trial_id)
@@ -169,9 +165,7 @@ def _running(session: Session, study: StudyRecord) -> tuple[RunningTrial, ...]:
         .order_by(models.TrialModel.number)
     ).all()
     return tuple(
-        RunningTrial(
-            number, epoch or 0, now, best, slot or "?", host or "?", pid or 0, ago or 0.0, bool(adoptable)
-        )
+        RunningTrial(number, epoch or 0, now, best, slot or "?", host or "?", pid or 0, ago or 0.0, bool(adoptable))
         for number, epoch, best, now, slot, host, pid, ago, adoptable in rows
     )
 
@@ -260,9 +254,7 @@ def best(storage: SharedStorage, study: StudyRecord, top: int = 1) -> list[Ranke
         return [_ranked(session, *row) for row in session.execute(query).all()]
 
 
-def _ranked(
-    session: Session, trial_id: int, number: int, value: float, best_epoch: int | None
-) -> RankedTrial:
+def _ranked(session: Session, trial_id: int, number: int, value: float, best_epoch: int | None) -> RankedTrial:
     param = models.TrialParamModel
     params = session.execute(
         select(param.param_name, param.param_value, param.distribution_json)
@@ -272,9 +264,7 @@ def _ranked(
     attr = models.TrialUserAttributeModel
     attrs = session.execute(select(attr.key, attr.value_json).where(attr.trial_id == trial_id)).all()
     epochs, seconds = session.execute(
-        select(func.count(), func.coalesce(func.sum(EpochRow.seconds), 0.0)).where(
-            EpochRow.trial_id == trial_id
-        )
+        select(func.count(), func.coalesce(func.sum(EpochRow.seconds), 0.0)).where(EpochRow.trial_id == trial_id)
     ).one()
     return RankedTrial(
         number=number,
@@ -283,8 +273,7 @@ def _ranked(
         epochs=epochs,
         seconds=float(seconds),
         params={
-            name: distributions.json_to_distribution(text).to_external_repr(stored)
-            for name, stored, text in params
+            name: distributions.json_to_distribution(text).to_external_repr(stored) for name, stored, text in params
         },
         attrs={key: json.loads(text) for key, text in attrs},
     )

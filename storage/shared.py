@@ -137,9 +137,7 @@ class SharedStorage(CachedStorage):
             self._backend.leases[lease.trial_id] = lease
         return lease
 
-    def record_epoch(
-        self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None
-    ) -> StudyState:
+    def record_epoch(self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None) -> StudyState:
         """One epoch, with its checkpoint where there is one, and the lease renewed; the study's state in return.
 
         Raises:
@@ -192,9 +190,7 @@ class SharedStorage(CachedStorage):
             leases.hand_back(session, lease)
         self._backend.leases.pop(lease.trial_id, None)
 
-    def settle(
-        self, study: Study, trial: BaseTrial, settlement: Settlement, value: float | None = None
-    ) -> None:
+    def settle(self, study: Study, trial: BaseTrial, settlement: Settlement, value: float | None = None) -> None:
         """End a trial through Optuna's `tell`, so that samplers hear of it; one transaction.
 
         Raises:
@@ -245,9 +241,7 @@ class SharedStorage(CachedStorage):
         if lease is None:
             return False
         with self._backend.read() as session:
-            state = session.scalar(
-                select(models.TrialModel.state).where(models.TrialModel.trial_id == trial_id)
-            )
+            state = session.scalar(select(models.TrialModel.state).where(models.TrialModel.trial_id == trial_id))
         return state == TrialState.RUNNING
 
     def _study_state(self, session: Any, lease: Lease) -> StudyState:

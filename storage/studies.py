@@ -157,9 +157,7 @@ def find(storage: SharedStorage, name: str | None = None) -> StudyRecord:
         raise UsageError("there is no study yet: start one with `dialin run digits`")
     known = names(storage)
     if name in known:
-        raise UsageError(
-            f"study {name!r} was made by plain Optuna and has no objective, so Dialin cannot train it"
-        )
+        raise UsageError(f"study {name!r} was made by plain Optuna and has no objective, so Dialin cannot train it")
     near = difflib.get_close_matches(name, known, n=1)
     there_is = f"there is: {', '.join(known[-8:])}" if known else "there is none yet"
     raise UsageError(f"there is no study {name!r}: " + (f"did you mean {near[0]!r}?" if near else there_is))
@@ -191,9 +189,7 @@ def stop(storage: SharedStorage, study_id: int, reason: str) -> None:
     """Workers hand back what they train and end; `resume` goes on."""
     with storage.backend.write() as session:
         session.execute(
-            update(StudyRow)
-            .where(StudyRow.study_id == study_id)
-            .values(state=StudyState.STOPPED, reason=reason)
+            update(StudyRow).where(StudyRow.study_id == study_id).values(state=StudyState.STOPPED, reason=reason)
         )
 
 

@@ -41,12 +41,8 @@ def register(storage: SharedStorage, worker_id: str, study_id: int, places: Sequ
     for place in places:
         try:
             with storage.backend.write() as session:
-                dead = or_(
-                    WorkerRow.ended_at.is_not(None), WorkerRow.last_seen < database_now() - LEASE_SECONDS
-                )
-                session.execute(
-                    update(WorkerRow).where(WorkerRow.slot_key == place.key, dead).values(slot_key=None)
-                )
+                dead = or_(WorkerRow.ended_at.is_not(None), WorkerRow.last_seen < database_now() - LEASE_SECONDS)
+                session.execute(update(WorkerRow).where(WorkerRow.slot_key == place.key, dead).values(slot_key=None))
                 session.execute(
                     insert(WorkerRow).values(
                         worker_id=worker_id,
@@ -76,8 +72,6 @@ def end(storage: SharedStorage, worker_id: str) -> int:
     """The worker has ended or was seen dead: its place is free and its trials may be adopted; their number."""
     with storage.backend.write() as session:
         session.execute(
-            update(WorkerRow)
-            .where(WorkerRow.worker_id == worker_id)
-            .values(ended_at=database_now(), slot_key=None)
+            update(WorkerRow).where(WorkerRow.worker_id == worker_id).values(ended_at=database_now(), slot_key=None)
         )
         return leases.hand_back_all(session, worker_id)

@@ -94,9 +94,7 @@ class Running:
         self.process.wait()
 
     def _story(self, what: str) -> str:
-        return (
-            f"dialin {' '.join(self.arguments)}: {what}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
-        )
+        return f"dialin {' '.join(self.arguments)}: {what}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
 
 
 class Dialin:

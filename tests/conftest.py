@@ -24,9 +24,7 @@ COLOUR_VARIABLES = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
 
 
 @pytest.fixture(autouse=True)
-def own_place(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def own_place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home, a cache and a working folder of the test's own, and none of the caller's settings."""
     for name in [*os.environ]:
         if name.startswith("DIALIN_") or name in COLOUR_VARIABLES:

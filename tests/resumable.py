@@ -46,9 +46,7 @@ def data(root: Path) -> Data:
     return split(inputs, inputs[:, :4].argmax(1), valid=0.3, augment=noise)
 
 
-objective = Objective(
-    model=model, data=data, loss=nn.CrossEntropyLoss(), metric=("loss", "accuracy"), epochs=6
-)
+objective = Objective(model=model, data=data, loss=nn.CrossEntropyLoss(), metric=("loss", "accuracy"), epochs=6)
 
 
 def trained(optimizer: str, recorder: Recorder) -> Result:

@@ -30,9 +30,7 @@ def test_every_sample_is_drawn_once_an_epoch(count: int, batch_size: int, sizes:
     assert (found.steps, found.samples) == (len(sizes), count)
 
 
-@pytest.mark.parametrize(
-    ("count", "batch_size", "steps", "samples"), [(101, 10, 10, 100), (1, 10, 1, 1), (3, 1, 3, 3)]
-)
+@pytest.mark.parametrize(("count", "batch_size", "steps", "samples"), [(101, 10, 10, 100), (1, 10, 1, 1), (3, 1, 3, 3)])
 def test_a_last_batch_of_a_single_sample_is_left_out_when_there_are_others(
     count: int, batch_size: int, steps: int, samples: int
 ) -> None:
@@ -113,9 +111,7 @@ def test_a_dataset_with_items_of_any_structure_is_batched(loader_workers: int) -
 
 
 def test_items_are_put_together_as_the_author_says() -> None:
-    drawn = list(
-        batches(Items(), 4, collate=lambda items: torch.tensor([i["list"][1][1] for i in items])).epoch(1)
-    )
+    drawn = list(batches(Items(), 4, collate=lambda items: torch.tensor([i["list"][1][1] for i in items])).epoch(1))
     assert sorted(torch.cat(drawn).tolist()) == list(range(10))
 
 

@@ -193,9 +193,7 @@ def test_the_header_names_commands_that_exist(line: str, dialin: Dialin) -> None
 
 
 @pytest.fixture
-def environment(
-    postgres_server: PostgresServer, postgres_url: str, tmp_path: Path
-) -> Callable[[str], dict[str, str]]:
+def environment(postgres_server: PostgresServer, postgres_url: str, tmp_path: Path) -> Callable[[str], dict[str, str]]:
     """A service's own environment, with the test's database for `database` and the test's folders."""
     fresh = make_url(postgres_url)
     role = services()["database"]["environment"]["POSTGRES_USER"]
@@ -254,9 +252,7 @@ def test_services_started_together_on_an_empty_database_finish_a_study_that_was_
     port = free_port()
     dashboard_command = [word.replace("8080", port) for word in services()["dashboard"]["command"]]
     dashboard = start_dialin(*dashboard_command, **environment("dashboard"))
-    workers = [
-        start_dialin(*services()[name]["command"], **environment(name)) for name in ("worker", "worker-gpu")
-    ]
+    workers = [start_dialin(*services()[name]["command"], **environment(name)) for name in ("worker", "worker-gpu")]
     # What `cpus: 1` does in a container: without it each worker computes on every core, in the others' way.
     cores = sorted(os.sched_getaffinity(0))
     for number, worker in enumerate(workers):

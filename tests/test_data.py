@@ -219,9 +219,7 @@ def test_a_process_killed_while_unpacking_leaves_nothing_that_counts(place: Plac
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b"no gzip at all", lambda b: b[:30] + b[31:]])
 @pytest.mark.parametrize("checked", [True, False])
-def test_a_damaged_file_is_named_and_leaves_nothing_that_counts(
-    place: Place, damage: Any, checked: bool
-) -> None:
+def test_a_damaged_file_is_named_and_leaves_nothing_that_counts(place: Place, damage: Any, checked: bool) -> None:
     path = place.packed / "images.gz"
     path.write_bytes(damage(path.read_bytes()))
     if not checked:

@@ -53,9 +53,7 @@ class TestUsableCpus:
             ("x 0", 8),
         ],
     )
-    def test_a_cgroup_2_quota_is_rounded_down_to_at_least_one(
-        self, tmp_path: Path, quota: str, cpus: int
-    ) -> None:
+    def test_a_cgroup_2_quota_is_rounded_down_to_at_least_one(self, tmp_path: Path, quota: str, cpus: int) -> None:
         assert cpus_of(tmp_path, "0::/\n", {"cpu.max": quota}) == cpus
 
     def test_a_quota_of_a_cgroup_above_counts(self, tmp_path: Path) -> None:
@@ -145,9 +143,7 @@ class TestOnGpus:
         assert names(plan_slots([gpu(0), gpu(1)], 16, workers=3)) == ["cuda:0", "cuda:1", "cuda:0/1"]
 
     def test_workers_that_do_not_fit_are_refused(self) -> None:
-        with pytest.raises(
-            UsageError, match=r"--workers 3 do not fit on 1 GPU with --per-device 2: .*at most 2"
-        ):
+        with pytest.raises(UsageError, match=r"--workers 3 do not fit on 1 GPU with --per-device 2: .*at most 2"):
             plan_slots([gpu(0)], 16, workers=3, per_device=2)
 
     def test_the_cpu_beside_a_gpu_gets_the_cores_that_are_left(self) -> None:

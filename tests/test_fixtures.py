@@ -63,9 +63,7 @@ def run_pytest(checkout: Path, tests: str, **environment: str) -> subprocess.Com
         f"--basetemp={checkout / 'tmp'}",
     ]
     merged = {name: value for name, value in os.environ.items() if name not in ("CI", "DIALIN_DATA")}
-    return subprocess.run(
-        command, cwd=checkout, env=merged | environment, capture_output=True, text=True, timeout=120
-    )
+    return subprocess.run(command, cwd=checkout, env=merged | environment, capture_output=True, text=True, timeout=120)
 
 
 def test_in_continuous_integration_a_needless_skip_fails(tmp_path: Path) -> None:
@@ -118,9 +116,7 @@ def test_a_test_has_its_own_home_and_no_settings_of_the_caller(tmp_path: Path) -
     assert {name for name in os.environ if name.startswith("DIALIN_")} <= {"DIALIN_DATA"}
 
 
-def test_a_command_that_hangs_is_killed_with_what_it_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "hangs"
     script.write_text("#!/bin/sh\nsetsid sleep 1000 & echo $! > child\necho started\nsleep 1000\n")
     script.chmod(0o755)

@@ -137,9 +137,7 @@ class TestWhereAPersonsFolderIs:
     def test_a_neighbour_can_be_imported_but_hides_no_library(self, write: Write) -> None:
         write("neighbour.py", "EPOCHS = 5\n")
         write("json.py", "raise RuntimeError('not the json that was meant')\n")
-        path = write(
-            "my_model.py", "import json, neighbour\n" + GOOD.replace("epochs=2", "epochs=neighbour.EPOCHS")
-        )
+        path = write("my_model.py", "import json, neighbour\n" + GOOD.replace("epochs=2", "epochs=neighbour.EPOCHS"))
         assert resolve(str(path)).objective.epochs == 5
         assert sys.path[-1] == str(path.parent)
 
@@ -170,8 +168,7 @@ class TestWhereAPersonsFolderIs:
         path = write("my_data.py", GOOD + "class Rows:\n    def __len__(self): return 11\n")
         resolve(str(path))
         program = (
-            "import pickle, sys; sys.path.append(sys.argv[1]); "
-            "print(len(pickle.loads(bytes.fromhex(sys.argv[2]))))"
+            "import pickle, sys; sys.path.append(sys.argv[1]); print(len(pickle.loads(bytes.fromhex(sys.argv[2]))))"
         )
         pickled = pickle.dumps(sys.modules["my_data"].Rows()).hex()
         command = [sys.executable, "-c", program, str(path.parent), pickled]
@@ -233,9 +230,7 @@ class TestAModuleWithoutAnObjective:
         assert "`objective` in old.py is a function, and a bare function is not an Objective" in said
         assert "objective = Objective(model=..., data=...)" in said
 
-    @pytest.mark.parametrize(
-        ("value", "said"), [("[1]", "a list"), ("int", "a class"), ("None", "no `objective`")]
-    )
+    @pytest.mark.parametrize(("value", "said"), [("[1]", "a list"), ("int", "a class"), ("None", "no `objective`")])
     def test_anything_else_is_no_objective(self, write: Write, value: str, said: str) -> None:
         write("my_model.py", f"objective = {value}\n")
         assert said in complaint("./my_model.py")
@@ -247,9 +242,7 @@ class TestAModuleThatRaises:
         write("my_model.py", "import helper\nrows = helper.read()\n")
         error = raised("./my_model.py")
         assert str(error).startswith("helper.py:3: JSONDecodeError: Expecting property name")
-        assert [
-            line.split('"')[1].rpartition("/")[2] for line in error.frames.splitlines() if "File" in line
-        ] == [
+        assert [line.split('"')[1].rpartition("/")[2] for line in error.frames.splitlines() if "File" in line] == [
             "my_model.py",
             "helper.py",
         ]
@@ -331,9 +324,7 @@ def test_an_error_from_within_a_library_names_what_was_being_done(write: Write) 
     path = write("my_model.py")
     with pytest.raises(json.JSONDecodeError) as caught:
         json.loads("{")
-    said = failure(
-        caught.value.with_traceback(caught.tb.tb_next), path, "the loss"
-    )  # Without this test's frame.
+    said = failure(caught.value.with_traceback(caught.tb.tb_next), path, "the loss")  # Without this test's frame.
     assert str(said).startswith("the loss: JSONDecodeError: Expecting property name")
     assert "File" not in said.frames
     assert isinstance(said, ObjectiveError)

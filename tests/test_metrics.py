@@ -115,9 +115,7 @@ def test_one_output_a_column_is_not_broadcast_against_its_targets() -> None:
         ("auroc", torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)),
     ],
 )
-def test_outputs_that_do_not_fit_are_said_with_their_shapes(
-    name: str, outputs: Tensor, targets: Tensor
-) -> None:
+def test_outputs_that_do_not_fit_are_said_with_their_shapes(name: str, outputs: Tensor, targets: Tensor) -> None:
     with pytest.raises(ObjectiveError, match=rf"\({len(outputs)}, \d"):
         resolve(name).metric.update(outputs, targets)
 

@@ -190,10 +190,7 @@ def test_metrics_are_fresh_at_each_call() -> None:
 
 def test_the_description_is_the_models_where_its_module_has_none() -> None:
     source = SIMPLE.replace('"""Which side of a line a point is on."""\n', "")
-    assert (
-        written(source.replace("(trial):\n", '(trial):\n    """\n    A line.\n    """\n')).description
-        == "A line."
-    )
+    assert written(source.replace("(trial):\n", '(trial):\n    """\n    A line.\n    """\n')).description == "A line."
     assert written(source).description == ""
 
 

@@ -135,9 +135,7 @@ def test_every_constraint_is_an_exact_pin_and_every_direct_dependency_has_one() 
 def test_no_file_names_a_package_index() -> None:
     # Written in pieces: this file is one of those that are searched.
     option = "|".join(("--(extra-)?index-" + "url", "--find-" + "links", "--trusted-" + "host"))
-    host = "|".join(
-        ("pyp" + r"i\.org", "python" + "hosted", "download" + r"\.pytorch", "conda" + r"\.anaconda")
-    )
+    host = "|".join(("pyp" + r"i\.org", "python" + "hosted", "download" + r"\.pytorch", "conda" + r"\.anaconda"))
     pattern = re.compile(f"{option}|{host}|/(simple|whl)/")
     named = [
         f"{path.relative_to(ROOT)}: {match.group()}"
@@ -155,9 +153,7 @@ def test_the_readme_opens_with_the_two_commands() -> None:
         "pip install -e . -c constraints.txt",
         "dialin run digits",
     ]
-    assert test.startswith(
-        ".venv/bin/pip install -e '.[test]' -c constraints.txt && .venv/bin/python -m pytest"
-    )
+    assert test.startswith(".venv/bin/pip install -e '.[test]' -c constraints.txt && .venv/bin/python -m pytest")
     above = (ROOT / "README.md").read_text().partition(test)[0]
     assert "\n## " not in above
 
@@ -169,9 +165,7 @@ def test_continuous_integration_takes_its_commands_from_the_readme() -> None:
     # The script's own way of finding them gives the same two.
     finder = re.search(r"mapfile -t commands < <\((.*)\)$", script, re.MULTILINE)
     assert finder is not None
-    shown = subprocess.run(
-        ["bash", "-c", finder.group(1)], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    shown = subprocess.run(["bash", "-c", finder.group(1)], cwd=ROOT, check=True, capture_output=True, text=True)
     assert shown.stdout.splitlines() == readme_commands()
 
 
@@ -193,8 +187,7 @@ def test_everything_in_the_packages_is_installed_with_them() -> None:
     missing = [
         path.relative_to(ROOT).as_posix()
         for path in tracked_files()
-        if path.relative_to(ROOT).parts[0] in PACKAGES
-        and not any(fnmatch(path.name, pattern) for pattern in installed)
+        if path.relative_to(ROOT).parts[0] in PACKAGES and not any(fnmatch(path.name, pattern) for pattern in installed)
     ]
     assert missing == []
 
@@ -254,9 +247,7 @@ def unpickles(call: ast.Call) -> bool:
     """Whether a call can run what it reads: pickle and its kin, torch.load without weights_only=True."""
     name = ast.unparse(call.func)
     if name == "torch.load":
-        return not any(
-            word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in call.keywords
-        )
+        return not any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in call.keywords)
     package, _, function = name.rpartition(".")
     return function in UNPICKLING and (package in PICKLES or function == "read_pickle")
 

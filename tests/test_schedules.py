@@ -54,9 +54,7 @@ BY_HAND: dict[str, list[tuple[dict[str, float], ByHand]]] = {
         ({}, lambda o, n: lr_scheduler.OneCycleLR(o, RATE, n, pct_start=0.3, cycle_momentum=False)),
         (
             {"onecycle_pct_start": 0.45, "onecycle_div": 8},
-            lambda o, n: lr_scheduler.OneCycleLR(
-                o, RATE, n, pct_start=0.45, div_factor=8, cycle_momentum=False
-            ),
+            lambda o, n: lr_scheduler.OneCycleLR(o, RATE, n, pct_start=0.45, div_factor=8, cycle_momentum=False),
         ),
     ],
     "cosine": [

@@ -61,9 +61,7 @@ def test_a_recipe_holds_real_values(study: optuna.Study) -> None:
         recipe, params = sample(trial, objective()), trial.params
         assert recipe.lr == params["lr_multiple"] * recipe.optimizer.base_lr
         assert recipe.weight_decay == params["l2"] * (100 if recipe.optimizer.name == "adamw" else 1)
-        assert recipe.momentum == (
-            1 - params["one_minus_momentum"] if "one_minus_momentum" in params else None
-        )
+        assert recipe.momentum == (1 - params["one_minus_momentum"] if "one_minus_momentum" in params else None)
         assert (recipe.betas is None) == ("one_minus_beta1" not in params)
         if recipe.betas:
             assert recipe.betas == (1 - params["one_minus_beta1"], 1 - params["one_minus_beta2"])
@@ -242,9 +240,7 @@ def test_a_model_that_takes_a_name_of_the_recipes_is_refused() -> None:
 
 def test_rows_of_ones_own_are_sampled_and_described(study: optuna.Study) -> None:
     alpha = floating("centered_alpha", 0.9, 0.999, 0.99, "decay of the mean square")
-    mine = Optimizer(
-        "centered", torch.optim.RMSprop, 0.003, "Mine.", fixed={"centered": True}, extra=(alpha,)
-    )
+    mine = Optimizer("centered", torch.optim.RMSprop, 0.003, "Mine.", fixed={"centered": True}, extra=(alpha,))
     late = replace(SCHEDULES["constant"], name="late", knobs=(integer("late_by", 1, 3, 2, "how late"),))
     own = objective(lambda trial: nn.Identity(), optimizers=("sgd", mine), schedules=("cosine", late))
     conditions = {knob.name: knob.condition for knob in describe(own)}
@@ -264,10 +260,7 @@ def recipe(optimizer: str, **values: Any) -> Recipe:
 
 def test_a_summary_reads_well() -> None:
     adamw = recipe("adamw", lr=0.002096, weight_decay=0.01, betas=(0.9, 0.999), warmup=0.03)
-    assert (
-        adamw.summary()
-        == "adamw lr 0.0021 beta1 0.9 beta2 0.999 weight decay 0.01 batch 32 cosine warm-up 3%"
-    )
+    assert adamw.summary() == "adamw lr 0.0021 beta1 0.9 beta2 0.999 weight decay 0.01 batch 32 cosine warm-up 3%"
     nesterov = recipe("nesterov", lr=0.000021, weight_decay=2.34e-5, momentum=0.93412)
     assert nesterov.summary() == "nesterov lr 2.1e-5 momentum 0.934 L2 2.3e-5 batch 32 cosine"
 

@@ -158,9 +158,7 @@ def test_evaluate_measures_any_split_with_fresh_metrics() -> None:
     task = objective.task(None)  # type: ignore[arg-type]
     metrics = (resolve("accuracy"), resolve("loss"))
     data = objective.data(Path())
-    found = [
-        evaluate(task, EvaluationBatches(data.valid, data, 10, device=CPU), metrics, CPU) for _ in range(2)
-    ]
+    found = [evaluate(task, EvaluationBatches(data.valid, data, 10, device=CPU), metrics, CPU) for _ in range(2)]
     assert found[0] == found[1]
     assert set(found[0]) == {"accuracy", "loss"}
 
@@ -243,9 +241,7 @@ def test_a_verdict_hands_the_trial_back() -> None:
 
 
 @pytest.mark.parametrize(("stop_after", "reported"), [(0, 0), (15, 1), (23, 1)])
-def test_an_interruption_is_heeded_between_batches_and_records_nothing(
-    stop_after: int, reported: int
-) -> None:
+def test_an_interruption_is_heeded_between_batches_and_records_nothing(stop_after: int, reported: int) -> None:
     recorder = Recorder(stop_after=stop_after)  # an epoch is 11 batches to train and 1 to evaluate
     with pytest.raises(Interrupted):
         fit(simple(), recorder)
@@ -371,9 +367,7 @@ def test_a_trial_goes_on_bit_for_bit_in_another_process(tmp_path: Path, optimize
         resumable.trained(optimizer, begun)
     checksum = checkpoints.save(tmp_path / "3.pt", begun.states[3])
     arguments = [str(tmp_path / "3.pt"), checksum, optimizer, str(torch.get_num_threads())]
-    rest = subprocess.run(
-        [sys.executable, resumable.__file__, *arguments], capture_output=True, text=True, check=True
-    )
+    rest = subprocess.run([sys.executable, resumable.__file__, *arguments], capture_output=True, text=True, check=True)
     expected = [whole.curve[3:], result.best_epoch, resumable.checksum(result.weights)]
     assert json.loads(rest.stdout) == json.loads(json.dumps(expected))
 
