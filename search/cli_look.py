@@ -177,9 +177,8 @@ def objectives(
     objective = loaded.objective
     head = f"{loaded.reference}: {objective.description}" if objective.description else loaded.reference
     typer.echo(head)
-    typer.echo(
-        f"{objective.searched.direction} {objective.searched.name}, {objective.epochs} epochs, {objective.trials} trials"
-    )
+    searched = objective.searched
+    typer.echo(f"{searched.direction} {searched.name}, {objective.epochs} epochs, {objective.trials} trials")
     _print_table(rows)
 
 
