@@ -135,6 +135,7 @@ def worker(
     from search import solo  # imports torch
 
     quiet_optuna()
+    shared = open_storage(storage)
     orders = solo.Orders(
         storage=storage,
         objective=objective,
@@ -145,10 +146,10 @@ def worker(
     if wait:
         if study is not None:
             raise UsageError("--wait takes whatever study is open: name no study with it")
-        solo.serve(orders, typer.echo)
+        solo.serve(orders, shared, typer.echo)
         return
-    record = studies.find(open_storage(storage), study)
-    solo.work(orders, record, _reference(record, objective, "worker"), typer.echo)
+    record = studies.find(shared, study)
+    solo.work(orders, shared, record, _reference(record, objective, "worker"), typer.echo)
 
 
 def _preflight(console: Console, reference: str, data: Path, placement: Placement) -> Preflight:
@@ -188,12 +189,15 @@ def _conclude(console: Console, storage: SharedStorage, ending: Ending) -> int:
         say(f"trial {failure.number} {failure.outcome.replace('_', ' ')}: {failure.reason}")
     if best:
         say(f"best: {printing.best_line(best[0], study)} ({printing.unconfirmed(status.settled)})")
-    say("go on with:" if best or not status.finished else "look at it with:")
+    say("go on with:")
     if status.finished:
-        say(f"  dialin best {study.name} --top 5          dialin resume {study.name} --trials +20")
-        say(f"  dialin best {study.name} --weights best.pt   dialin dashboard")
+        say(f"  dialin best {study.name} --top 5")
+        say(f"  dialin best {study.name} --weights best.pt")
+        say(f"  dialin resume {study.name} --trials +20")
+        say("  dialin dashboard")
         return 0
-    say(f"  dialin resume {study.name}          dialin status {study.name}")
+    say(f"  dialin resume {study.name}")
+    say(f"  dialin status {study.name}")
     return 130 if ending.interrupted else 1
 
 

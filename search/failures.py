@@ -57,8 +57,10 @@ def _place(error: BaseException, path: Path) -> str:
     """Return "file:line" of the innermost frame that is a person's own, or "" where there is none."""
     if isinstance(error, SyntaxError) and error.filename and _is_theirs(error.filename, path):
         return f"{short(Path(error.filename).resolve())}:{error.lineno or 1}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename, path)]
-    return f"{short(Path(frames[-1].filename).resolve())}:{frames[-1].lineno}" if frames else ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _is_theirs(frame.filename, path):
+            return f"{short(Path(frame.filename).resolve())}:{frame.lineno}"
+    return ""
 
 
 def first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,8 +29,14 @@ from storage.shared import SharedStorage
 def warm_up() -> None:
     """Start the process that workers are forked from; it imports torch while this one goes on."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["search.preload"])
-    with _ignoring_interrupts():
-        forkserver.ensure_running()
+    # Python puts the current folder first on that process's import path, unless told not to: a person's
+    # random.py must not stand in for Python's. `search.preload` takes the word back.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        with _ignoring_interrupts():
+            forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
 
 
 def preflight(reference: str, data: Path, placement: Placement) -> Preflight:
@@ -44,6 +51,9 @@ def preflight(reference: str, data: Path, placement: Placement) -> Preflight:
     theirs.close()
     try:
         answer = ours.recv()
+    except KeyboardInterrupt:
+        child.kill()
+        raise
     except EOFError:
         child.join()
         raise DialinError(

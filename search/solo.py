@@ -15,10 +15,10 @@ from search.interrupt import Interrupt
 from search.loading import builtin_objectives
 from search.preflight import Placement
 from search.worker import Worker
-from storage import studies
+from storage import studies, workers
 from storage.errors import UsageError
 from storage.queries import SettledTrial
-from storage.shared import open_storage
+from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 
 # How often a worker that waits looks for a study.
@@ -36,18 +36,19 @@ class Orders:
     data: Path
 
 
-def work(orders: Orders, record: StudyRecord, reference: str, say: Callable[[str], None]) -> None:
+def work(
+    orders: Orders, storage: SharedStorage, record: StudyRecord, reference: str, say: Callable[[str], None]
+) -> None:
     """Work on one study to its end; SIGINT and SIGTERM hand the trial back."""
     interrupt = Interrupt()
     interrupt.on_signals(signal.SIGINT, signal.SIGTERM)
-    _work(orders, record, reference, say, interrupt)
+    _work(orders, storage, record, reference, say, interrupt)
 
 
-def serve(orders: Orders, say: Callable[[str], None]) -> None:
+def serve(orders: Orders, storage: SharedStorage, say: Callable[[str], None]) -> None:
     """Work on the newest open study whose objective is allowed here, then on the next, until interrupted."""
     interrupt = Interrupt()
     interrupt.on_signals(signal.SIGINT, signal.SIGTERM)
-    storage = open_storage(orders.storage)
     refused: set[int] = set()
     say("waiting for a study")
     while not interrupt.requested:
@@ -56,7 +57,7 @@ def serve(orders: Orders, say: Callable[[str], None]) -> None:
             time.sleep(LOOK_SECONDS)
             continue
         try:
-            _work(orders, record, _allowed(orders, record), say, interrupt)
+            _work(orders, storage, record, _allowed(orders, record), say, interrupt)
         except UsageError as error:
             say(f"leaving {record.name} alone: {error}")
             refused.add(record.study_id)
@@ -71,10 +72,17 @@ def _allowed(orders: Orders, record: StudyRecord) -> str:
 
 
 def _work(
-    orders: Orders, record: StudyRecord, reference: str, say: Callable[[str], None], interrupt: Interrupt
+    orders: Orders,
+    storage: SharedStorage,
+    record: StudyRecord,
+    reference: str,
+    say: Callable[[str], None],
+    interrupt: Interrupt,
 ) -> None:
     plan = _plan(orders.placement)
-    assignment = Assignment(orders.storage, record.name, reference, plan.slots, plan.threads, orders.files, orders.data)
+    # Workers started by hand know nothing of each other's threads; the database knows how many there are.
+    threads = max(1, plan.threads // (1 + workers.living_here(storage)))
+    assignment = Assignment(orders.storage, record.name, reference, plan.slots, threads, orders.files, orders.data)
 
     def tell(trial: SettledTrial) -> None:
         say(printing.settled_line(trial, record.metric))

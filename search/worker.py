@@ -31,6 +31,7 @@ from search.failures import failure
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
 from search.loading import resolve
+from search.preview import load_data
 from search.randomness import seed_everything
 from search.reporter import TrialReporter
 from search.training import Interrupted, Result, train
@@ -63,7 +64,6 @@ class Worker:
         torch.set_num_threads(assignment.threads)
         self.interrupt = interrupt
         self._tell = tell
-        self._data_root = assignment.data
         loaded = resolve(assignment.objective)
         self._claimant = Claimant(assignment.worker_id)
         self._storage: SharedStorage = open_storage(assignment.storage, self._claimant)
@@ -73,6 +73,8 @@ class Worker:
         self._path = loaded.path
         # The study's length, which `--epochs` may have set, is the horizon of every schedule.
         self._objective = replace(loaded.objective, epochs=self._record.epochs)
+        # Before the first claim: a machine without the data must not spend trials to find out.
+        self._data: Data = load_data(loaded, assignment.data)
         self._slot = self._register(assignment)
         self._device = torch.device(self._slot.devices[0])
         self._folder = assignment.files / self._record.folder
@@ -82,7 +84,6 @@ class Worker:
             sampler=strategy.make_sampler(self._record.sampler, self._record.seed, int(assignment.worker_id[:8], 16)),
             pruner=strategy.make_pruner(self._record.pruner, self._record.epochs),
         )
-        self._data: Data | None = None
 
     @property
     def slot(self) -> Slot:
@@ -113,7 +114,7 @@ class Worker:
                 return Trial(self._study, lease.trial_id)
             try:
                 return self._study.ask()
-            except StudyStopped:
+            except (StudyStopped, KeyError):  # Optuna's KeyError: the study was deleted
                 return None
             except BudgetSpent:
                 if not self._storage.anything_leased(self._record.study_id):
@@ -152,7 +153,7 @@ class Worker:
             result = self._train(trial, reporter)
         except (Interrupted, LeaseLost, SQLAlchemyError, optuna.exceptions.StorageInternalError):
             raise
-        except Exception as error:  # whatever a person's module raises is theirs, and one trial's
+        except (Exception, SystemExit) as error:  # whatever a person's module raises is theirs, and one trial's
             raised = failure(error, self._path)
             print(raised.frames, file=sys.stderr)
             self._settle(trial, keeper, reporter, Result(Outcome.ERROR, reason=str(raised)), raised.frames)
@@ -160,18 +161,22 @@ class Worker:
             self._settle(trial, keeper, reporter, result)
 
     def _train(self, trial: Trial, reporter: TrialReporter) -> Result:
-        if self._data is None:
-            self._data = self._objective.data(self._data_root)
         seed = trial_seed(self._record.seed, trial.number)
         with self._storage.sampling(trial):
             recipe = space.sample(trial, self._objective)
             common = set(trial.params)
             seed_everything(seed)
-            task = self._objective.task(trial)
+            refused = ""
+            try:
+                task = self._objective.task(trial)
+            except optuna.TrialPruned as pruned:
+                refused = f"refused by the model: {pruned}"
             own = {name: value for name, value in trial.params.items() if name not in common}
             attrs = {"recipe": recipe.summary(), "settings": recipe.as_dict(), "model": own, "lr": recipe.lr}
             for key, value in (attrs | {"device": str(self._device)}).items():
                 trial.set_user_attr(key, value)
+        if refused:
+            return Result(Outcome.PRUNED, reason=refused)
         return train(task, self._data, recipe, self._objective, device=self._device, seed=seed, reporter=reporter)
 
     def _settle(
@@ -218,13 +223,14 @@ def run_in_fleet(assignment: Assignment, connection: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent, which decides
     interrupt = Interrupt()
     interrupt.on_signals(signal.SIGTERM)
-    try:
-        Worker(assignment, interrupt).work()
-    except DialinError as error:
-        _last_words(connection, str(error))
-    except Exception as error:  # a bug of ours or a database that went away: the parent must hear of it
-        _log.exception("the worker failed")
-        _last_words(connection, f"{type(error).__name__}: {error}".splitlines()[0])
+    with printing_to(assignment.files / "workers.log"):
+        try:
+            Worker(assignment, interrupt).work()
+        except DialinError as error:
+            _last_words(connection, str(error))
+        except Exception as error:  # a bug of ours or a database that went away: the parent must hear of it
+            _log.exception("the worker failed")
+            _last_words(connection, f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def _last_words(connection: Any, text: str) -> None:

@@ -88,8 +88,12 @@ def owned_by(lease: Lease) -> ColumnElement[bool]:
 
 
 def renew(session: Session, lease: Lease, seconds: float) -> None:
-    """Push the lease's end away by `seconds` from now. Raises LeaseLost."""
-    renewed = _count(session, update(LeaseRow).where(owned_by(lease)).values(expires_at=database_now() + seconds))
+    """Push the lease's end away by `seconds` from now. Raises LeaseLost.
+
+    An expired lease that nobody has adopted is still its owner's; one that was handed back is nobody's.
+    """
+    held = and_(owned_by(lease), LeaseRow.expires_at > HANDED_BACK)
+    renewed = _count(session, update(LeaseRow).where(held).values(expires_at=database_now() + seconds))
     if not renewed:
         raise LeaseLost(f"trial {lease.trial_id} is no longer this worker's")
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage import leases
@@ -75,3 +75,14 @@ def end(storage: SharedStorage, worker_id: str) -> int:
             update(WorkerRow).where(WorkerRow.worker_id == worker_id).values(ended_at=database_now(), slot_key=None)
         )
         return leases.hand_back_all(session, worker_id)
+
+
+def living_here(storage: SharedStorage) -> int:
+    """How many workers on this host have given a sign of life within a lease's length."""
+    with storage.backend.read() as session:
+        alive = select(func.count()).where(
+            WorkerRow.host == socket.gethostname(),
+            WorkerRow.ended_at.is_(None),
+            WorkerRow.last_seen > database_now() - LEASE_SECONDS,
+        )
+        return session.scalar(alive) or 0
