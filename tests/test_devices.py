@@ -45,7 +45,7 @@ class TestUsableCpus:
     @pytest.mark.parametrize(
         ("quota", "cpus"),
         [
-            ("250000 100000", 2),
+            ("270000 100000", 2),
             ("50000 100000", 1),
             ("max 100000", 8),
             ("9900000 100000", 8),

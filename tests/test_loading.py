@@ -110,6 +110,11 @@ class TestWhatIsFound:
         assert (before, resolve(str(path)).objective.epochs) == (2, 3)
         assert not (path.parent / "__pycache__").exists()
 
+    def test_a_file_is_compiled_as_if_python_ran_it(self, write: Write) -> None:
+        # Annotations are values there unless the file itself says otherwise, as a dataclass or pydantic needs.
+        path = write("my_model.py", GOOD + "def f(x: int): pass\nassert f.__annotations__ == {'x': int}\n")
+        assert resolve(str(path)).name == "my_model"
+
     @pytest.mark.parametrize("name", [*builtin_objectives()])
     def test_every_builtin_by_its_name(self, name: str) -> None:
         found = resolve(name)
