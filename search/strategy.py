@@ -94,7 +94,7 @@ PRUNERS = {
 
 
 def make_sampler(name: str, seed: int, worker: int) -> BaseSampler:
-    """The sampler of one worker: `worker` (any number that differs between them) keeps two from drawing alike.
+    """The sampler of one worker: `worker`, its ordinal in the study, keeps two from drawing alike.
 
     Raises:
         UsageError: no sampler of that name.

@@ -81,7 +81,9 @@ class Worker:
         self._study = optuna.load_study(
             study_name=self._record.name,
             storage=self._storage,
-            sampler=strategy.make_sampler(self._record.sampler, self._record.seed, int(assignment.worker_id[:8], 16)),
+            sampler=strategy.make_sampler(
+                self._record.sampler, self._record.seed, workers.ordinal(self._storage, assignment.worker_id)
+            ),
             pruner=strategy.make_pruner(self._record.pruner, self._record.epochs),
         )
 

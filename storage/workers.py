@@ -7,15 +7,16 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import aliased
 
 from storage import leases
 from storage.claims import LEASE_SECONDS
 from storage.engine import database_now
 from storage.errors import DialinError
 from storage.shared import SharedStorage
-from storage.tables import WorkerRow
+from storage.tables import StudyRow, WorkerRow
 
 
 class NoFreeSlot(DialinError):
@@ -41,6 +42,8 @@ def register(storage: SharedStorage, worker_id: str, study_id: int, places: Sequ
     for place in places:
         try:
             with storage.backend.write() as session:
+                # One after another, so that `ordinal` never gives two workers one number.
+                session.execute(select(StudyRow.study_id).where(StudyRow.study_id == study_id).with_for_update())
                 dead = or_(WorkerRow.ended_at.is_not(None), WorkerRow.last_seen < database_now() - LEASE_SECONDS)
                 session.execute(update(WorkerRow).where(WorkerRow.slot_key == place.key, dead).values(slot_key=None))
                 session.execute(
@@ -61,6 +64,18 @@ def register(storage: SharedStorage, worker_id: str, study_id: int, places: Sequ
             continue
         return place
     raise NoFreeSlot(f"every place is taken by another worker: {', '.join(p.name for p in places)}")
+
+
+def ordinal(storage: SharedStorage, worker_id: str) -> int:
+    """How many workers the study had before this one, ever: what tells their samplers apart, also after a resume."""
+    me = aliased(WorkerRow)
+    earlier = or_(
+        WorkerRow.started_at < me.started_at,
+        and_(WorkerRow.started_at == me.started_at, WorkerRow.worker_id < me.worker_id),
+    )
+    query = select(func.count()).select_from(WorkerRow).join(me, me.study_id == WorkerRow.study_id)
+    with storage.backend.read() as session:
+        return session.scalar(query.where(me.worker_id == worker_id, earlier)) or 0
 
 
 def _taken(storage: SharedStorage, place: Place) -> bool:
