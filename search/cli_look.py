@@ -10,7 +10,7 @@ import shutil
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -162,24 +162,14 @@ def objectives(
         for builtin, text in known.items():
             typer.echo(f"{builtin:<16}{text}")
         return
+    from search.knob_table import print_space, space_as_records
     from search.loading import resolve
-    from search.space import describe
 
     loaded = resolve(name)
-    knobs = describe(loaded.objective)
-    rows = [
-        {"knob": k.name, "range": k.range, "condition": k.condition, "default": k.default, "text": k.text}
-        for k in knobs
-    ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    objective = loaded.objective
-    head = f"{loaded.reference}: {objective.description}" if objective.description else loaded.reference
-    typer.echo(head)
-    searched = objective.searched
-    typer.echo(f"{searched.direction} {searched.name}, {objective.epochs} epochs, {objective.trials} trials")
-    _print_table(rows)
+        typer.echo(json.dumps(space_as_records(loaded.objective), indent=2))
+    else:
+        print_space(Console(), loaded)
 
 
 def check(
@@ -228,12 +218,3 @@ def init(
 
     write_template(path, force)
     typer.echo(f"wrote {path}: try it with dialin check {path}, search with dialin run {path}")
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in rows[0]:
-        table.add_column(heading if heading != "text" else "", header_style="bold", overflow="fold")
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console().print(table)

@@ -1,0 +1,53 @@
+"""The space that a search of an objective explores, as a table or as records; `dialin objectives NAME` prints it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from search import optimizers
+from search.knobs import Knob
+from search.loading import LoadedObjective
+from search.objective import Objective
+from search.space import describe
+
+# From this many columns on there is room to say what each knob is.
+WIDE = 110
+
+
+def space_as_records(objective: Objective) -> list[dict[str, Any]]:
+    """One record a knob: its name, range, condition, default and text."""
+    return [
+        {"knob": k.name, "range": k.range, "condition": k.condition, "default": k.default, "text": k.text}
+        for k in describe(objective)
+    ]
+
+
+def print_space(console: Console, loaded: LoadedObjective) -> None:
+    """What is searched, how far, and the table of knobs."""
+    objective = loaded.objective
+    searched = objective.searched
+    wide = console.width >= WIDE
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("knob", "range", "default", "only for"):
+        table.add_column(heading, no_wrap=heading == "knob")
+    if wide:
+        table.add_column("")
+    for knob in describe(objective):
+        cells = [knob.name, knob.range, _default(knob), knob.condition]
+        table.add_row(*cells, *([knob.text] if wide else []))
+    rows = optimizers.resolve_all(objective.optimizers).values()
+    bases = ", ".join(f"{row.name} {row.base_lr:g}" for row in rows)
+    said = f"{loaded.reference}: {objective.description}" if objective.description else loaded.reference
+    for line in (said, f"{searched.direction} {searched.name}, {objective.epochs} epochs, {objective.trials} trials"):
+        console.print(line, markup=False, highlight=False)
+    console.print(table)
+    console.print(f"lr = lr_multiple x the optimizer's base rate: {bases}", markup=False, highlight=False)
+
+
+def _default(knob: Knob) -> str:
+    if knob.default is None:
+        return ""
+    return f"{knob.default:.3g}" if isinstance(knob.default, float) else str(knob.default)
