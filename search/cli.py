@@ -21,7 +21,8 @@ app = typer.Typer(
     epilog="Example: dialin run digits",
 )
 
-_EXAMPLES: dict[Callable[..., None], str] = {
+# Every command, with the example that its help ends in.
+EXAMPLES: dict[Callable[..., None], str] = {
     cli_train.run: "dialin run my_model.py --trials 200 --storage postgresql://...",
     cli_train.worker: "dialin worker digits-1 --storage postgresql://...",
     cli_train.resume: "dialin resume digits-1 --trials +50",
@@ -33,7 +34,7 @@ _EXAMPLES: dict[Callable[..., None], str] = {
     cli_look.check: "dialin check my_model.py --trials 200",
     cli_look.init: "dialin init my_model.py",
 }
-for _command, _example in _EXAMPLES.items():
+for _command, _example in EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
 
 
