@@ -1,9 +1,13 @@
 """The command `dialin`: its commands by name, and how errors end. Nothing heavy is imported here."""
 
+# ruff: noqa: E402 - Ctrl-C during the first second, which goes into imports, ends the command without a traceback.
 from __future__ import annotations
 
-import os
 import signal
+
+_SIGINT = signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import os
 import sys
 from collections.abc import Callable
 
@@ -11,6 +15,8 @@ import typer
 
 from search import cli_look, cli_train
 from storage.errors import DialinError
+
+signal.signal(signal.SIGINT, _SIGINT)
 
 app = typer.Typer(
     name="dialin",

@@ -94,7 +94,7 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
 
 def best(
     study: options.Study = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many trials.")] = 1,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many trials.")] = 1,
     form: Annotated[Format, typer.Option("--format", help="How to print them.")] = Format.TABLE,
     weights: Annotated[
         Path | None,
@@ -138,7 +138,7 @@ def dashboard(
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on. It has no login: keep it to yourself.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8080,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one.")] = 8080,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
     """Browse all studies with optuna-dashboard, on this machine only unless --host says otherwise."""
@@ -149,7 +149,7 @@ def dashboard(
 
 def objectives(
     name: Annotated[
-        str | None, typer.Argument(metavar="[OBJECTIVE]", help="Print the space that a search of it explores.")
+        str | None, typer.Argument(metavar="OBJECTIVE", help="Print the space that a search of it explores.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -174,7 +174,12 @@ def objectives(
 
 def check(
     objective: options.ObjectiveName,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Estimate a study of so many.")] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials", min=1, metavar="N", help="Estimate a study of so many.", show_default="the objective's"
+        ),
+    ] = None,
     devices: options.Devices = None,
     data: options.DataFolder = None,
     as_json: options.Json = False,

@@ -21,17 +21,29 @@ from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
 from storage.urls import DEFAULT_URL
 
-Trials = Annotated[int | None, typer.Option("--trials", min=1, help="Budget of trials. [default: the objective's]")]
+Trials = Annotated[
+    int | None,
+    typer.Option("--trials", min=1, metavar="N", help="Budget of trials.", show_default="the objective's"),
+]
 Epochs = Annotated[
-    int | None, typer.Option("--epochs", min=1, help="Length of a full trial. [default: the objective's]")
+    int | None,
+    typer.Option("--epochs", min=1, metavar="N", help="Length of a full trial.", show_default="the objective's"),
 ]
 StudyName = Annotated[
-    str | None, typer.Option("--study", metavar="NAME", help="Name of the new study. [default: OBJECTIVE-1, -2, ...]")
+    str | None,
+    typer.Option("--study", metavar="NAME", help="Name of the new study.", show_default="OBJECTIVE-1, then -2, ..."),
 ]
-Sampler = Annotated[str, typer.Option("--sampler", help="What proposes recipes: tpe, gp, cmaes, qmc, random.")]
-Pruner = Annotated[str, typer.Option("--pruner", help="What stops losing trials: hyperband, asha, median, none.")]
+Sampler = Annotated[
+    str, typer.Option("--sampler", metavar="NAME", help="What proposes recipes: tpe, gp, cmaes, qmc, random.")
+]
+Pruner = Annotated[
+    str, typer.Option("--pruner", metavar="NAME", help="What stops losing trials: hyperband, asha, median, none.")
+]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seed of sampling and training. [default: a random one, stored]")
+    int | None,
+    typer.Option(
+        "--seed", min=0, metavar="N", help="Seed of sampling and training.", show_default="a random one, stored"
+    ),
 ]
 
 

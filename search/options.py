@@ -31,15 +31,15 @@ Files = Annotated[
         "--files",
         envvar="DIALIN_FILES",
         metavar="DIR",
-        help="Checkpoints and logs; a folder that all machines share, so that any worker can go on with a trial. "
-        "[default: dialin-files beside a SQLite file, else ~/.cache/dialin/files]",
+        help="Checkpoints and logs; a folder that all machines share, so that any worker can go on with a trial.",
+        show_default="dialin-files beside a SQLite file, else ~/.cache/dialin/files",
     ),
 ]
 DataFolder = Annotated[
     Path | None,
-    typer.Option("--data", metavar="DIR", help="Data sets. [default: $DIALIN_DATA, else ~/.cache/dialin]"),
+    typer.Option("--data", metavar="DIR", help="Data sets.", show_default="$DIALIN_DATA, else ~/.cache/dialin"),
 ]
-Study = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="Name of the study. [default: the newest]")]
+Study = Annotated[str | None, typer.Argument(metavar="STUDY", help="Name of the study.", show_default="the newest")]
 ObjectiveName = Annotated[
     str,
     typer.Argument(
@@ -59,13 +59,19 @@ OwnObjective = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="How many workers. [default: one a GPU; without GPUs one a CPU core]"),
+    typer.Option(
+        "--workers", min=1, metavar="N", help="How many workers.", show_default="one a GPU; without GPUs one a CPU core"
+    ),
 ]
 Devices = Annotated[
     str | None,
-    typer.Option("--devices", metavar="0,2|cpu", help="GPUs by number, or cpu. [default: all GPUs that are not busy]"),
+    typer.Option(
+        "--devices", metavar="0,2|cpu", help="GPUs by number, or cpu.", show_default="all GPUs that are not busy"
+    ),
 ]
-PerDevice = Annotated[int | None, typer.Option("--per-device", min=1, help="Workers on each GPU. [default: 1]")]
+PerDevice = Annotated[
+    int | None, typer.Option("--per-device", min=1, metavar="N", help="Workers on each GPU.", show_default="1")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
