@@ -5,6 +5,7 @@ The parent stays free of torch and of a person's code: whatever that code does, 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -82,6 +83,8 @@ def look(reference: str, data: Path, placement: Placement) -> Preflight:
 def look_in_child(connection: Connection, reference: str, data: Path, placement: Placement) -> None:
     """The body of the child process: sends a Preflight, or (message, frames, exit status)."""
     try:
-        connection.send(look(reference, data, placement))
+        answer: Any = look(reference, data, placement)
     except DialinError as error:
-        connection.send((str(error), getattr(error, "frames", ""), error.exit_status))
+        answer = (str(error), getattr(error, "frames", ""), error.exit_status)
+    with contextlib.suppress(BrokenPipeError):  # Ctrl-C before this process was up: nobody listens
+        connection.send(answer)
