@@ -21,7 +21,7 @@ from search.loading import builtin_objectives
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
 from storage.queries import StudyStatus
-from storage.shared import SharedStorage, open_storage
+from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.urls import DEFAULT_URL, shown
 
@@ -38,7 +38,7 @@ class Format(StrEnum):
 
 def status(study: options.Study = None, as_json: options.Json = False, storage: options.Storage = DEFAULT_URL) -> None:
     """Where a study stands: trials by outcome, what every worker trains now, failures, the best so far."""
-    shared = open_storage(storage)
+    shared = options.open_existing(storage)
     record = studies.find(shared, study)
     found = queries.status(shared, record)
     best = queries.best(shared, record)
@@ -106,7 +106,7 @@ def best(
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
     """The best parameters found. Only trials that trained to their end are ranked."""
-    shared = open_storage(storage)
+    shared = options.open_existing(storage)
     record = studies.find(shared, study)
     trials = queries.best(shared, record, top)
     if not trials:
@@ -144,7 +144,7 @@ def dashboard(
     """Browse all studies with optuna-dashboard, on this machine only unless --host says otherwise."""
     from search.dashboard import serve
 
-    serve(open_storage(storage), host, port, typer.echo)
+    serve(options.open_existing(storage), host, port, typer.echo)
 
 
 def objectives(

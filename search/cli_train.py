@@ -108,7 +108,7 @@ def resume(
     """
     quiet_optuna()
     total, more = _budget(trials)
-    shared = open_storage(storage)
+    shared = options.open_existing(storage)
     files_root, data_root = options.files_root(files, storage), options.data_root(data)
     record = studies.find(shared, study)
     reference = _reference(record, objective, "resume")
@@ -122,7 +122,7 @@ def resume(
 
 def stop(study: options.Study = None, storage: options.Storage = DEFAULT_URL) -> None:
     """Stop a study on all machines: its workers hand back what they train and end. `dialin resume` goes on."""
-    shared = open_storage(storage)
+    shared = options.open_existing(storage)
     record = studies.find(shared, study)
     studies.stop(shared, record.study_id, "by `dialin stop`")
     typer.echo(f"{record.name} is stopped: its workers hand back their trials; go on with dialin resume {record.name}")
@@ -147,7 +147,7 @@ def worker(
     from search import solo  # imports torch
 
     quiet_optuna()
-    shared = open_storage(storage)
+    shared = open_storage(storage) if wait else options.open_existing(storage)
     orders = solo.Orders(
         storage=storage,
         objective=objective,

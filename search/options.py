@@ -13,6 +13,7 @@ import typer
 
 from storage import urls
 from storage.errors import UsageError
+from storage.shared import SharedStorage, open_storage
 
 Storage = Annotated[
     str,
@@ -73,6 +74,18 @@ PerDevice = Annotated[
     int | None, typer.Option("--per-device", min=1, metavar="N", help="Workers on each GPU.", show_default="1")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def open_existing(url: str) -> SharedStorage:
+    """Open a database that somebody has searched with; looking must not leave an empty one behind.
+
+    Raises:
+        DialinError: it cannot be opened, or there is no such SQLite file.
+    """
+    file = urls.sqlite_file(urls.parse(url))
+    if file is not None and file.parent.is_dir() and not file.exists():
+        raise UsageError(f"there is no database {file}: `dialin run digits` makes one, --storage names another")
+    return open_storage(url)
 
 
 def files_root(given: Path | None, storage: str) -> Path:

@@ -73,7 +73,7 @@ def explain(url: URL, error: BaseException) -> str:
             hint = f" (is {file.parent} writable for you?)"
         elif "not a database" in said:
             hint = f" ({file} is some other file)"
-    elif "refused" in said or "translate" in said or "timeout" in said:
+    elif "Is the server running" not in said and ("refused" in said or "translate" in said or "timeout" in said):
         hint = " (is the server running, and is the address right?)"
     return f"cannot use storage {urls.shown(url)}: {said}{hint}"
 
