@@ -1,15 +1,16 @@
 """Dialin's own tables: what Optuna does not keep. They live beside Optuna's in the same database, under one prefix.
 
-Every row hangs on Optuna's study or trial with ON DELETE CASCADE, so that a study deleted from any client goes
-whole. Times are seconds since 1970 by the database's clock. Identifiers that a client makes (`ticket`, `claim`,
-`settlement`) are UUIDs, unique in their table: a client that lost the answer to a COMMIT looks its own up.
+Every row hangs on Optuna's study or trial with ON DELETE CASCADE (on SQLite by triggers too), so that a study
+deleted from any client goes whole. Times are seconds since 1970 by the database's clock. Identifiers that a client
+makes (`ticket`, `claim`, `settlement`) are UUIDs, unique in their table: a client that lost the answer to a COMMIT
+looks its own up.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlalchemy import Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import DDL, Float, ForeignKey, Index, Integer, String, Text, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from storage.optuna_internals import models
@@ -150,3 +151,18 @@ class CheckpointRow(Base):
     sha256: Mapped[str] = mapped_column(String(64))
 
     __table_args__ = (Index("ix_dialin_checkpoints_trial_kind", "trial_id", "kind"),)
+
+
+def _cascade_for_everyone() -> None:
+    """SQLite heeds ON DELETE CASCADE only for connections that ask, and Optuna's own do not; triggers run for all."""
+    for table in Base.metadata.tables.values():
+        for key in table.foreign_keys:
+            trigger = DDL(  # type: ignore[no-untyped-call]
+                "CREATE TRIGGER IF NOT EXISTS %(table)s_cascade AFTER DELETE ON %(parent)s BEGIN "
+                "DELETE FROM %(table)s WHERE %(column)s = OLD.%(column)s; END",
+                context={"parent": key.column.table.name, "column": key.column.name},
+            )
+            event.listen(table, "after_create", trigger.execute_if(dialect="sqlite"))
+
+
+_cascade_for_everyone()
