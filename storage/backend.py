@@ -100,6 +100,7 @@ class Backend(RDBStorage):
     def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> Any:
         """Called by Optuna inside the transaction that creates a trial: the claim joins in."""
         trial: Any = super()._get_prepared_new_trial(study_id, template_trial, session)
+        self.leases.pop(trial.trial_id, None)  # SQLite gives the ids of deleted trials again
         if template_trial is None and self.claimant is not None:
             session.flush()
             self.leases[trial.trial_id] = leases.take(session, self.claimant, study_id, trial.trial_id)
@@ -146,7 +147,9 @@ class Backend(RDBStorage):
         self.set_attrs(session, trial.trial_id, settlement.attrs)
         leases.settle(session, lease, settlement)
 
-    def set_attrs(self, session: Session, trial_id: int, attrs: Mapping[str, Any]) -> None:
-        """User attributes of a trial, inside the caller's transaction."""
+    def set_attrs(
+        self, session: Session, trial_id: int, attrs: Mapping[str, Any], table: Any = models.TrialUserAttributeModel
+    ) -> None:
+        """Attributes of a trial, a user's or Optuna's own, inside the caller's transaction."""
         for key, value in attrs.items():
-            self._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)
+            self._set_trial_attr_without_commit(session, table, trial_id, key, value)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from optuna import distributions
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 from sqlalchemy import func, insert, select
@@ -49,7 +50,7 @@ class SharedStorage(CachedStorage):
 
     @contextmanager
     def sampling(self, trial: BaseTrial) -> Iterator[None]:
-        """Parameters and user attributes set on a claimed trial in this block are written together at its end.
+        """Parameters and attributes set on a claimed trial in this block are written together at its end.
 
         Reads by this process see them at once. Nothing is written when the block raises.
         """
@@ -73,12 +74,14 @@ class SharedStorage(CachedStorage):
             }
             for name in names
         ]
-        attrs = {k: v for k, v in sampled.user_attrs.items() if before.user_attrs.get(k) != v}
+        user_attrs = {k: v for k, v in sampled.user_attrs.items() if before.user_attrs.get(k) != v}
+        system_attrs = {k: v for k, v in sampled.system_attrs.items() if before.system_attrs.get(k) != v}
         with self._backend.write() as session:
             leases.renew(session, lease, self._lease_seconds)
             if rows:
                 session.execute(insert(models.TrialParamModel), rows)
-            self._backend.set_attrs(session, lease.trial_id, attrs)
+            self._backend.set_attrs(session, lease.trial_id, user_attrs)
+            self._backend.set_attrs(session, lease.trial_id, system_attrs, models.TrialSystemAttributeModel)
 
     def set_trial_param(
         self,
@@ -100,6 +103,14 @@ class SharedStorage(CachedStorage):
             super().set_trial_user_attr(trial_id, key, value)
         else:
             trial.user_attrs[key] = value
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Samplers note here what they did (TPE: the parameters it drew together)."""
+        trial = self._sampled(trial_id)
+        if trial is None:
+            super().set_trial_system_attr(trial_id, key, value)
+        else:
+            trial.system_attrs[key] = value
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         trial = self._sampled(trial_id)
@@ -197,11 +208,13 @@ class SharedStorage(CachedStorage):
             LeaseLost: another worker owns the trial, or it was settled or deleted elsewhere.
         """
         trial_id = trial_id_of(trial)
+        if trial_id not in self._backend.leases:
+            raise LeaseLost(f"trial {trial.number} is no longer this worker's")
         self._backend.settlements[trial_id] = settlement
         values = value if settlement.outcome is Outcome.COMPLETE else None
         try:
             study.tell(trial.number, values=values, state=settlement.outcome.state)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, UpdateFinishedTrialError) as error:
             if self._is_mine(trial_id):
                 raise
             raise LeaseLost(f"trial {trial.number} was settled or deleted elsewhere") from error
