@@ -1,0 +1,123 @@
+"""Real processes for the storage tests, and what they do in them. Imports no torch: they start in a second.
+
+`Crew` starts them once. Each function below runs in every one of them, begins when all are ready (`together`),
+and gives back plain values.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import optuna
+from optuna.samplers import RandomSampler
+
+from storage import studies, workers
+from storage.claims import BudgetSpent, Claimant, Epoch, Settlement, new_uuid
+from storage.outcomes import Outcome
+from storage.shared import open_storage
+from storage.studies import StudySpec
+
+PROCESSES = 8
+READY_SECONDS = 120
+
+_barriers: list[Barrier] = []
+
+
+class Crew:
+    """Calling it runs a function of this module in all processes at once and gives what each returned."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        barrier = context.Barrier(PROCESSES)
+        self._pool = ProcessPoolExecutor(PROCESSES, context, _get_ready, (barrier,))
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        futures = [self._pool.submit(function, *arguments) for _ in range(PROCESSES)]
+        return [future.result(READY_SECONDS) for future in futures]
+
+
+def _get_ready(barrier: Any) -> None:
+    os.chdir("/")  # the folder of the test that started them goes
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _barriers.append(barrier)
+
+
+def together() -> None:
+    """Returns in all processes at once; so no process takes two calls of one round."""
+    _barriers[0].wait(READY_SECONDS)
+
+
+def claim_and_settle(url: str, name: str) -> list[tuple[int, float]]:
+    """Work until the budget is spent; number and `x` of each trial that this process ran."""
+    storage = open_storage(url, Claimant(new_uuid()))
+    study = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
+    workers.register(storage, _worker_id(storage), studies.find(storage, name).study_id, [workers.Place("cpu 0", None)])
+    ran = []
+    together()
+    try:
+        while True:
+            trial = study.ask()
+            with storage.sampling(trial):
+                x = trial.suggest_float("x", 0, 1000)
+            storage.record_epoch(storage.lease_of(trial), Epoch(1, x, {"accuracy": x}, 0.1, 10, "cpu"))
+            storage.settle(study, trial, Settlement(Outcome.COMPLETE), x)
+            ran.append((trial.number, x))
+    except BudgetSpent:
+        return ran
+    finally:
+        storage.backend.engine.dispose()
+
+
+def adopt_one(url: str, study_id: int) -> int | None:
+    """Try once to adopt; the trial's id."""
+    storage = open_storage(url, Claimant(new_uuid()))
+    together()
+    lease = storage.adopt(study_id)
+    storage.backend.engine.dispose()
+    return lease.trial_id if lease is not None else None
+
+
+def create_studies(url: str, spec: StudySpec, stem: str, count: int) -> list[str]:
+    """Make some studies; their names."""
+    storage = open_storage(url)
+    together()
+    names = [studies.create(storage, spec, stem=stem).name for _ in range(count)]
+    storage.backend.engine.dispose()
+    return names
+
+
+def take_a_place(url: str, study_id: int, keys: list[str]) -> str | None:
+    """Register as a worker on one of these places; the key of the one it got."""
+    storage = open_storage(url, Claimant(new_uuid()))
+    together()
+    try:
+        return workers.register(
+            storage, _worker_id(storage), study_id, [workers.Place(f"cuda:{key}", key) for key in keys]
+        ).key
+    except workers.NoFreeSlot:
+        return None
+    finally:
+        storage.backend.engine.dispose()
+
+
+def open_at_once(url: str) -> str:
+    """Open the database with all others."""
+    together()
+    open_storage(url).backend.engine.dispose()
+    return "opened"
+
+
+def _worker_id(storage: Any) -> str:
+    worker_id: str = storage.backend.claimant.worker_id
+    return worker_id

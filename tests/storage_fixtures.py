@@ -1,0 +1,40 @@
+"""Fixtures of the storage tests, loaded by each of them as a plugin: a shared database and real processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import optuna
+import pytest
+from postgres_server import PostgresServer
+from storage_crew import Crew
+from storage_places import connections_closed
+
+
+@pytest.fixture
+def storage_test() -> Iterator[None]:
+    """Whatever a test opens to a database is closed when it ends; Optuna says nothing but warnings."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with connections_closed():
+        yield
+    optuna.logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def common_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A database, of each kind, that a module's tests share: for those that look at their own study only."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path_factory.mktemp('common') / 'common.db'}"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    url = server.create_database()
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def crew() -> Iterator[Crew]:
+    """Real processes, started once: `crew(function, *arguments)` runs it in all of them at the same moment."""
+    with Crew() as crew:
+        yield crew

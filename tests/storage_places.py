@@ -1,0 +1,132 @@
+"""Short ways to a study, a worker and a trial, for the storage tests."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import RDBStorage
+from optuna.trial import Trial
+from sqlalchemy import event, func, select
+from sqlalchemy.pool import Pool
+
+from storage import studies
+from storage.claims import LEASE_SECONDS, Claimant, Epoch, Lease, Settlement, new_uuid
+from storage.outcomes import Outcome
+from storage.shared import SharedStorage, open_storage
+from storage.studies import StudyRecord, StudySpec
+from storage.tables import Base
+
+SPEC = StudySpec(
+    objective="digits",
+    objective_sha256="0" * 64,
+    metric="accuracy",
+    direction="maximize",
+    epochs=5,
+    trials=4,
+    seed=1,
+    sampler="tpe",
+    pruner="none",
+)
+DONE = Settlement(Outcome.COMPLETE)
+
+
+@contextmanager
+def connections_closed() -> Iterator[None]:
+    """Whatever is opened to a database in this block is closed at its end."""
+    opened: list[Any] = []
+
+    def remember(connection: Any, _record: object) -> None:
+        opened.append(connection)
+
+    event.listen(Pool, "connect", remember)
+    try:
+        yield
+    finally:
+        event.remove(Pool, "connect", remember)
+        for connection in opened:
+            connection.close()
+
+
+def make_study(storage: SharedStorage, *, first: int = 0, **changes: Any) -> StudyRecord:
+    """A study of a name of its own, as SPEC has it but for `changes`, with `first` enqueued trials."""
+    enqueued = [{"x": float(number)} for number in range(first)]
+    return studies.create(storage, replace(SPEC, **changes), stem=f"s{new_uuid()[:8]}", first_trials=enqueued)
+
+
+def worker_on(url: str, lease_seconds: float = LEASE_SECONDS) -> SharedStorage:
+    """A storage as a worker opens it."""
+    return open_storage(url, Claimant(new_uuid(), lease_seconds))
+
+
+def optuna_study(storage: SharedStorage | RDBStorage, record: StudyRecord, sampler: BaseSampler | None = None) -> Any:
+    """The Optuna study through which a worker asks and tells."""
+    return optuna.load_study(study_name=record.name, storage=storage, sampler=sampler or RandomSampler(seed=0))
+
+
+def run_trial(
+    storage: SharedStorage, record: StudyRecord, settlement: Settlement = DONE, value: float | None = 0.5
+) -> Trial:
+    """Claim a trial, train one epoch and settle it."""
+    study = optuna_study(storage, record)
+    trial: Trial = study.ask()
+    storage.record_epoch(storage.lease_of(trial), an_epoch(1))
+    storage.settle(study, trial, settlement, value if settlement.outcome is Outcome.COMPLETE else None)
+    return trial
+
+
+def an_epoch(number: int, value: float = 0.5, **changes: Any) -> Epoch:
+    """One epoch's results."""
+    epoch = Epoch(number, value, {"accuracy": value, "loss": 1.0}, seconds=0.25, samples=64, device="cpu")
+    return replace(epoch, **changes)
+
+
+def fresh(storage: SharedStorage, record: StudyRecord) -> StudyRecord:
+    """The study as the database has it now."""
+    return studies.find(storage, record.name)
+
+
+def rows(storage: SharedStorage, table: Any, *conditions: Any) -> list[Any]:
+    """All rows of a mapped table under these conditions, by the table's own columns."""
+    columns = table.__table__.columns
+    with storage.backend.read() as session:
+        return list(session.execute(select(*columns).where(*conditions)).all())
+
+
+def dialin_rows(storage: SharedStorage) -> dict[str, int]:
+    """The number of rows in each of Dialin's tables but the schema's version, where there are any."""
+    counts = {}
+    with storage.backend.read() as session:
+        for name, table in Base.metadata.tables.items():
+            counts[name] = session.scalar(select(func.count()).select_from(table)) or 0
+    del counts["dialin_schema"]
+    return {name: count for name, count in counts.items() if count}
+
+
+def adopted_by(storage: SharedStorage, record: StudyRecord) -> Lease:
+    """The lease of a trial that can be adopted now or soon."""
+    lease = None
+
+    def adopt() -> bool:
+        nonlocal lease
+        lease = storage.adopt(record.study_id)
+        return lease is not None
+
+    wait_until(adopt)
+    assert lease is not None
+    return lease
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Return when the condition holds; fail when it does not in that time."""
+    end = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not come"
+        pause.wait(0.01)
