@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import pytest
 from conftest import COLOUR_VARIABLES
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 
-from search import cli_look, cli_train
 from search.cli import main
-from storage.shared import SharedStorage, open_storage
 
 OBJECTIVES = Path(__file__).resolve().parent / "objectives_for_tests"
 TINY, SLOW = OBJECTIVES / "tiny.py", OBJECTIVES / "slow.py"
@@ -85,26 +85,32 @@ class Inside:
 
     def __init__(self, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> None:
         self._capsys, self._patch = capsys, patch
-        self._opened: list[SharedStorage] = []
-        for module in (cli_train, cli_look):
-            patch.setattr(module, "open_storage", self._open)
-
-    def _open(self, url: str) -> SharedStorage:
-        self._opened.append(open_storage(url))
-        return self._opened[-1]
 
     def __call__(self, *arguments: object) -> Said:
         self._capsys.readouterr()
         self._patch.setattr(sys, "argv", ["dialin", *map(str, arguments)])
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main()
-        finally:
-            while self._opened:  # a command's process would end here
-                self._opened.pop().backend.engine.dispose()
+        with engines_disposed(), pytest.raises(SystemExit) as ended:
+            main()
         said = self._capsys.readouterr()
         assert isinstance(ended.value.code, int)
         return Said(ended.value.code, said.out, said.err)
+
+
+@contextmanager
+def engines_disposed() -> Iterator[None]:
+    """Close the database connections that were opened in this block, as the end of a command's process does."""
+    engines = set()
+
+    def remember(connection: Connection) -> None:
+        engines.add(connection.engine)
+
+    event.listen(Engine, "engine_connect", remember)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "engine_connect", remember)
+        for engine in engines:
+            engine.dispose()
 
 
 @contextmanager
@@ -118,3 +124,31 @@ def place_for_a_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         patch.setenv("HOME", str(home))
         patch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
         yield tmp_path_factory.mktemp("study")
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout: float = 30) -> None:
+    """Return when `condition()` is true; fail, saying what did not come, after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {timeout} s"
+        time.sleep(0.05)
+
+
+def all_have_ended(pids: Iterable[int]) -> bool:
+    """Whether none of these processes runs any more (a zombie does not)."""
+    for pid in pids:
+        try:
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                return False
+        except psutil.NoSuchProcess:
+            pass
+    return True
+
+
+def process_group(group: int) -> list[int]:
+    """The processes of a command that was started in a group of its own, also those that outlive it."""
+    found = []
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError):
+            found += [pid] if os.getpgid(pid) == group else []
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ class TestManyWorkers:
         assert inside("status", "--storage", storage_url).out.count("to be adopted") == len(left)
 
         (tmp_path / "hurry").touch()
-        resumed = dialin("resume", "slow-1", "--objective", SLOW, "--workers", 2, **here)
+        resumed = dialin("resume", "slow-1", "--objective", SLOW, "--workers", 2, DIALIN_STORAGE=storage_url)
         assert resumed.returncode == 0, resumed.stderr
         found = assert_settled(storage_url, "slow-1", 6)
         assert states(found) == {TrialState.COMPLETE: 6}
