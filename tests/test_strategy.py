@@ -1,0 +1,102 @@
+"""Samplers and pruners by name: each finishes a real study, is stored with it, and is told the real length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.pruners import HyperbandPruner
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
+from studies import TINY, Inside, assert_settled, rows, trials
+
+from search.strategy import PRUNERS, SAMPLERS, check_names, make_pruner, make_sampler
+from storage.errors import UsageError
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    return Inside(capsys, monkeypatch)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'dialin.db'}"
+
+
+def drawn(sampler: BaseSampler, count: int = 4) -> list[float]:
+    """The first values that a sampler proposes for one knob."""
+    study = optuna.create_study(sampler=sampler)
+    return [study.ask().suggest_float("x", 0, 1) for _ in range(count)]
+
+
+# Each name once. Twelve trials: the Gaussian process takes over from its eleventh on.
+PAIRS = [("tpe", "hyperband"), ("gp", "asha"), ("cmaes", "median"), ("qmc", "none"), ("random", "hyperband")]
+
+
+def test_every_sampler_and_every_pruner_is_tried_below() -> None:
+    assert {sampler for sampler, _ in PAIRS} == {*SAMPLERS}
+    assert {pruner for _, pruner in PAIRS} == {*PRUNERS}
+
+
+@pytest.mark.parametrize(("sampler", "pruner"), PAIRS)
+def test_a_study_by_it_ends_with_its_budget_and_resume_needs_no_flag(
+    inside: Inside, url: str, sampler: str, pruner: str
+) -> None:
+    options = ("--sampler", sampler, "--pruner", pruner, "--workers", 1, "--trials", 12)
+    run = inside("run", TINY, *options)
+    assert (run.status, run.err) == (0, "")
+    found = assert_settled(url, "tiny-1", 12)
+    if pruner == "none":
+        assert all(trial.state == TrialState.COMPLETE for trial in found)
+    assert inside("resume", "--objective", TINY, "--trials", "+1", "--workers", 1).status == 0
+    assert_settled(url, "tiny-1", 13)
+    assert rows(url, "SELECT sampler, pruner FROM dialin_studies") == [(sampler, pruner)]
+
+
+def test_one_seed_and_one_worker_give_one_study(inside: Inside, tmp_path: Path) -> None:
+    """In databases of their own, where all have one name: Hyperband draws a trial's bracket from the study's name."""
+    studies = []
+    for place, seed in (("one", 5), ("two", 5), ("three", 6)):
+        url = f"sqlite:///{tmp_path / place}.db"
+        run = inside("run", TINY, "--seed", seed, "--workers", 1, "--trials", 8, "--storage", url)
+        assert run.status == 0
+        studies.append([(trial.params, trial.intermediate_values) for trial in trials(url, "tiny-1")])
+    assert studies[0] == studies[1]
+    assert studies[0] != studies[2]
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS])
+def test_a_sampler_repeats_itself_and_two_workers_do_not_draw_alike(name: str) -> None:
+    once, again, beside = (drawn(make_sampler(name, 7, worker)) for worker in (0, 0, 1))
+    assert once == again
+    if not SAMPLERS[name].shared:
+        assert once != beside
+    assert once != drawn(make_sampler(name, 8, 0))
+
+
+@pytest.mark.parametrize("epochs", [1, 4, 40])
+@pytest.mark.parametrize("name", [*PRUNERS])
+def test_a_pruner_takes_any_length_of_training(name: str, epochs: int) -> None:
+    study = optuna.create_study(pruner=make_pruner(name, epochs), direction="maximize")
+    for quality in (0.9, 0.5, 0.1, 0.8, 0.2, 0.1):
+        trial = study.ask()
+        for epoch in range(1, epochs + 1):
+            trial.report(quality, epoch)
+            trial.should_prune()
+        study.tell(trial, quality)
+    assert len(study.trials) == 6
+
+
+def test_hyperband_is_told_the_number_of_epochs() -> None:
+    pruner = make_pruner("hyperband", 27)
+    assert isinstance(pruner, HyperbandPruner)
+    assert pruner._max_resource == 27
+
+
+def test_an_unknown_name_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"there is no sampler 'grid': choose one of tpe, gp, cmaes, qmc, random"):
+        check_names("grid", "none")
+    with pytest.raises(UsageError, match=r"there is no pruner 'best': choose one of hyperband, asha, median, none"):
+        check_names("tpe", "best")
