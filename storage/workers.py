@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Session, aliased
 
 from storage import leases
 from storage.claims import LEASE_SECONDS
 from storage.engine import database_now
-from storage.errors import DialinError
+from storage.errors import DialinError, UsageError
+from storage.optuna_internals import models
 from storage.shared import SharedStorage
-from storage.tables import StudyRow, WorkerRow
+from storage.tables import WorkerRow
 
 
 class NoFreeSlot(DialinError):
@@ -38,12 +39,12 @@ def register(storage: SharedStorage, worker_id: str, study_id: int, places: Sequ
 
     Raises:
         NoFreeSlot: all are taken.
+        UsageError: the study is gone.
     """
     for place in places:
         try:
             with storage.backend.write() as session:
-                # One after another, so that `ordinal` never gives two workers one number.
-                session.execute(select(StudyRow.study_id).where(StudyRow.study_id == study_id).with_for_update())
+                _wait_for_turn(session, study_id)
                 dead = or_(WorkerRow.ended_at.is_not(None), WorkerRow.last_seen < database_now() - LEASE_SECONDS)
                 session.execute(update(WorkerRow).where(WorkerRow.slot_key == place.key, dead).values(slot_key=None))
                 session.execute(
@@ -64,6 +65,16 @@ def register(storage: SharedStorage, worker_id: str, study_id: int, places: Sequ
             continue
         return place
     raise NoFreeSlot(f"every place is taken by another worker: {', '.join(p.name for p in places)}")
+
+
+def _wait_for_turn(session: Session, study_id: int) -> None:
+    """One after another, so that `ordinal` never gives two workers one number.
+
+    The row is Optuna's, which claims lock first too: otherwise they and we wait for each other.
+    """
+    study = models.StudyModel
+    if session.scalar(select(study.study_id).where(study.study_id == study_id).with_for_update()) is None:
+        raise UsageError("the study is gone: somebody deleted it")
 
 
 def ordinal(storage: SharedStorage, worker_id: str) -> int:
