@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna.study import StudyDirection
-from optuna.trial import TrialState, create_trial
-from sqlalchemy import Row, Select, select, update
+from sqlalchemy import Row, Select, literal, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -125,9 +124,7 @@ def _insert(
     session.add(StudyRow(study_id=study.study_id, uid=new_uuid(), created_at=database_now(), **columns))
     session.flush()
     for params in first:
-        template = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": dict(params)})
-        storage.backend._get_prepared_new_trial(study.study_id, template, session)
-        session.flush()
+        storage.backend.enqueue(session, study.study_id, params)
 
 
 def _next_number(storage: SharedStorage, stem: str) -> int:
@@ -163,19 +160,18 @@ def find(storage: SharedStorage, name: str | None = None) -> StudyRecord:
     raise UsageError(f"there is no study {name!r}: " + (f"did you mean {near[0]!r}?" if near else there_is))
 
 
-def every(storage: SharedStorage) -> list[StudyRecord]:
-    """All studies that Dialin made, the newest first."""
-    with storage.backend.read() as session:
-        return [_record(row) for row in session.execute(_records()).all()]
-
-
 def newest_open(storage: SharedStorage, without: Collection[int] = ()) -> StudyRecord | None:
     """The newest study that has work for a worker: running, with tickets left or trials not settled yet.
 
     `without`: ids of studies to leave aside.
     """
     with storage.backend.read() as session:
-        leased = select(LeaseRow.study_id)
+        trial = models.TrialModel
+        leased = (  # one that was told elsewhere keeps its lease
+            select(LeaseRow.study_id)
+            .join(trial, trial.trial_id == LeaseRow.trial_id)
+            .where(trial.state == TrialState.RUNNING)
+        )
         query = _records().where(
             StudyRow.state == StudyState.RUNNING,
             (StudyRow.taken < StudyRow.trials) | StudyRow.study_id.in_(leased),
@@ -200,7 +196,7 @@ def resume(storage: SharedStorage, study_id: int, *, trials: int | None = None, 
         UsageError: the new budget is below what is already taken.
     """
     with storage.backend.write() as session:
-        new = StudyRow.trials + more if trials is None else trials
+        new = StudyRow.trials + more if trials is None else literal(trials)
         changed = session.execute(
             update(StudyRow)
             .where(StudyRow.study_id == study_id, StudyRow.taken <= new)
@@ -208,8 +204,8 @@ def resume(storage: SharedStorage, study_id: int, *, trials: int | None = None, 
             .returning(StudyRow.study_id)
         ).one_or_none()
         if changed is None:
-            taken = session.scalar(select(StudyRow.taken).where(StudyRow.study_id == study_id))
-            raise UsageError(f"--trials {trials} is less than the {taken} trials already started")
+            asked, taken = session.execute(select(new, StudyRow.taken).where(StudyRow.study_id == study_id)).one()
+            raise UsageError(f"--trials {asked} is less than the {taken} trials already started")
 
 
 _Records = Select[StudyRow, str, StudyDirection]
