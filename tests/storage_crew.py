@@ -79,6 +79,24 @@ def claim_and_settle(url: str, name: str) -> list[tuple[int, float]]:
         storage.backend.engine.dispose()
 
 
+def claim_among_newcomers(url: str, name: str) -> int:
+    """Claim until the budget is spent, with workers registering between the claims; the number of trials."""
+    storage = open_storage(url, Claimant(new_uuid()))
+    study_id = studies.find(storage, name).study_id
+    study = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
+    ran = 0
+    together()
+    try:
+        while True:
+            workers.register(storage, new_uuid(), study_id, [workers.Place("cpu", None)])
+            storage.settle(study, study.ask(), Settlement(Outcome.COMPLETE), 0.5)
+            ran += 1
+    except BudgetSpent:
+        return ran
+    finally:
+        storage.backend.engine.dispose()
+
+
 def adopt_one(url: str, study_id: int) -> int | None:
     """Try once to adopt; the trial's id."""
     storage = open_storage(url, Claimant(new_uuid()))
