@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.data import Data, DataCorrupt, DataMissing, data_root, find_dataset, split
+    from search.data import Data, split
+    from search.datasets import DataCorrupt, DataMissing, data_root, find_dataset
     from search.errors import ObjectiveError
     from search.metrics import Metric, NamedMetric
     from search.objective import Objective, Task, supervised
@@ -34,7 +35,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "search.data": ("Data", "DataCorrupt", "DataMissing", "data_root", "find_dataset", "split"),
+    "search.data": ("Data", "split"),
+    "search.datasets": ("DataCorrupt", "DataMissing", "data_root", "find_dataset"),
     "search.errors": ("ObjectiveError",),
     "search.metrics": ("Metric", "NamedMetric"),
     "search.objective": ("Objective", "Task", "supervised"),

@@ -12,9 +12,11 @@ import sys
 from collections.abc import Callable
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
 from search import cli_look, cli_train
 from storage.errors import DialinError
+from storage.schema import one_line
 
 signal.signal(signal.SIGINT, _SIGINT)
 
@@ -47,11 +49,16 @@ for _command, _example in EXAMPLES.items():
 def main() -> None:
     """Entry point: an error is one line on standard error; 2 for the caller's mistake, 1 for a failure."""
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="dialin", standalone_mode=False)
     except DialinError as error:
         status = _complain(str(error), error.exit_status, getattr(error, "frames", ""))
     except typer.TyperException as error:
-        status = _complain(f"{error.format_message()} (see dialin --help)", error.exit_code)
+        said, context = error.format_message(), getattr(error, "ctx", None)
+        status = error.exit_code  # `dialin` alone has printed its help, and has nothing to complain of
+        if said:
+            _complain(f"{said} (see {context.command_path if context else 'dialin'} --help)", status)
+    except SQLAlchemyError as error:
+        status = _complain(f"the database failed: {one_line(error)}", 1)
     except typer.Abort:
         status = 130
     except BrokenPipeError:

@@ -64,21 +64,19 @@ def status(study: options.Study = None, as_json: options.Json = False, storage: 
 def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: str) -> None:
     console, record = Console(), found.study
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    say(f"{record.name}: {printing.state_of(found)}, {printing.progress(found)}")
-    say(
+    printing.say(console, f"{record.name}: {printing.state_of(found)}, {printing.progress(found)}")
+    printing.say(
+        console,
         f"objective {record.objective}, {record.direction} {record.metric}, {record.epochs} epochs, "
-        f"{record.sampler} + {record.pruner}, seed {record.seed}; {shown(storage)}"
+        f"{record.sampler} + {record.pruner}, seed {record.seed}; {shown(storage)}",
     )
     if best:
-        say(f"best: {printing.best_line(best[0], record)} ({printing.unconfirmed(found.settled)})")
+        printing.say(console, printing.best_line(best[0], found))
     saved = f", {found.epochs_saved} saved by pruning" if found.epochs_saved else ""
     cost = f"{found.epochs_trained} epochs in {printing.duration(found.seconds)}"
-    say(f"outcomes: {printing.counts(found.counts)}; {cost}{saved}")
+    printing.say(console, f"outcomes: {printing.counts(found.counts)}; {cost}{saved}")
     if found.waiting:
-        say(f"waiting: {found.waiting} enqueued")
+        printing.say(console, f"waiting: {found.waiting} enqueued")
     if found.running:
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
         for heading in ("slot", "trial", "epoch", "now", "best", "worker"):
@@ -89,7 +87,7 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
             table.add_row(*printing.running_row(trial, record.epochs), note)
         console.print(table)
     for failure in found.failures:
-        say(f"trial {failure.number} {failure.outcome.replace('_', ' ')}: {failure.reason}")
+        printing.say(console, printing.failure_line(failure))
 
 
 def best(
@@ -111,14 +109,14 @@ def best(
     trials = queries.best(shared, record, top)
     if not trials:
         raise DialinError(f"{record.name} has no complete trial yet: see `dialin status {record.name}`")
+    if weights is not None:
+        _write_weights(shared, record, trials[0].number, options.files_root(files, storage), weights)
+        typer.echo(f"weights of trial {trials[0].number} are in {weights}", err=True)
     answer = printing.ranked(trials, record, queries.status(shared, record).settled, form.value)
     if isinstance(answer, str):
         typer.echo(answer)
     else:
         Console().print(answer)
-    if weights is not None:
-        _write_weights(shared, record, trials[0].number, options.files_root(files, storage), weights)
-        typer.echo(f"weights of trial {trials[0].number} are in {weights}", err=True)
 
 
 def _write_weights(storage: SharedStorage, record: StudyRecord, number: int, root: Path, to: Path) -> None:

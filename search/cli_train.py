@@ -12,14 +12,14 @@ from rich.console import Console
 from search import fleet, launch, options, printing
 from search.assignment import Assignment
 from search.launch import Ending
-from search.loading import builtin_objectives
+from search.loading import reference_here
 from search.preflight import Placement, Preflight
 from search.strategy import check_names, quiet_optuna
 from storage import queries, studies
 from storage.errors import UsageError
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
-from storage.urls import DEFAULT_URL
+from storage.urls import DEFAULT_URL, parse, sqlite_file
 
 Trials = Annotated[
     int | None,
@@ -64,15 +64,16 @@ def run(
 ) -> None:
     """Search: make a new study of OBJECTIVE and train its trials on this machine.
 
-    Ctrl-C hands the trials in hand back; `dialin resume` goes on with them.
+    Ctrl-C gives the running trials back; `dialin resume` goes on with them.
     """
     quiet_optuna()
     check_names(sampler, pruner)
-    shared = open_storage(storage)
-    files_root, data_root = options.files_root(files, storage), options.data_root(data)
-    _refuse_taken_name(shared, study)
+    data_root = options.data_root(data)
+    _refuse_early(storage, study)
     console = Console()
     found = _preflight(console, objective, data_root, Placement(workers, devices, per_device))
+    # Nothing is made before the objective is known to work.
+    shared, files_root = open_storage(storage), options.make_files_root(files, storage)
     spec = StudySpec(
         objective=found.reference,
         objective_sha256=found.sha256,
@@ -109,13 +110,13 @@ def resume(
     quiet_optuna()
     total, more = _budget(trials)
     shared = options.open_existing(storage)
-    files_root, data_root = options.files_root(files, storage), options.data_root(data)
+    files_root, data_root = options.make_files_root(files, storage), options.data_root(data)
     record = studies.find(shared, study)
-    reference = _reference(record, objective, "resume")
+    reference = reference_here(record.objective, objective)
     _refuse_finished(shared, record, trials)
     console = Console()
     found = _preflight(console, reference, data_root, Placement(workers, devices, per_device))
-    _refuse_other(record, found)
+    studies.check_same(record, found.reference, found.metric, found.direction)
     studies.resume(shared, record.study_id, trials=total, more=more)
     _train(console, shared, studies.find(shared, record.name), found, storage, files_root, data_root)
 
@@ -124,6 +125,9 @@ def stop(study: options.Study = None, storage: options.Storage = DEFAULT_URL) ->
     """Stop a study on all machines: its workers hand back what they train and end. `dialin resume` goes on."""
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
+    if queries.status(shared, record).finished:
+        typer.echo(f"{record.name} is finished: there is nothing to stop")
+        return
     studies.stop(shared, record.study_id, "by `dialin stop`")
     typer.echo(f"{record.name} is stopped: its workers hand back their trials; go on with dialin resume {record.name}")
 
@@ -152,7 +156,7 @@ def worker(
         storage=storage,
         objective=objective,
         placement=Placement(1, devices, per_device),
-        files=options.files_root(files, storage),
+        files=options.make_files_root(files, storage),
         data=options.data_root(data),
     )
     if wait:
@@ -161,7 +165,7 @@ def worker(
         solo.serve(orders, shared, typer.echo)
         return
     record = studies.find(shared, study)
-    solo.work(orders, shared, record, _reference(record, objective, "worker"), typer.echo)
+    solo.work(orders, shared, record, typer.echo)
 
 
 def _preflight(console: Console, reference: str, data: Path, placement: Placement) -> Preflight:
@@ -169,7 +173,7 @@ def _preflight(console: Console, reference: str, data: Path, placement: Placemen
     with console.status(f"checking {reference} on one batch"):
         found = fleet.preflight(reference, data, placement)
     for note in found.notes:
-        console.print(note, markup=False, highlight=False)
+        printing.say(console, note)
     return found
 
 
@@ -192,41 +196,34 @@ def _conclude(console: Console, storage: SharedStorage, ending: Ending) -> int:
     status = ending.status
     study = status.study
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     best = queries.best(storage, study)
-    say(f"{study.name}: {printing.progress(status)}, {printing.counts(status.counts)}; {printing.state_of(status)}")
+    printing.say(
+        console,
+        f"{study.name}: {printing.progress(status)}, {printing.counts(status.counts)}; {printing.state_of(status)}",
+    )
     for failure in status.failures:
-        say(f"trial {failure.number} {failure.outcome.replace('_', ' ')}: {failure.reason}")
+        printing.say(console, printing.failure_line(failure))
     if best:
-        say(f"best: {printing.best_line(best[0], study)} ({printing.unconfirmed(status.settled)})")
-    say("go on with:")
+        printing.say(console, printing.best_line(best[0], status))
+    printing.say(console, "go on with:")
     if status.finished:
-        say(f"  dialin best {study.name} --top 5")
-        say(f"  dialin best {study.name} --weights best.pt")
-        say(f"  dialin resume {study.name} --trials +20")
-        say("  dialin dashboard")
+        printing.say(console, f"  dialin best {study.name} --top 5")
+        printing.say(console, f"  dialin best {study.name} --weights best.pt")
+        printing.say(console, f"  dialin resume {study.name} --trials +20")
+        printing.say(console, "  dialin dashboard")
         return 0
-    say(f"  dialin resume {study.name}")
-    say(f"  dialin status {study.name}")
+    printing.say(console, f"  dialin resume {study.name}")
+    printing.say(console, f"  dialin status {study.name}")
     return 130 if ending.interrupted else 1
 
 
-def _reference(record: StudyRecord, given: str | None, command: str) -> str:
-    """Code comes from this machine: a built-in objective, or the one named. Raises UsageError with the command."""
-    if given is not None:
-        return given
-    if record.objective.partition(":")[0] in builtin_objectives():
-        return record.objective
-    raise UsageError(
-        f"study {record.name!r} searches {record.objective}, which is not built in: "
-        f"dialin {command} {record.name} --objective {record.objective}"
-    )
-
-
-def _refuse_taken_name(storage: SharedStorage, name: str | None) -> None:
-    if name is not None and name in studies.names(storage):
+def _refuse_early(url: str, name: str | None) -> None:
+    """A database that does not open, or a name that is taken, is said before anything slow; makes no SQLite file."""
+    file = sqlite_file(parse(url))
+    if file is not None and file.parent.is_dir() and not file.exists():
+        return
+    shared = open_storage(url)
+    if name is not None and name in studies.names(shared):
         raise studies.taken(name)
 
 
@@ -236,10 +233,6 @@ def _refuse_finished(storage: SharedStorage, record: StudyRecord, trials: str | 
             f"{record.name} is finished ({record.taken} of {record.trials} trials): "
             f"dialin resume {record.name} --trials +20 goes on"
         )
-
-
-def _refuse_other(record: StudyRecord, found: Preflight) -> None:
-    studies.check_same(record, found.reference, found.metric, found.direction)
 
 
 def _budget(trials: str | None) -> tuple[int | None, int]:

@@ -19,10 +19,11 @@ from typing import Any
 
 from search.assignment import Assignment
 from search.devices import Slot
-from search.preflight import Placement, Preflight, PreflightError, look_in_child
+from search.failures import RaisedError
+from search.preflight import Placement, Preflight, look_in_child
 from storage import workers
 from storage.claims import new_uuid
-from storage.errors import DialinError
+from storage.errors import DialinError, UsageError
 from storage.shared import SharedStorage
 
 
@@ -43,7 +44,7 @@ def preflight(reference: str, data: Path, placement: Placement) -> Preflight:
     """Check an objective and this machine in a child process.
 
     Raises:
-        PreflightError: what is wrong, in one line, perhaps with the person's own frames.
+        RaisedError: what is wrong, in one line, perhaps with the person's own frames.
         DialinError: the child died without a word.
     """
     ours, theirs = multiprocessing.Pipe(duplex=False)
@@ -65,9 +66,7 @@ def preflight(reference: str, data: Path, placement: Placement) -> Preflight:
     if isinstance(answer, Preflight):
         return answer
     message, frames, status = answer
-    error = PreflightError(message, frames)
-    error.exit_status = status
-    raise error
+    raise RaisedError(message, frames) if status == UsageError.exit_status else DialinError(message)
 
 
 @dataclass
@@ -120,10 +119,10 @@ class Fleet:
         for member in self.members:
             if member.ended or member.process.is_alive():
                 continue
-            member.ended = True
             if member.process.exitcode != 0:
                 handed_back = workers.end(self._storage, member.worker_id)
                 found.append(Death(member.slot, _last_words(member), handed_back))
+            member.ended = True
         return found
 
     def sentinels(self) -> list[int]:

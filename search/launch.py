@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from optuna.exceptions import StorageInternalError
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from search.assignment import Assignment
 from search.devices import SlotPlan
@@ -21,6 +23,7 @@ from search.live import View, make_view
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
 from storage.queries import StudyStatus
+from storage.schema import one_line
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 
@@ -31,11 +34,10 @@ OVERLAP_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Ending:
-    """How following a study ended. `interrupted`: by the person; `deaths`: workers that failed."""
+    """How following a study ended. `interrupted`: by the person."""
 
     status: StudyStatus
     interrupted: bool
-    deaths: int
 
 
 class _Interrupts:
@@ -53,7 +55,7 @@ def follow(
 ) -> Ending:
     """Start a worker in each slot and show the study until they have all ended.
 
-    The first Ctrl-C (or SIGTERM) hands the trials back, a second one kills the workers.
+    The first Ctrl-C (or SIGTERM) gives the running trials back, a second one kills the workers.
 
     Raises:
         DialinError: the study was deleted meanwhile.
@@ -62,7 +64,7 @@ def follow(
         fleet = Fleet(storage, assignment, plan.slots)
         view = make_view(console, fleet.slots)
         try:
-            deaths = _watch(storage, study, fleet, view, interrupts)
+            _watch(storage, study, fleet, view, interrupts)
         finally:
             fleet.kill()
             view.close()
@@ -70,25 +72,29 @@ def follow(
         status = queries.status(storage, studies.find(storage, study.name))
     except UsageError:
         raise DialinError(f"study {study.name!r} was deleted or renamed while it ran") from None
-    return Ending(status, interrupts.count > 0, deaths)
+    return Ending(status, interrupts.count > 0)
 
 
-def _watch(storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View, interrupts: _Interrupts) -> int:
-    """Redraw until every worker has ended; the number of workers that failed."""
-    deaths, asked, shown = 0, 0, _Shown(storage, study)
+def _watch(storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View, interrupts: _Interrupts) -> None:
+    """Redraw until every worker has ended. A database that does not answer is asked again."""
+    asked, failed, shown = 0, "", _Shown(storage, study)
     while True:
         alive = fleet.alive
-        for death in fleet.deaths():
-            deaths += 1
-            left = "; its trial goes on elsewhere" if death.handed_back else ""
-            view.note(f"worker {death.slot.name} failed: {death.reason}{left}")
-        shown.show(view)
+        try:
+            for death in fleet.deaths():
+                left = "; its trial goes on elsewhere" if death.handed_back else ""
+                view.note(f"worker {death.slot.name} failed: {death.reason}{left}")
+            shown.show(view)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if one_line(error) != failed:
+                failed = one_line(error)
+                view.note(f"the database does not answer, asking again: {failed}")
         if not alive:
-            return deaths
+            return
         if interrupts.count > asked:
             asked = interrupts.count
             if asked == 1:
-                view.note("handing the trials back (Ctrl-C again to kill)")
+                view.note("giving the trials back (Ctrl-C again to kill)")
                 fleet.hand_back()
             else:
                 fleet.kill()

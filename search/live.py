@@ -46,7 +46,7 @@ class PlainView:
 
     def note(self, text: str) -> None:
         """Print one line."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        printing.say(self._console, text)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -72,7 +72,7 @@ class LiveView:
 
     def note(self, text: str) -> None:
         """Print a line above the view."""
-        self._live.console.print(text, markup=False, highlight=False)
+        printing.say(self._live.console, text)
 
     def close(self) -> None:
         """Leave the last drawing on the screen."""

@@ -70,6 +70,25 @@ def _assigned(tree: ast.Module) -> Iterator[str]:
         yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
+def reference_here(stored: str, given: str | None) -> str:
+    """Which objective to load for a study: code comes from this machine, never from the database.
+
+    Args:
+        stored: what the study was made with.
+        given: what --objective names here.
+
+    Raises:
+        UsageError: it is not a built-in one, and nothing was given.
+    """
+    if given is not None:
+        return given
+    if stored.partition(":")[0] in builtin_objectives():
+        return stored
+    raise UsageError(
+        f"the study searches {stored}, which is not built in: say where it is on this machine with --objective {stored}"
+    )
+
+
 def resolve(reference: str) -> LoadedObjective:
     """Find, import and check an objective.
 

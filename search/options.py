@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from search import datasets
 from storage import urls
 from storage.errors import UsageError
 from storage.shared import SharedStorage, open_storage
@@ -89,14 +90,19 @@ def open_existing(url: str) -> SharedStorage:
 
 
 def files_root(given: Path | None, storage: str) -> Path:
-    """The folder of checkpoints and logs, made if need be.
+    """The folder of checkpoints and logs."""
+    file = urls.sqlite_file(urls.parse(storage))
+    beside = file.parent / "dialin-files" if file is not None else None
+    return (given or beside or datasets.cache_folder() / "files").expanduser().absolute()
+
+
+def make_files_root(given: Path | None, storage: str) -> Path:
+    """The same folder, made if need be.
 
     Raises:
         UsageError: it cannot be made or written.
     """
-    file = urls.sqlite_file(urls.parse(storage))
-    beside = file.parent / "dialin-files" if file is not None else None
-    root = (given or beside or _cache() / "files").expanduser().absolute()
+    root = files_root(given, storage)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,14 +113,12 @@ def files_root(given: Path | None, storage: str) -> Path:
 
 
 def data_root(given: Path | None) -> Path:
-    """The folder handed to an objective's `data`. The same rule as `search.data.data_root`, without torch."""
-    chosen = given or (Path(os.environ["DIALIN_DATA"]) if os.environ.get("DIALIN_DATA") else _cache())
-    root = chosen.expanduser().absolute()
+    """The folder handed to an objective's `data`, absolute.
+
+    Raises:
+        UsageError: --data names a folder that is not there.
+    """
+    root = datasets.data_root(given).absolute()
     if given is not None and not root.is_dir():
         raise UsageError(f"there is no folder {root}: --data names a folder of data sets")
     return root
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "dialin"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from search.devices import Gpu, SlotPlan, plan_slots, usable_cpus
-from storage.errors import DialinError, UsageError
+from storage.errors import DialinError
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,6 @@ class Preflight:
     notes: tuple[str, ...]
 
 
-class PreflightError(UsageError):
-    """The objective does not work; `frames` is a traceback of the person's own frames, or empty."""
-
-    def __init__(self, message: str, frames: str = "") -> None:
-        super().__init__(message)
-        self.frames = frames
-
-
 def look(reference: str, data: Path, placement: Placement) -> Preflight:
     """Load the objective, plan the slots and train one batch on the first of them. Raises DialinErrors."""
     import torch
@@ -81,7 +73,7 @@ def look(reference: str, data: Path, placement: Placement) -> Preflight:
 
 
 def look_in_child(connection: Connection, reference: str, data: Path, placement: Placement) -> None:
-    """The body of the child process: sends a Preflight, or (message, frames, exit status)."""
+    """The body of the child process: sends a Preflight, or what is wrong (message, frames, exit status)."""
     try:
         answer: Any = look(reference, data, placement)
     except DialinError as error:

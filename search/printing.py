@@ -13,11 +13,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from rich.console import Console
 from rich.table import Table
 
-from storage.queries import RankedTrial, RunningTrial, SettledTrial, StudyStatus
+from storage.outcomes import Outcome
+from storage.queries import FailedTrial, RankedTrial, RunningTrial, SettledTrial, StudyStatus
 from storage.studies import StudyRecord
 from storage.tables import StudyState
+
+
+def say(console: Console, text: str) -> None:
+    """One line as it is: neither markup, nor colours, nor breaks of rich's own."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def number(value: float | None) -> str:
@@ -37,14 +44,19 @@ def duration(seconds: float) -> str:
 
 def counts(by_outcome: Mapping[str, int]) -> str:
     """`6 complete, 5 pruned, 1 diverged`."""
-    return ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in by_outcome.items()) or "none yet"
+    return ", ".join(f"{count} {Outcome(outcome).text}" for outcome, count in by_outcome.items()) or "none yet"
 
 
 def settled_line(trial: SettledTrial, metric: str) -> str:
     """One line for a trial that has just ended."""
     said = f"{metric} {number(trial.value)}" if trial.value is not None else trial.reason
     epochs = f"{trial.epochs} epoch{'s' * (trial.epochs != 1)} in {trial.seconds:.1f} s"
-    return f"trial {trial.number} {trial.outcome.replace('_', ' ')}: {said}, {epochs}; {trial.recipe}"
+    return f"trial {trial.number} {trial.outcome.text}: {said}, {epochs}; {trial.recipe}"
+
+
+def failure_line(trial: FailedTrial) -> str:
+    """Which trial failed, and why."""
+    return f"trial {trial.number} {trial.outcome.text}: {trial.reason}"
 
 
 def progress(status: StudyStatus) -> str:
@@ -63,9 +75,10 @@ def state_of(status: StudyStatus) -> str:
     return "waiting for a worker"
 
 
-def best_line(trial: RankedTrial, study: StudyRecord) -> str:
-    """The best so far with its recipe, in one line."""
-    return f"{study.metric} {number(trial.value)} in trial {trial.number}: {full_recipe(trial)}"
+def best_line(trial: RankedTrial, status: StudyStatus) -> str:
+    """The best so far with its recipe, and what such a best is worth, in one line."""
+    value = f"{status.study.metric} {number(trial.value)} in trial {trial.number}"
+    return f"best: {value}: {full_recipe(trial)} ({unconfirmed(status.settled)})"
 
 
 def full_recipe(trial: RankedTrial) -> str:

@@ -54,8 +54,6 @@ class TrialReporter:
         self._interrupt = interrupt
         self._saved_at = time.monotonic()
         self._written: list[Path] = []
-        self.seconds = 0.0
-        self.trained = 0
 
     def restore(self) -> dict[str, Any] | None:
         """The newest recorded checkpoint that can be read."""
@@ -80,16 +78,12 @@ class TrialReporter:
         checkpoint = self._save(result.epoch, state) if self._due(result.epoch, ending) else None
         epoch = Epoch(result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device)
         study = self._storage.record_epoch(self._lease, epoch, checkpoint)
-        self.seconds += result.seconds
-        self.trained += 1
         self._forget_old()
         if ending:
             return Verdict.HAND_BACK
         if study is StudyState.STOPPED:
             self._interrupt.request("the study was stopped")
-        if result.epoch < self._epochs and self._is_losing():
-            return Verdict.PRUNE
-        return Verdict.GO_ON
+        return Verdict.PRUNE if self._is_losing() else Verdict.GO_ON
 
     def _is_losing(self) -> bool:
         """What `Trial.should_prune` asks, of the trial as recorded: a `Trial` only knows what it reported itself."""

@@ -12,7 +12,7 @@ from search import printing
 from search.assignment import Assignment
 from search.devices import SlotPlan, gpus, plan_slots, usable_cpus
 from search.interrupt import Interrupt
-from search.loading import builtin_objectives
+from search.loading import reference_here
 from search.preflight import Placement
 from search.worker import Worker
 from storage import studies, workers
@@ -36,13 +36,11 @@ class Orders:
     data: Path
 
 
-def work(
-    orders: Orders, storage: SharedStorage, record: StudyRecord, reference: str, say: Callable[[str], None]
-) -> None:
+def work(orders: Orders, storage: SharedStorage, record: StudyRecord, say: Callable[[str], None]) -> None:
     """Work on one study to its end; SIGINT and SIGTERM hand the trial back."""
     interrupt = Interrupt()
     interrupt.on_signals(signal.SIGINT, signal.SIGTERM)
-    _work(orders, storage, record, reference, say, interrupt)
+    _work(orders, storage, record, say, interrupt)
 
 
 def serve(orders: Orders, storage: SharedStorage, say: Callable[[str], None]) -> None:
@@ -57,28 +55,20 @@ def serve(orders: Orders, storage: SharedStorage, say: Callable[[str], None]) ->
             time.sleep(LOOK_SECONDS)
             continue
         try:
-            _work(orders, storage, record, _allowed(orders, record), say, interrupt)
+            _work(orders, storage, record, say, interrupt)
         except UsageError as error:
             say(f"leaving {record.name} alone: {error}")
             refused.add(record.study_id)
-
-
-def _allowed(orders: Orders, record: StudyRecord) -> str:
-    if orders.objective is not None:
-        return orders.objective
-    if record.objective.partition(":")[0] not in builtin_objectives():
-        raise UsageError(f"its objective {record.objective} is not built in; --objective names it on this machine")
-    return record.objective
 
 
 def _work(
     orders: Orders,
     storage: SharedStorage,
     record: StudyRecord,
-    reference: str,
     say: Callable[[str], None],
     interrupt: Interrupt,
 ) -> None:
+    reference = reference_here(record.objective, orders.objective)
     plan = _plan(orders.placement)
     # Workers started by hand know nothing of each other's threads; the database knows how many there are.
     threads = max(1, plan.threads // (1 + workers.living_here(storage)))
@@ -106,5 +96,5 @@ def _plan(placement: Placement) -> SlotPlan:
         usable_cpus(),
         workers=None if on_gpu else 1,
         devices=named,
-        per_device=placement.per_device if on_gpu else None,
+        per_device=placement.per_device,
     )

@@ -136,7 +136,7 @@ class Worker:
             if not self.interrupt.lost:
                 self._storage.hand_back(lease)
         except LeaseLost as lost:
-            _log.warning("%s; going on with another", lost)
+            _log.warning("trial %d: %s; going on with another", trial.number, lost)
         finally:
             keeper.lease = None
 

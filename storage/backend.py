@@ -13,7 +13,7 @@ from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -23,13 +23,6 @@ from storage.engine import make_engine, writing
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.schema import prepare
-
-# How a trial counts that was settled through Optuna's own interface, with no word from a worker.
-_OUTCOMES = {
-    TrialState.COMPLETE: Outcome.COMPLETE,
-    TrialState.PRUNED: Outcome.PRUNED,
-    TrialState.FAIL: Outcome.ERROR,
-}
 
 
 def _as_writer(method: Callable[..., Any]) -> Any:
@@ -106,6 +99,12 @@ class Backend(RDBStorage):
             self.leases[trial.trial_id] = leases.take(session, self.claimant, study_id, trial.trial_id)
         return trial
 
+    def enqueue(self, session: Session, study_id: int, params: Mapping[str, Any]) -> None:
+        """A WAITING trial that will suggest `params`, as `enqueue_trial` makes it, in the caller's transaction."""
+        template = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": dict(params)})
+        self._get_prepared_new_trial(study_id, template, session)
+        session.flush()
+
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """As Optuna's, but without a second look at the database, which would wait for its own transaction."""
         if trial_state.is_finished():
@@ -143,7 +142,7 @@ class Backend(RDBStorage):
         lease = self.leases.get(trial.trial_id)
         if lease is None:
             return
-        settlement = self.settlements.get(trial.trial_id) or Settlement(_OUTCOMES[state])
+        settlement = self.settlements.get(trial.trial_id) or Settlement(Outcome.of(state))
         self.set_attrs(session, trial.trial_id, settlement.attrs)
         leases.settle(session, lease, settlement)
 

@@ -95,7 +95,7 @@ def renew(session: Session, lease: Lease, seconds: float) -> None:
     held = and_(owned_by(lease), LeaseRow.expires_at > HANDED_BACK)
     renewed = _count(session, update(LeaseRow).where(held).values(expires_at=database_now() + seconds))
     if not renewed:
-        raise LeaseLost(f"trial {lease.trial_id} is no longer this worker's")
+        raise LeaseLost("it is no longer this worker's")
 
 
 def hand_back(session: Session, lease: Lease) -> None:
@@ -147,7 +147,7 @@ def adopt(session: Session, claimant: Claimant, study_id: int) -> Lease | None:
 def settle(session: Session, lease: Lease, settlement: Settlement) -> None:
     """Record how the trial ended and give up its lease; an error returns its ticket. Raises LeaseLost."""
     if not _count(session, delete(LeaseRow).where(owned_by(lease))):
-        raise LeaseLost(f"trial {lease.trial_id} is no longer this worker's")
+        raise LeaseLost("it is no longer this worker's")
     session.execute(
         update(TrialRow)
         .where(TrialRow.trial_id == lease.trial_id)

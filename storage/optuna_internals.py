@@ -1,6 +1,6 @@
 """What Dialin relies on that Optuna keeps private, all of it, so that a new Optuna is checked against one file.
 
-Written against Optuna 5.0. Everything below is used by `storage` only, but for the two ids at the end.
+Written against Optuna 5.0 and used by `storage` only.
 """
 
 from __future__ import annotations
@@ -17,24 +17,18 @@ from optuna.storages._rdb import models as _models
 from optuna.storages._rdb.storage import _VersionManager as VersionManager
 
 if TYPE_CHECKING:
-    from optuna.study import Study
     from optuna.trial import BaseTrial
 
 # Besides these names `storage.backend` overrides and calls methods of `RDBStorage` that are private:
 #   _create_new_trial, _get_prepared_new_trial   a trial is made inside ONE session, where the claim joins in
 #   _set_trial_*_without_commit                  writes that leave the commit to the caller
-# and `storage.shared` the caches of `_CachedStorage`: _studies, _add_trials_to_cache.
+# and relies on the system attribute "fixed_params", in which `enqueue_trial` leaves what a WAITING trial will suggest.
 
 models: Any = _models  # their columns are declared without types
 
-__all__ = ["CachedStorage", "VersionManager", "models", "study_id_of", "trial_id_of"]
+__all__ = ["CachedStorage", "VersionManager", "models", "trial_id_of"]
 
 
 def trial_id_of(trial: BaseTrial) -> int:
     """The database's key of a trial; `trial.number` counts within its study."""
     return int(trial._trial_id)  # type: ignore[attr-defined]  # set by every trial class, declared by none
-
-
-def study_id_of(study: Study) -> int:
-    """The database's key of a study."""
-    return study._study_id

@@ -17,6 +17,16 @@ class Outcome(StrEnum):
     LOST = "lost"
     ERROR = "error"
 
+    @classmethod
+    def of(cls, state: TrialState) -> Outcome:
+        """How a trial counts that was finished through Optuna's own interface, with no word from a worker."""
+        return {TrialState.COMPLETE: cls.COMPLETE, TrialState.PRUNED: cls.PRUNED}.get(state, cls.ERROR)
+
+    @property
+    def text(self) -> str:
+        """For people: "out of memory"."""
+        return self.value.replace("_", " ")
+
     @property
     def state(self) -> TrialState:
         return _STATES[self]

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optuna import distributions
 from optuna.trial import TrialState
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
@@ -46,7 +45,6 @@ class RankedTrial:
     best_epoch: int | None
     epochs: int
     seconds: float
-    params: Mapping[str, Any]
     attrs: Mapping[str, Any]
 
 
@@ -55,7 +53,7 @@ class FailedTrial:
     """A trial that ended in an error, and why in one line."""
 
     number: int
-    outcome: str
+    outcome: Outcome
     reason: str
 
 
@@ -124,14 +122,9 @@ def _counts(session: Session, study_id: int) -> dict[str, int]:
         .where(models.TrialModel.study_id == study_id, models.TrialModel.state.in_(finished))
         .group_by(TrialRow.outcome, models.TrialModel.state)
     ).all()
-    by_state = {
-        TrialState.COMPLETE: Outcome.COMPLETE,
-        TrialState.PRUNED: Outcome.PRUNED,
-        TrialState.FAIL: Outcome.ERROR,
-    }
     counts = dict.fromkeys((outcome.value for outcome in Outcome), 0)
     for outcome, state, count in rows:
-        counts[outcome or by_state[state].value] += count
+        counts[outcome or Outcome.of(state).value] += count
     return {outcome: count for outcome, count in counts.items() if count}
 
 
@@ -231,7 +224,7 @@ def _failures(session: Session, study_id: int, most: int = 3) -> tuple[FailedTri
         .order_by(models.TrialModel.number.desc())
         .limit(most)
     ).all()
-    return tuple(FailedTrial(number, outcome or "", reason) for number, outcome, reason in rows)
+    return tuple(FailedTrial(number, Outcome(outcome), reason) for number, outcome, reason in rows)
 
 
 def best(storage: SharedStorage, study: StudyRecord, top: int = 1) -> list[RankedTrial]:
@@ -255,12 +248,6 @@ def best(storage: SharedStorage, study: StudyRecord, top: int = 1) -> list[Ranke
 
 
 def _ranked(session: Session, trial_id: int, number: int, value: float, best_epoch: int | None) -> RankedTrial:
-    param = models.TrialParamModel
-    params = session.execute(
-        select(param.param_name, param.param_value, param.distribution_json)
-        .where(param.trial_id == trial_id)
-        .order_by(param.param_id)
-    ).all()
     attr = models.TrialUserAttributeModel
     attrs = session.execute(select(attr.key, attr.value_json).where(attr.trial_id == trial_id)).all()
     epochs, seconds = session.execute(
@@ -272,9 +259,6 @@ def _ranked(session: Session, trial_id: int, number: int, value: float, best_epo
         best_epoch=best_epoch,
         epochs=epochs,
         seconds=float(seconds),
-        params={
-            name: distributions.json_to_distribution(text).to_external_repr(stored) for name, stored, text in params
-        },
         attrs={key: json.loads(text) for key, text in attrs},
     )
 

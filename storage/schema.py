@@ -57,11 +57,7 @@ def prepare(url: URL, engine: Engine, sessions: scoped_session[Session]) -> Vers
 
 def explain(url: URL, error: BaseException) -> str:
     """One line for a database error: which database, what it said, and what to look at."""
-    cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, DBAPIError):
-        cause = cause.__cause__
-    said = str(cause.orig if isinstance(cause, DBAPIError) else cause).strip() or type(cause).__name__
-    said = " ".join(said.split())
+    said = one_line(error)
     hint = ""
     file = urls.sqlite_file(url)
     if file is not None:
@@ -76,6 +72,15 @@ def explain(url: URL, error: BaseException) -> str:
     elif "Is the server running" not in said and ("refused" in said or "translate" in said or "timeout" in said):
         hint = " (is the server running, and is the address right?)"
     return f"cannot use storage {urls.shown(url)}: {said}{hint}"
+
+
+def one_line(error: BaseException) -> str:
+    """What the database itself said, without SQLAlchemy's and Optuna's wrapping."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, DBAPIError):
+        cause = cause.__cause__
+    said = str(cause.orig if isinstance(cause, DBAPIError) else cause).strip() or type(cause).__name__
+    return " ".join(said.split())
 
 
 def _version(engine: Engine) -> int | None:

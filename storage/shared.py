@@ -209,7 +209,7 @@ class SharedStorage(CachedStorage):
         """
         trial_id = trial_id_of(trial)
         if trial_id not in self._backend.leases:
-            raise LeaseLost(f"trial {trial.number} is no longer this worker's")
+            raise LeaseLost("it is no longer this worker's")
         self._backend.settlements[trial_id] = settlement
         values = value if settlement.outcome is Outcome.COMPLETE else None
         try:
@@ -217,7 +217,7 @@ class SharedStorage(CachedStorage):
         except (KeyError, ValueError, UpdateFinishedTrialError) as error:
             if self._is_mine(trial_id):
                 raise
-            raise LeaseLost(f"trial {trial.number} was settled or deleted elsewhere") from error
+            raise LeaseLost("it was settled or deleted elsewhere") from error
         finally:
             self._backend.settlements.pop(trial_id, None)
 
@@ -264,7 +264,7 @@ class SharedStorage(CachedStorage):
             .where(models.TrialModel.trial_id == lease.trial_id)
         ).one_or_none()
         if row is None or row[0] != TrialState.RUNNING:
-            raise LeaseLost(f"trial {lease.trial_id} was settled or deleted elsewhere")
+            raise LeaseLost("it was settled or deleted elsewhere")
         return StudyState(row[1]) if row[1] is not None else StudyState.RUNNING
 
     def _upsert(self, table: Any, key: Mapping[str, Any], values: Mapping[str, Any]) -> Any:

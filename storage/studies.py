@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 from sqlalchemy import Row, Select, literal, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session

@@ -2,8 +2,8 @@
 
 Every row hangs on Optuna's study or trial with ON DELETE CASCADE (on SQLite by triggers too), so that a study
 deleted from any client goes whole. Times are seconds since 1970 by the database's clock. Identifiers that a client
-makes (`ticket`, `claim`, `settlement`) are UUIDs, unique in their table: a client that lost the answer to a COMMIT
-looks its own up.
+makes (`ticket`, `claim`, `settlement`) are UUIDs, unique in their table, so that what a COMMIT had done can be found
+when its answer was lost.
 """
 
 from __future__ import annotations
