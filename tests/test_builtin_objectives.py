@@ -15,7 +15,8 @@ from torch import Tensor
 from training_helpers import Recorder, first_recipe, fit
 
 from objectives import digits, fashion_mnist
-from search.data import Data, DataCorrupt, DataMissing, cache_folder, data_root
+from search.data import Data
+from search.datasets import DataCorrupt, DataMissing, cache_folder, data_root
 from search.space import describe, recipe_from_params, starting_points
 from storage.outcomes import Outcome
 

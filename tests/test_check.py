@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from search import check as check_module
 from search.check import CheckLine, check, duration, first_batch
-from search.data import Data, DataMissing
+from search.data import Data
+from search.datasets import DataMissing
 from search.errors import ObjectiveError
 from search.failures import RaisedError
 from search.loading import LoadedObjective, resolve

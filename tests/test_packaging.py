@@ -18,8 +18,8 @@ PACKAGES = ("search", "objectives", "storage")
 # The ground floor first. A module imports from its own layer and those below; one that is not here fails.
 LAYERS = (
     """storage storage.*""",
-    """search search.errors search.objective search.data search.metrics search.space search.knobs
-    search.optimizers search.schedules""",
+    """search search.errors search.objective search.data search.datasets search.metrics search.space
+    search.knobs search.optimizers search.schedules""",
     """objectives objectives.*""",
     """search.training search.batches search.checkpoints search.randomness search.failures""",
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
