@@ -1,0 +1,231 @@
+"""What a person does with a real search of digits: run it, look at it, take its best parameters and weights."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import json
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import optuna
+import pytest
+import torch
+import yaml
+from command import Dialin, Running
+from optuna.trial import TrialState
+from studies import TINY, TINY_TEXT, Inside, assert_settled, place_for_a_module, states
+
+from objectives import digits
+from search.loading import builtin_objectives
+from search.optimizers import OPTIMIZERS
+from search.schedules import SCHEDULES
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A finished study of digits in an otherwise empty folder. `dialin` runs a command there."""
+
+    dialin: Dialin
+    run: CompletedProcess[str]
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.dialin.folder / 'dialin.db'}"
+
+    def json(self, *arguments: object) -> Any:
+        ended = self.dialin(*arguments)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        return json.loads(ended.stdout)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
+    with place_for_a_module(tmp_path_factory) as folder:
+        dialin = Dialin(folder)
+        yield Searched(dialin, dialin("run", "digits", timeout=240))
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    return Inside(capsys, monkeypatch)
+
+
+class TestRun:
+    def test_digits_from_an_empty_folder_reaches_97_percent(self, searched: Searched) -> None:
+        assert searched.run.returncode == 0, searched.run.stderr
+        found = assert_settled(searched.url, "digits-1", 40)
+        assert states(found)[TrialState.PRUNED] > 0
+        assert max(trial.value or 0 for trial in found if trial.state == TrialState.COMPLETE) >= 0.97
+
+    def test_it_leaves_a_database_and_a_folder_of_files(self, searched: Searched) -> None:
+        left = {path.name for path in searched.dialin.folder.iterdir()}
+        assert left - {"dialin.db-wal", "dialin.db-shm"} == {"dialin.db", "dialin-files"}
+
+    def test_it_ends_with_the_best_recipe_and_what_to_do_next(self, searched: Searched) -> None:
+        out = searched.run.stdout
+        [best] = [line for line in out.splitlines() if line.startswith("best: ")]
+        assert "accuracy 0.9" in best
+        assert " lr " in best
+        assert "(unconfirmed: best of 40)" in best
+        end = out[out.index(best) :]
+        for command in ("dialin best digits-1", "dialin resume digits-1 --trials +20", "dialin dashboard"):
+            assert command in end
+
+    def test_in_a_pipe_there_is_a_line_a_trial_and_no_control_code(self, searched: Searched) -> None:
+        out = searched.run.stdout + searched.run.stderr
+        assert "\x1b" not in out
+        assert "\r" not in out
+        assert sum(line.startswith("[") for line in out.splitlines()) == 40
+
+    def test_one_file_of_weights_is_kept_for_each_of_the_best(self, searched: Searched) -> None:
+        kept = [*searched.dialin.folder.rglob("*.pt")]
+        assert 1 <= len(kept) <= 10
+        assert all(path.name.startswith("weights-") for path in kept)
+
+
+class TestBest:
+    def test_every_format_gives_the_same_numbers(self, searched: Searched) -> None:
+        said = {form: searched.dialin("best", "--top", 3, "--format", form) for form in ("json", "yaml", "csv")}
+        records = json.loads(said["json"].stdout)
+        assert len(records) == 3
+        assert yaml.safe_load(said["yaml"].stdout) == records
+        for row, record in zip(csv.DictReader(io.StringIO(said["csv"].stdout)), records, strict=True):
+            assert float(row["value"]) == record["value"]
+            assert {name: str(value) for name, value in record["model"].items()} == {
+                name.removeprefix("model."): text for name, text in row.items() if name.startswith("model.")
+            }
+            assert float(row["recipe.lr"]) == record["recipe"]["lr"]
+        python = ast.parse(searched.dialin("best", "--format", "python").stdout)
+        values = {node.targets[0].id: ast.literal_eval(node.value) for node in python.body}  # type: ignore[attr-defined]
+        assert values == {"recipe": records[0]["recipe"], "model": records[0]["model"]}
+        values_in_order = [record["value"] for record in records]
+        assert values_in_order == sorted(values_in_order, reverse=True)
+        assert all(record["note"] == "unconfirmed: best of 40" for record in records)
+
+    def test_the_table_is_for_people_and_says_what_it_is_worth(self, searched: Searched) -> None:
+        table = searched.dialin("best", "--top", 2, COLUMNS="200").stdout
+        assert "unconfirmed: best of 40" in table
+        [top] = searched.json("best", "--format", "json")
+        assert f"{top['value']:.4f}" in table
+        assert str(top["recipe"]["optimizer"]) in table
+
+    def test_it_is_the_best_of_what_optuna_has(self, searched: Searched) -> None:
+        [top] = searched.json("best", "--format", "json")
+        complete = [t for t in assert_settled(searched.url, "digits-1", 40) if t.state == TrialState.COMPLETE]
+        assert top["value"] == max(trial.value or 0 for trial in complete)
+
+    def test_its_weights_have_the_accuracy_that_was_reported(self, searched: Searched) -> None:
+        ended = searched.dialin("best", "--weights", "best.pt")
+        assert ended.returncode == 0
+        [top] = searched.json("best", "--format", "json")
+        weights = torch.load(searched.dialin.folder / "best.pt", weights_only=True)
+        net = digits.model(optuna.trial.FixedTrial(top["model"]))  # type: ignore[arg-type]
+        net.load_state_dict(weights)
+        net.eval()
+        valid = digits.data(Path()).valid
+        assert isinstance(valid, tuple)
+        images, classes = valid
+        with torch.inference_mode():
+            accuracy = (net(images).argmax(1) == classes).float().mean()
+        assert float(accuracy) == pytest.approx(top["value"], abs=1e-6)
+
+
+class TestStatus:
+    def test_for_people(self, searched: Searched) -> None:
+        said = searched.dialin("status").stdout
+        assert said.startswith("digits-1: finished, 40/40 trials\n")
+        assert "maximize accuracy, 15 epochs, tpe + hyperband" in said
+        assert "saved by pruning" in said
+        assert "unconfirmed: best of 40" in said
+
+    def test_for_programs(self, searched: Searched) -> None:
+        said = searched.json("status", "--json")
+        assert (said["study"]["name"], said["state"], said["settled"]) == ("digits-1", "finished", 40)
+        assert sum(said["counts"].values()) == 40
+        assert said["running"] == said["failures"] == []
+        assert said["best"] == {
+            key: value for key, value in searched.json("best", "--format", "json")[0].items() if key != "note"
+        }
+        found = assert_settled(searched.url, "digits-1", 40)
+        trained = sum(len(trial.intermediate_values) for trial in found)
+        assert said["epochs_trained"] == trained
+        assert said["epochs_saved"] == sum(
+            15 - len(trial.intermediate_values) for trial in found if trial.user_attrs["outcome"] == "pruned"
+        )
+
+
+class TestDashboard:
+    def dashboard(self, start: Callable[..., Running], url: str) -> str:
+        """Start one on a free port; its address."""
+        running = start("dashboard", "--port", 0, DIALIN_STORAGE=url)
+        running.wait_for("http://")
+        address = running.stdout[running.stdout.index("http://") :].split()[0]
+        assert address.startswith("http://127.0.0.1:")
+        return address
+
+    def test_it_answers_on_this_machine_and_lists_the_studies(
+        self, start_dialin: Callable[..., Running], inside: Inside, storage_url: str
+    ) -> None:
+        assert inside("run", TINY, "--trials", 2, "--workers", 1, "--storage", storage_url).status == 0
+        address = self.dashboard(start_dialin, storage_url)
+        with urllib.request.urlopen(f"{address}/dashboard/", timeout=20) as page:
+            assert page.status == 200
+        with urllib.request.urlopen(f"{address}/api/studies", timeout=20) as answer:
+            listed = json.load(answer)["study_summaries"]
+        assert [study["study_name"] for study in listed] == ["tiny-1"]
+
+    def test_a_port_in_use_is_one_line(
+        self, start_dialin: Callable[..., Running], dialin: Dialin, searched: Searched
+    ) -> None:
+        port = self.dashboard(start_dialin, searched.url).rpartition(":")[2]
+        second = dialin("dashboard", "--port", port, DIALIN_STORAGE=searched.url)
+        assert second.returncode == 2
+        assert second.stderr.startswith(f"dialin: cannot listen on 127.0.0.1:{port} (Address already in use)")
+        assert second.stderr.count("\n") == 1
+
+
+class TestForAuthors:
+    def test_objectives_are_listed_with_what_they_are(self, inside: Inside) -> None:
+        said = inside("objectives")
+        assert said.status == 0
+        for name, text in builtin_objectives().items():
+            assert name in said.out
+            assert text in said.out
+        assert json.loads(inside("objectives", "--json").out) == builtin_objectives()
+
+    def test_the_space_that_is_searched_is_printed(self, inside: Inside) -> None:
+        said = inside("objectives", "digits")
+        assert said.status == 0
+        knobs = {knob["knob"] for knob in json.loads(inside("objectives", "digits", "--json").out)}
+        assert {"optimizer", "batch_size", "schedule", "width", "dropout"} <= knobs
+        assert all(knob in said.out for knob in knobs)
+
+    def test_check_tries_every_optimizer_and_every_schedule(self, inside: Inside) -> None:
+        said = inside("check", "digits")
+        assert said.status == 0, said.out
+        assert "FAILED" not in said.out
+        for name in OPTIMIZERS:
+            assert f"optimizer {name}" in said.out
+        for name in SCHEDULES:
+            assert f"schedule {name}" in said.out
+        for told in ("epoch at batch 16", "epoch at batch 128", "memory", "40 trials"):
+            assert told in said.out
+
+    def test_check_of_what_does_not_work_fails(self, inside: Inside, tmp_path: Path) -> None:
+        (tmp_path / "wide.py").write_text(TINY_TEXT.replace("nn.Linear(width, 2)", "nn.Linear(width, 1)"))
+        said = inside("check", "wide.py")
+        assert said.status == 2
+        assert said.err.startswith("dialin: ")
+
+    def test_what_init_writes_is_a_search(self, inside: Inside, tmp_path: Path) -> None:
+        wrote = inside("init", "my_model.py")
+        assert wrote.status == 0
+        assert "dialin run my_model.py" in wrote.out
+        assert inside("run", "./my_model.py", "--trials", 3, "--workers", 2).status == 0
+        assert_settled(f"sqlite:///{tmp_path / 'dialin.db'}", "my_model-1", 3)
