@@ -28,7 +28,7 @@ from search.data import Data, size
 from search.errors import ObjectiveError
 from search.loading import LoadedObjective
 from search.objective import Task
-from search.optimizers import Optimizer, build, set_rate
+from search.optimizers import Optimizer, build_for
 from search.preview import (
     Preview,
     blamed,
@@ -93,8 +93,7 @@ class _Bench:
         """Train from the same weights at the full rate; yield each batch's mean loss, left on the device."""
         net, task = self.task.net, self.task
         net.load_state_dict(self.weights)
-        optimizer = build(recipe, net, task.parameters(net) if task.parameters else None)
-        set_rate(optimizer, recipe.lr)
+        optimizer = build_for(task, recipe)
         net.train()
         for batch in batches:
             total, weight = task.step(net, batch)

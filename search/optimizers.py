@@ -1,7 +1,7 @@
 """The table of optimizers, and how a recipe and a network become a torch optimizer.
 
-Read by `space.py` (what can be sampled) and by the trainer, which calls `build` once and `set_rate` at every
-step. Adding an optimizer is adding one row.
+Read by `space.py` (what can be sampled) and by the trainer, which calls `build_for` once and `set_rate` at
+every step. Adding an optimizer is adding one row.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from search.errors import ObjectiveError
 from search.knobs import Knob, floating
 
 if TYPE_CHECKING:
+    from search.objective import Task
     from search.space import Recipe
 
 # 1 - momentum on a log scale, after Choi et al. 2019 (On Empirical Comparisons of Optimizers), narrowed to
@@ -122,6 +123,11 @@ def resolve_all(optimizers: Iterable[str | Optimizer]) -> dict[str, Optimizer]:
     if not rows:
         raise ObjectiveError(f"no optimizer to choose from: name at least one of {', '.join(OPTIMIZERS)}")
     return rows
+
+
+def build_for(task: Task, recipe: Recipe) -> torch.optim.Optimizer:
+    """`build` for a task's network, with the task's own parameter groups where it has any."""
+    return build(recipe, task.net, task.parameters(task.net) if task.parameters else None)
 
 
 def build(recipe: Recipe, net: nn.Module, groups: Iterable[Mapping[str, Any]] | None = None) -> torch.optim.Optimizer:

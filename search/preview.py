@@ -25,7 +25,7 @@ from search.failures import RaisedError, failure
 from search.loading import LoadedObjective
 from search.metrics import NamedMetric
 from search.objective import Objective, Task
-from search.optimizers import Optimizer, build
+from search.optimizers import Optimizer, build_for
 from search.space import Recipe
 from search.training import evaluate, seed_everything
 from storage.errors import UsageError
@@ -154,7 +154,7 @@ def default_recipe(objective: Objective, batch_size: int, optimizer: Optimizer |
 def _first_step(loaded: LoadedObjective, data: Data, task: Task, recipe: Recipe, device: torch.device) -> float:
     task.net.train()
     with blamed("the optimizer", loaded):
-        optimizer = build(recipe, task.net, task.parameters(task.net) if task.parameters else None)
+        optimizer = build_for(task, recipe)
     with blamed("the first training batch", loaded):
         batches = TrainingBatches(data, task.augment, recipe.batch_size, seed=0, device=device)
         batch = next(batches.epoch(1))

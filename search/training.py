@@ -24,7 +24,7 @@ from search.batches import EvaluationBatches, TrainingBatches
 from search.data import Data
 from search.metrics import Mean, NamedMetric
 from search.objective import Objective, Task
-from search.optimizers import build, set_rate
+from search.optimizers import build_for, set_rate
 from search.randomness import random_state, restore_random_state
 from search.randomness import seed_everything as seed_everything
 from search.space import Recipe
@@ -118,7 +118,7 @@ def _train(
     reporter: Reporter,
 ) -> Result:
     net, metrics = task.net.to(device), objective.metrics
-    optimizer = build(recipe, net, task.parameters(net) if task.parameters else None)
+    optimizer = build_for(task, recipe)
     batches = TrainingBatches(data, task.augment, recipe.batch_size, seed=seed, device=device)
     held_out = EvaluationBatches(data.valid, data, recipe.batch_size, device=device)
     rates = (recipe.lr * recipe.factors(objective.epochs * batches.steps)).tolist()
