@@ -1,13 +1,14 @@
 """A knob: one sampled number or choice, with everything a person or a sampler needs to know about it.
 
 Rows of the two tables (`optimizers.py`, `schedules.py`) bring their own knobs, `space.py` adds those that
-every recipe has, and the command line prints them.
+every recipe has, and the command line prints them. What holds for the rows of both tables is here too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from optuna.distributions import (
     BaseDistribution,
@@ -17,6 +18,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import BaseTrial
+
+from search.errors import ObjectiveError
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,28 @@ def integer(name: str, low: int, high: int, default: int, text: str) -> Knob:
 def choice(name: str, choices: tuple[CategoricalChoiceType, ...], default: CategoricalChoiceType, text: str) -> Knob:
     """A knob with one of `choices`."""
     return Knob(name, CategoricalDistribution(choices), default, text)
+
+
+class Row(Protocol):
+    """What the rows of both tables have."""
+
+    @property
+    def name(self) -> str: ...
+
+
+SomeRow = TypeVar("SomeRow", bound=Row)
+
+
+def rows_by_name(kind: str, rows: Iterable[SomeRow], known: Iterable[str]) -> dict[str, SomeRow]:
+    """Rows by name, in the order given. Raises ObjectiveError when there are none, or two of one name.
+
+    `kind` ("optimizer") and the `known` names are for the message.
+    """
+    found: dict[str, SomeRow] = {}
+    for row in rows:
+        if row.name in found:
+            raise ObjectiveError(f"{kind} {row.name!r} is listed twice")
+        found[row.name] = row
+    if not found:
+        raise ObjectiveError(f"no {kind} to choose from: name at least one of {', '.join(known)}")
+    return found

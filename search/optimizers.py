@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from search.errors import ObjectiveError
-from search.knobs import Knob, floating
+from search.knobs import Knob, floating, rows_by_name
 
 if TYPE_CHECKING:
     from search.objective import Task
@@ -115,14 +115,7 @@ def resolve(optimizer: str | Optimizer) -> Optimizer:
 
 def resolve_all(optimizers: Iterable[str | Optimizer]) -> dict[str, Optimizer]:
     """Rows by name, in the order given. Raises ObjectiveError when there are none, or two of one name."""
-    rows: dict[str, Optimizer] = {}
-    for row in map(resolve, optimizers):
-        if row.name in rows:
-            raise ObjectiveError(f"optimizer {row.name!r} is listed twice")
-        rows[row.name] = row
-    if not rows:
-        raise ObjectiveError(f"no optimizer to choose from: name at least one of {', '.join(OPTIMIZERS)}")
-    return rows
+    return rows_by_name("optimizer", map(resolve, optimizers), OPTIMIZERS)
 
 
 def build_for(task: Task, recipe: Recipe) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from search.errors import ObjectiveError
-from search.knobs import Knob, floating, integer
+from search.knobs import Knob, floating, integer, rows_by_name
 
 Shape = Mapping[str, float]
 Builder = Callable[[torch.optim.Optimizer, Shape, int], LRScheduler]
@@ -214,14 +214,7 @@ def resolve(schedule: str | Schedule) -> Schedule:
 
 def resolve_all(schedules: Iterable[str | Schedule]) -> dict[str, Schedule]:
     """Rows by name, in the order given. Raises ObjectiveError when there are none, or two of one name."""
-    rows: dict[str, Schedule] = {}
-    for row in map(resolve, schedules):
-        if row.name in rows:
-            raise ObjectiveError(f"schedule {row.name!r} is listed twice")
-        rows[row.name] = row
-    if not rows:
-        raise ObjectiveError(f"no schedule to choose from: name at least one of {', '.join(SCHEDULES)}")
-    return rows
+    return rows_by_name("schedule", map(resolve, schedules), SCHEDULES)
 
 
 class _RateOfOne(torch.optim.Optimizer):
