@@ -14,12 +14,12 @@ WEIGHTS_KEPT = 5
 
 
 def worth_keeping(storage: SharedStorage, study: StudyRecord, value: float) -> bool:
-    """Whether a trial with this value is among the best few so far."""
+    """Whether a trial with this value may be among the best few so far: of equals the lower number is better."""
     leaders = best(storage, study, WEIGHTS_KEPT)
     if len(leaders) < WEIGHTS_KEPT:
         return True
     last = leaders[-1].value
-    return value > last if study.direction == "maximize" else value < last
+    return value >= last if study.direction == "maximize" else value <= last
 
 
 def retire_weights(storage: SharedStorage, study: StudyRecord) -> list[str]:
