@@ -32,8 +32,6 @@ from storage.errors import UsageError
 
 # Enough for a metric to be a number, few enough to take no time.
 SAMPLES = 256
-# A model may refuse combinations of its own knobs with TrialPruned; one that refuses all these is no model.
-MODELS_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,8 @@ def build_task(loaded: LoadedObjective) -> Task:
         ObjectiveError: it fails, returns neither a network nor a Task, or takes a name of the recipe's.
     """
     objective = loaded.objective
-    study = _study_in_memory()
-    for _ in range(MODELS_TRIED):
-        trial = study.ask()
+    # A model may refuse combinations of its own knobs with TrialPruned; one that refuses all these is no model.
+    for trial in space.random_trials():
         try:
             with blamed("model()", loaded):
                 seed_everything(0)
@@ -128,20 +125,9 @@ def build_task(loaded: LoadedObjective) -> Task:
             if isinstance(error.__cause__, optuna.TrialPruned):
                 continue
             raise
-        taken = sorted({knob.name for knob in space.recipe_knobs(objective)} & {*trial.distributions})
-        if taken:
-            raise ObjectiveError(f"the model suggests {taken[0]!r}, a name of the recipe's own: name it otherwise")
+        space.refuse_taken_names(objective, trial.distributions)
         return task
-    raise ObjectiveError(f"model() refused {MODELS_TRIED} random trials with TrialPruned: none is left to train")
-
-
-def _study_in_memory() -> optuna.Study:
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # It would log a line about a study nobody asked for.
-    try:
-        return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    finally:
-        optuna.logging.set_verbosity(level)
+    raise ObjectiveError(f"model() refused {space.MODELS_TRIED} random trials with TrialPruned: none is left to train")
 
 
 def default_recipe(objective: Objective, batch_size: int, optimizer: Optimizer | None = None) -> Recipe:

@@ -1,13 +1,13 @@
 """What is searched: the recipe, the knobs it is sampled from, where a search starts.
 
-Called by the worker (`sample`), by `best` (`recipe_from_params`), by a new study (`starting_points`) and by
-`dialin objectives` (`describe`). One walk over the knobs, `_walk`, serves all four.
+Called by the worker (`sample`), by a preview (`recipe_from_params`), by a new study (`starting_points`) and by
+`dialin objectives` (`describe`). One walk over the knobs, `_walk`, serves the first three.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -184,10 +184,15 @@ def describe(objective: Objective) -> list[Knob]:
     """
     knobs = recipe_knobs(objective)
     models = model_knobs(objective)
-    taken = sorted({knob.name for knob in knobs} & {knob.name for knob in models})
+    refuse_taken_names(objective, (knob.name for knob in models))
+    return knobs + models
+
+
+def refuse_taken_names(objective: Objective, names: Iterable[str]) -> None:
+    """Raises ObjectiveError when a model that suggests `names` takes one of the recipe's."""
+    taken = sorted({knob.name for knob in recipe_knobs(objective)} & {*names})
     if taken:
         raise ObjectiveError(f"the model suggests {taken[0]!r}, a name of the recipe's own: name it otherwise")
-    return knobs + models
 
 
 def recipe_knobs(objective: Objective) -> list[Knob]:
@@ -221,10 +226,8 @@ def _conditional(name: str, rows: Any) -> list[Knob]:
 def model_knobs(objective: Objective) -> list[Knob]:
     """The knobs that `objective.model` suggests for itself: see `describe`."""
     seen: list[dict[str, BaseDistribution]] = []
-    with _quiet_optuna(), torch.random.fork_rng(devices=[]):
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        for _ in range(MODELS_TRIED):
-            trial = study.ask()
+    with torch.random.fork_rng(devices=[]):
+        for trial in random_trials():
             # A model may refuse a combination; what it asked for until then counts.
             with suppress(optuna.TrialPruned):
                 objective.model(trial)
@@ -242,15 +245,17 @@ def _model_knob(name: str, distribution: BaseDistribution, seen: list[dict[str, 
     return Knob(name, distribution, text=text, condition="" if always else "some models")
 
 
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Without the line that Optuna logs for every new study; its level is as before afterwards."""
+def random_trials() -> Iterator[optuna.Trial]:
+    """MODELS_TRIED trials in memory to try a model with, the same ones every time."""
     level = optuna.logging.get_verbosity()
+    # Optuna would log a line about a study that nobody asked for.
     optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
     try:
-        yield
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     finally:
         optuna.logging.set_verbosity(level)
+    for _ in range(MODELS_TRIED):
+        yield study.ask()
 
 
 def _optimizer_knob(objective: Objective) -> Knob:
