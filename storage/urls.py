@@ -6,6 +6,7 @@ the commands, which print a URL only through `shown`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
@@ -26,8 +27,9 @@ def parse(text: str) -> URL:
     """
     try:
         url = make_url(text)
-    except ArgumentError:
-        raise UsageError(f"storage {text!r} is not a database URL: write {_SHAPES}") from None
+    except (ArgumentError, ValueError):  # the latter for a port that is no number
+        hidden = re.sub(r":[^:@]*@", ":***@", text)
+        raise UsageError(f"storage {hidden!r} is not a database URL: write {_SHAPES}") from None
     backend = url.get_backend_name()
     if backend in ("postgresql", "postgres"):
         if not url.database:
@@ -43,8 +45,9 @@ def parse(text: str) -> URL:
 
 
 def shown(url: URL | str) -> str:
-    """The URL as it may be printed: its password replaced by ***."""
-    return make_url(url).set(drivername=make_url(url).get_backend_name()).render_as_string(hide_password=True)
+    """The URL as it may be printed: its password replaced by ***, one among the parameters left out."""
+    url = make_url(url).difference_update_query(["password", "sslpassword"])
+    return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
 
 
 def full(url: URL) -> str:
