@@ -14,6 +14,7 @@ from typing import Any
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -78,13 +79,20 @@ class Backend(RDBStorage):
             yield session
 
     create_new_study = _as_writer(RDBStorage.create_new_study)
-    delete_study = _as_writer(RDBStorage.delete_study)
     set_study_user_attr = _as_writer(RDBStorage.set_study_user_attr)
     set_study_system_attr = _as_writer(RDBStorage.set_study_system_attr)
     set_trial_user_attr = _as_writer(RDBStorage.set_trial_user_attr)
     set_trial_system_attr = _as_writer(RDBStorage.set_trial_system_attr)
     set_trial_intermediate_value = _as_writer(RDBStorage.set_trial_intermediate_value)
     _set_trial_param = _as_writer(RDBStorage._set_trial_param)
+
+    def delete_study(self, study_id: int) -> None:
+        """As Optuna's, which on PostgreSQL leaves the study in silence when an epoch is recorded meanwhile."""
+        with self.write() as session:
+            study = models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            trial = models.TrialModel
+            session.execute(select(trial.trial_id).where(trial.study_id == study_id).with_for_update())
+            session.delete(study)
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         with writing():

@@ -77,6 +77,7 @@ class SharedStorage(CachedStorage):
         user_attrs = {k: v for k, v in sampled.user_attrs.items() if before.user_attrs.get(k) != v}
         system_attrs = {k: v for k, v in sampled.system_attrs.items() if before.system_attrs.get(k) != v}
         with self._backend.write() as session:
+            self._study_state(session, lease)
             leases.renew(session, lease, self._lease_seconds)
             if rows:
                 session.execute(insert(models.TrialParamModel), rows)
@@ -156,8 +157,8 @@ class SharedStorage(CachedStorage):
         """
         stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(epoch.value)
         with self._backend.write() as session:
-            leases.renew(session, lease, self._lease_seconds)
             state = self._study_state(session, lease)
+            leases.renew(session, lease, self._lease_seconds)
             upsert = self._upsert(
                 models.TrialIntermediateValueModel,
                 {"trial_id": lease.trial_id, "step": epoch.epoch},
@@ -258,10 +259,12 @@ class SharedStorage(CachedStorage):
         return state == TrialState.RUNNING
 
     def _study_state(self, session: Any, lease: Lease) -> StudyState:
+        """Locks the trial before its lease, as whoever deletes it does."""
         row = session.execute(
             select(models.TrialModel.state, StudyRow.state)
             .outerjoin(StudyRow, StudyRow.study_id == models.TrialModel.study_id)
             .where(models.TrialModel.trial_id == lease.trial_id)
+            .with_for_update(read=True, key_share=True, of=models.TrialModel)
         ).one_or_none()
         if row is None or row[0] != TrialState.RUNNING:
             raise LeaseLost("it was settled or deleted elsewhere")
