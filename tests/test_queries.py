@@ -74,7 +74,8 @@ def test_an_empty_study_has_a_status(worker: SharedStorage) -> None:
     status = queries.status(worker, study)
     assert (status.counts, status.settled, status.epochs_trained, status.seconds) == ({}, 0, 0, 0.0)
     assert (status.epochs_saved, status.failures, status.waiting) == (0, (), 0)
-    assert queries.best(worker, study) == queries.settled(worker, study, 0.0) == []
+    assert queries.best(worker, study) == []
+    assert queries.settled(worker, study, 0.0) == []
 
 
 def test_a_trial_told_by_plain_optuna_is_counted_by_its_state(worker: SharedStorage) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import Barrier
 from typing import Any
 
 import optuna
@@ -26,7 +28,7 @@ from storage_places import (
 )
 
 from storage import studies
-from storage.claims import Checkpoint, LeaseLost, Settlement
+from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord
@@ -208,6 +210,26 @@ def test_deleting_a_study_leaves_nothing_of_it(storage_url: str, plain: bool) ->
     assert worker.study_state(study.study_id) is None
     # SQLite gives the ids of what was deleted again.
     run_trial(worker, make_study(worker))
+
+
+def test_a_study_is_deleted_while_its_trials_record_epochs(worker: SharedStorage) -> None:
+    study = make_study(worker)
+    mine = optuna_study(worker, study)
+    leases = [worker.lease_of(mine.ask()) for _ in range(4)]
+    training = Barrier(len(leases) + 1)
+
+    def train(lease: Lease) -> None:
+        for number in range(1, 10_000):
+            worker.record_epoch(lease, an_epoch(number))
+            if number == 1:
+                training.wait(60)
+
+    with ThreadPoolExecutor(len(leases)) as pool:
+        trained = [pool.submit(train, lease) for lease in leases]
+        training.wait(60)
+        optuna.delete_study(study_name=study.name, storage=open_storage(worker.backend.url))
+        assert [type(future.exception(60)) for future in trained] == [LeaseLost] * len(leases)
+    assert study.name not in studies.names(worker)
 
 
 # -- Sampling
