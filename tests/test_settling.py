@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from threading import Barrier
 from typing import Any
 
@@ -219,7 +220,7 @@ def test_a_study_is_deleted_while_its_trials_record_epochs(worker: SharedStorage
     training = Barrier(len(leases) + 1)
 
     def train(lease: Lease) -> None:
-        for number in range(1, 10_000):
+        for number in range(1, 2_000):
             worker.record_epoch(lease, an_epoch(number))
             if number == 1:
                 training.wait(60)
@@ -235,12 +236,12 @@ def test_a_study_is_deleted_while_its_trials_record_epochs(worker: SharedStorage
 # -- Sampling
 
 
-@pytest.mark.parametrize("sampler", [RandomSampler(seed=1), TPESampler(seed=1, n_startup_trials=1, multivariate=True)])
+@pytest.mark.parametrize("make", [RandomSampler, partial(TPESampler, n_startup_trials=1, multivariate=True)])
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_recipe_is_written_in_one_transaction_at_the_end(
-    worker: SharedStorage, study: StudyRecord, sampler: BaseSampler
+    worker: SharedStorage, study: StudyRecord, make: Callable[..., BaseSampler]
 ) -> None:
-    mine = optuna_study(worker, study, sampler)
+    mine = optuna_study(worker, study, make(seed=1))
     for _ in range(3):
         trial = mine.ask()
         with writes_counted(worker) as transactions, worker.sampling(trial):
