@@ -18,11 +18,8 @@ WIDE = 110
 
 
 def space_as_records(objective: Objective) -> list[dict[str, Any]]:
-    """One record a knob: its name, range, condition, default and text."""
-    return [
-        {"knob": k.name, "range": k.range, "condition": k.condition, "default": k.default, "text": k.text}
-        for k in describe(objective)
-    ]
+    """One record a knob, as `Knob.as_dict` has it."""
+    return [knob.as_dict() for knob in describe(objective)]
 
 
 def print_space(console: Console, loaded: LoadedObjective) -> None:

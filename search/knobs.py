@@ -50,11 +50,6 @@ class Knob:
         return isinstance(value, float | int) and d.low <= value <= d.high
 
     @property
-    def kind(self) -> str:
-        """`float`, `int` or `categorical`."""
-        return type(self.distribution).__name__.removesuffix("Distribution").lower()
-
-    @property
     def fixed(self) -> bool:
         """Whether there is nothing to choose: such a knob is never suggested."""
         return self.distribution.single()
@@ -81,9 +76,10 @@ class Knob:
         return d.low if self.fixed else trial.suggest_float(self.name, d.low, d.high, step=d.step, log=d.log)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything about it, JSON-able (choices are what Optuna can store)."""
+        """Everything about it, JSON-able; `kind` is float, int or categorical (choices are what Optuna can store)."""
         d = self.distribution
-        values: dict[str, Any] = {"name": self.name, "kind": self.kind}
+        kind = type(d).__name__.removesuffix("Distribution").lower()
+        values: dict[str, Any] = {"knob": self.name, "kind": kind, "range": self.range}
         if isinstance(d, CategoricalDistribution):
             values["choices"] = list(d.choices)
         elif isinstance(d, FloatDistribution | IntDistribution):

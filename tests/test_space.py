@@ -302,7 +302,7 @@ def test_a_knob_whose_default_lies_outside_is_refused() -> None:
 
 def test_a_knob_as_json_says_everything() -> None:
     knob = Knob("l", optuna.distributions.FloatDistribution(1e-3, 1, log=True), 0.1, "text", "when")
-    described = {"name": "l", "kind": "float", "low": 1e-3, "high": 1.0, "log": True}
+    described = {"knob": "l", "kind": "float", "range": "0.001 .. 1 (log)", "low": 1e-3, "high": 1.0, "log": True}
     assert knob.as_dict() == described | {"condition": "when", "default": 0.1, "text": "text"}
     assert choice("c", (1, 2), 1, "").as_dict()["choices"] == [1, 2]
 
