@@ -29,20 +29,9 @@ from search.errors import ObjectiveError
 from search.loading import LoadedObjective
 from search.objective import Task
 from search.optimizers import Optimizer, build_for
-from search.preview import (
-    Preview,
-    blamed,
-    build_task,
-    default_recipe,
-    first_batch,
-    load_data,
-    spread,
-    try_out,
-)
+from search.preview import blamed, build_task, default_recipe, load_data, spread, try_out
 from search.space import Recipe
 from search.training import evaluate
-
-__all__ = ["CheckLine", "Preview", "check", "first_batch"]
 
 # Batches that each optimizer trains on; a rate that explodes at once shows in three.
 BATCHES = 3

@@ -26,8 +26,9 @@ from search.loading import LoadedObjective
 from search.metrics import NamedMetric
 from search.objective import Objective, Task
 from search.optimizers import Optimizer, build_for
+from search.randomness import seed_everything
 from search.space import Recipe
-from search.training import evaluate, seed_everything
+from search.training import evaluate
 from storage.errors import UsageError
 
 # Enough for a metric to be a number, few enough to take no time.
@@ -46,11 +47,6 @@ class Preview:
     parameters: int
     loss: float
     metrics: dict[str, float]
-
-    @property
-    def value(self) -> float:
-        """The searched metric of the untrained network."""
-        return next(iter(self.metrics.values()))
 
 
 def first_batch(loaded: LoadedObjective, data_root: Path, device: torch.device | str = "cpu") -> Preview:

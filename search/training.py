@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from search.batches import EvaluationBatches, TrainingBatches
 from search.data import Data
+from search.failures import first_line
 from search.metrics import Mean, NamedMetric
 from search.objective import Objective, Task
 from search.optimizers import build_for, set_rate
 from search.randomness import random_state, restore_random_state
-from search.randomness import seed_everything as seed_everything
 from search.space import Recipe
 from storage.outcomes import Outcome
 
@@ -94,9 +94,9 @@ def train(
 ) -> Result:
     """Train to the end, a verdict or divergence. Call `seed_everything(seed)` before the task is made.
 
-    A diverged epoch is reported with the value NaN, and its verdict is ignored. After the last epoch PRUNE
-    is: there is nothing left to save. Raises Interrupted when the reporter takes the trial back, and
-    whatever the objective raises, but for want of memory: that is an outcome.
+    A diverged epoch is reported with the value NaN, and its verdict is ignored. PRUNE is also ignored after
+    the last epoch, when there is nothing left to save. Raises Interrupted when the reporter takes the trial
+    back, and whatever the objective raises, but for want of memory: that is an outcome.
     """
     try:
         return _train(task, data, recipe, objective, device, seed, reporter)
@@ -104,7 +104,7 @@ def train(
         if not _out_of_memory(error):
             raise
         # Not returned from here: the exception holds the frames, and they the tensors.
-        reason = f"out of memory at batch size {recipe.batch_size}: {_first_line(error)}"
+        reason = f"out of memory at batch size {recipe.batch_size}: {first_line(error) or type(error).__name__}"
     return Result(Outcome.OUT_OF_MEMORY, reason=reason)
 
 
@@ -287,7 +287,3 @@ def _what_diverged(run: _Run, values: dict[str, float]) -> str:
 def _out_of_memory(error: BaseException) -> bool:
     """torch has an exception of its own for accelerators; the CPU's allocator raises a bare RuntimeError."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -11,12 +11,13 @@ import pytest
 import torch
 from forgetting import imports_forgotten
 
-from search.check import first_batch
 from search.loading import resolve
 from search.objective import Objective
+from search.preview import first_batch
+from search.randomness import seed_everything
 from search.space import recipe_from_params, starting_points
 from search.template import write_template
-from search.training import EpochResult, Verdict, seed_everything, train
+from search.training import EpochResult, Verdict, train
 from storage.errors import UsageError
 
 
@@ -43,7 +44,7 @@ def test_what_is_written_loads_and_trains_to_a_sensible_accuracy(tmp_path: Path)
     write_template(tmp_path / "tumours.py")
     loaded = resolve(str(tmp_path / "tumours.py"))
     objective = loaded.objective
-    assert first_batch(loaded, tmp_path).value < 0.9
+    assert first_batch(loaded, tmp_path).metrics["accuracy"] < 0.9
     params = starting_points(objective)[0] | {"width": 32, "depth": 1, "dropout": 0.1}
     seed_everything(0)
     task = objective.task(optuna.trial.FixedTrial(params))

@@ -11,8 +11,9 @@ import optuna
 import torch
 
 from search.objective import Objective
+from search.randomness import seed_everything
 from search.space import Recipe, recipe_from_params, starting_points
-from search.training import EpochResult, Result, Verdict, seed_everything, train
+from search.training import EpochResult, Result, Verdict, train
 
 CPU = torch.device("cpu")
 
