@@ -21,13 +21,18 @@ from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
 from storage.urls import DEFAULT_URL, parse, sqlite_file
 
+# What an integer column holds.
+MOST = 2**31 - 1
+
 Trials = Annotated[
     int | None,
-    typer.Option("--trials", min=1, metavar="N", help="Budget of trials.", show_default="the objective's"),
+    typer.Option("--trials", min=1, max=MOST, metavar="N", help="Budget of trials.", show_default="the objective's"),
 ]
 Epochs = Annotated[
     int | None,
-    typer.Option("--epochs", min=1, metavar="N", help="Length of a full trial.", show_default="the objective's"),
+    typer.Option(
+        "--epochs", min=1, max=MOST, metavar="N", help="Length of a full trial.", show_default="the objective's"
+    ),
 ]
 StudyName = Annotated[
     str | None,
@@ -42,7 +47,12 @@ Pruner = Annotated[
 Seed = Annotated[
     int | None,
     typer.Option(
-        "--seed", min=0, metavar="N", help="Seed of sampling and training.", show_default="a random one, stored"
+        "--seed",
+        min=0,
+        max=MOST,
+        metavar="N",
+        help="Seed of sampling and training.",
+        show_default="a random one, stored",
     ),
 ]
 
@@ -117,6 +127,8 @@ def resume(
     console = Console()
     found = _preflight(console, reference, data_root, Placement(workers, devices, per_device))
     studies.check_same(record, found.reference, found.metric, found.direction)
+    if found.sha256 != record.objective_sha256:
+        printing.say(console, f"{found.reference} has changed since {record.name} was made")
     studies.resume(shared, record.study_id, trials=total, more=more)
     _train(console, shared, studies.find(shared, record.name), found, storage, files_root, data_root)
 

@@ -130,7 +130,7 @@ class Fleet:
         return [member.process.sentinel for member in self.members if not member.ended]
 
     def hand_back(self) -> None:
-        """Ask every worker to hand its trial back and end."""
+        """Ask every worker to hand its trial back and end. Asked again it does no harm: one that starts is deaf yet."""
         for member in self.members:
             if member.process.is_alive():
                 member.process.terminate()
@@ -167,9 +167,10 @@ def _process(target: Any, *args: Any) -> BaseProcess:
 
 @contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Processes started in this block ignore the terminal's Ctrl-C, which reaches the whole process group."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Processes started in this block ignore what reaches a whole process group: Ctrl-C, `timeout`'s SIGTERM."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

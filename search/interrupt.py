@@ -18,8 +18,10 @@ GRACE_SECONDS = 3.0
 class Interrupt:
     """A request to hand the trial back, or the news that it is another's already."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, outer: Interrupt | None = None) -> None:
+        """`outer`: what it requests is requested here too, but not the other way round."""
         self._clock = clock
+        self._outer = outer
         self._since: float | None = None
         self.reason = ""
         self.lost = False
@@ -39,18 +41,24 @@ class Interrupt:
     @property
     def requested(self) -> bool:
         """Whether this worker should end."""
+        self._hear()
         return self._since is not None
 
     @property
     def overdue(self) -> bool:
         """Whether training must stop between two batches, without waiting for the epoch's end."""
+        self._hear()
         return self.lost or (self._since is not None and self._clock() - self._since > GRACE_SECONDS)
 
-    def on_signals(self, *numbers: signal.Signals) -> None:
-        """Let these signals request; a second one does what it does by default, which is to kill."""
+    def _hear(self) -> None:
+        if self._outer is not None and self._outer.requested:
+            self.request(self._outer.reason)
+
+    def on_signals(self, *numbers: signal.Signals, then: signal.Handlers = signal.SIG_DFL) -> None:
+        """Let these signals request; a second one is met with `then`: by default it kills."""
 
         def handle(number: int, _frame: FrameType | None) -> None:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, then)
             self.request(signal.Signals(number).name)
 
         for number in numbers:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import multiprocessing.connection
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -30,6 +31,8 @@ from storage.studies import StudyRecord
 POLL_SECONDS = 0.25
 # Settled trials are asked for by time; one that commits late may lie a little before the newest one seen.
 OVERLAP_SECONDS = 5.0
+# A worker that has not given its trial back by then (one batch may take minutes) is killed; the trial is adopted.
+PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def follow(
             _watch(storage, study, fleet, view, interrupts)
         finally:
             fleet.kill()
+            with suppress(SQLAlchemyError, StorageInternalError):
+                fleet.deaths()  # what they held may be adopted at once
             view.close()
     try:
         status = queries.status(storage, studies.find(storage, study.name))
@@ -77,7 +82,8 @@ def follow(
 
 def _watch(storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View, interrupts: _Interrupts) -> None:
     """Redraw until every worker has ended. A database that does not answer is asked again."""
-    asked, failed, shown = 0, "", _Shown(storage, study)
+    asked: float | None = None
+    failed, shown = "", _Shown(storage, study)
     while True:
         alive = fleet.alive
         try:
@@ -91,13 +97,12 @@ def _watch(storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View,
                 view.note(f"the database does not answer, asking again: {failed}")
         if not alive:
             return
-        if interrupts.count > asked:
-            asked = interrupts.count
-            if asked == 1:
-                view.note("giving the trials back (Ctrl-C again to kill)")
-                fleet.hand_back()
-            else:
-                fleet.kill()
+        if interrupts.count and asked is None:
+            asked = time.monotonic()
+            view.note("giving the trials back (Ctrl-C again to kill)")
+        if asked is not None:
+            patient = interrupts.count == 1 and time.monotonic() - asked < PATIENCE_SECONDS
+            fleet.hand_back() if patient else fleet.kill()
         multiprocessing.connection.wait(fleet.sentinels(), timeout=POLL_SECONDS)
 
 

@@ -83,12 +83,16 @@ class TrialReporter:
             return Verdict.HAND_BACK
         if study is StudyState.STOPPED:
             self._interrupt.request("the study was stopped")
-        return Verdict.PRUNE if self._is_losing() else Verdict.GO_ON
+        return Verdict.PRUNE if self._is_losing(result.epoch) else Verdict.GO_ON
 
-    def _is_losing(self) -> bool:
-        """What `Trial.should_prune` asks, of the trial as recorded: a `Trial` only knows what it reported itself."""
-        study = self._trial.study
-        return study.pruner.prune(study, self._storage.get_trial(self._lease.trial_id))
+    def _is_losing(self, epoch: int) -> bool:
+        """What `Trial.should_prune` asks, of the trial as recorded: a `Trial` only knows what it reported itself.
+
+        An owner before this one may have got further than its last checkpoint: that is not looked at.
+        """
+        study, recorded = self._trial.study, self._storage.get_trial(self._lease.trial_id)
+        recorded.intermediate_values = {k: v for k, v in recorded.intermediate_values.items() if k <= epoch}
+        return study.pruner.prune(study, recorded)
 
     def interrupted(self) -> bool:
         """Whether to stop between two batches."""
@@ -100,7 +104,7 @@ class TrialReporter:
 
     def discard(self) -> None:
         """Remove the state checkpoints of a settled trial."""
-        for path in self._folder.glob("state-*.pt"):
+        for path in self._folder.glob("state-*"):
             path.unlink(missing_ok=True)
 
     def _due(self, epoch: int, ending: bool) -> bool:

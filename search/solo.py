@@ -38,24 +38,24 @@ class Orders:
 
 def work(orders: Orders, storage: SharedStorage, record: StudyRecord, say: Callable[[str], None]) -> None:
     """Work on one study to its end; SIGINT and SIGTERM hand the trial back."""
-    interrupt = Interrupt()
-    interrupt.on_signals(signal.SIGINT, signal.SIGTERM)
-    _work(orders, storage, record, say, interrupt)
+    ending = Interrupt()
+    ending.on_signals(signal.SIGINT, signal.SIGTERM)
+    _work(orders, storage, record, say, ending)
 
 
 def serve(orders: Orders, storage: SharedStorage, say: Callable[[str], None]) -> None:
     """Work on the newest open study whose objective is allowed here, then on the next, until interrupted."""
-    interrupt = Interrupt()
-    interrupt.on_signals(signal.SIGINT, signal.SIGTERM)
+    ending = Interrupt()
+    ending.on_signals(signal.SIGINT, signal.SIGTERM)
     refused: set[int] = set()
     say("waiting for a study")
-    while not interrupt.requested:
+    while not ending.requested:
         record = studies.newest_open(storage, refused)
         if record is None:
             time.sleep(LOOK_SECONDS)
             continue
         try:
-            _work(orders, storage, record, say, interrupt)
+            _work(orders, storage, record, say, ending)
         except UsageError as error:
             say(f"leaving {record.name} alone: {error}")
             refused.add(record.study_id)
@@ -66,7 +66,7 @@ def _work(
     storage: SharedStorage,
     record: StudyRecord,
     say: Callable[[str], None],
-    interrupt: Interrupt,
+    ending: Interrupt,
 ) -> None:
     reference = reference_here(record.objective, orders.objective)
     plan = _plan(orders.placement)
@@ -77,6 +77,8 @@ def _work(
     def tell(trial: SettledTrial) -> None:
         say(printing.settled_line(trial, record.metric))
 
+    # The end of one study is not the end of a worker that serves them all.
+    interrupt = Interrupt(outer=ending)
     worker = Worker(assignment, interrupt, tell)
     say(f"worker for {record.name} on {worker.slot.name}")
     worker.work()

@@ -27,12 +27,11 @@ _Row = TypeVar("_Row")
 
 @dataclass(frozen=True)
 class SamplerRow:
-    """`make(seed)` gives the sampler. `shared`: its workers must draw from one sequence, so all get one seed."""
+    """`make(shared, own)` gives a worker's sampler: from the study's seed, for one sequence of all, and its own."""
 
     name: str
     text: str
-    make: Callable[[int], BaseSampler]
-    shared: bool = False
+    make: Callable[[int, int], BaseSampler]
 
 
 @dataclass(frozen=True)
@@ -48,25 +47,28 @@ SAMPLERS = {
     row.name: row
     for row in (
         SamplerRow(
-            "tpe", "tree-structured Parzen estimator: good from ten trials on", lambda seed: TPESampler(seed=seed)
+            "tpe",
+            "tree-structured Parzen estimator: good from ten trials on",
+            lambda _shared, own: TPESampler(seed=own),
         ),
         SamplerRow(
             "gp",
             "Gaussian process: for few, costly trials",
-            lambda seed: GPSampler(seed=seed, warn_independent_sampling=False),
+            lambda _shared, own: GPSampler(seed=own, warn_independent_sampling=False),
         ),
         SamplerRow(
             "cmaes",
             "CMA-ES: for hundreds of trials of numeric knobs",
-            lambda seed: CmaEsSampler(seed=seed, warn_independent_sampling=False),
+            lambda _shared, own: CmaEsSampler(seed=own, warn_independent_sampling=False),
         ),
         SamplerRow(
             "qmc",
             "quasi-random: spreads trials evenly",
-            lambda seed: QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
-            shared=True,
+            lambda shared, own: QMCSampler(
+                seed=shared, scramble=True, independent_sampler=RandomSampler(seed=own), warn_independent_sampling=False
+            ),
         ),
-        SamplerRow("random", "independent random draws", lambda seed: RandomSampler(seed=seed)),
+        SamplerRow("random", "independent random draws", lambda _shared, own: RandomSampler(seed=own)),
     )
 }
 
@@ -102,7 +104,7 @@ def make_sampler(name: str, seed: int, worker: int) -> BaseSampler:
     row = _row(SAMPLERS, "sampler", name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # QMCSampler says so of itself, since 2022
-        return row.make(seed if row.shared else (seed * 1_000_003 + worker) % 2**32)
+        return row.make(seed, (seed * 1_000_003 + worker) % 2**32)
 
 
 def make_pruner(name: str, epochs: int) -> BasePruner:

@@ -9,24 +9,32 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
 def printing_to(path: Path) -> Iterator[None]:
     """Append all output of this process to `path` for the length of the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    log = _open(path)
     kept = _redirect(log)
     os.close(log)
     try:
         yield
     finally:
+        _flush()
         for number, copy in kept.items():
-            _flush()
             os.dup2(copy, number)
             os.close(copy)
+
+
+def _open(path: Path) -> int:
+    """The file's descriptor; where it cannot be made, a sink: a full disk must not end training."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 def _redirect(log: int) -> dict[int, int]:
@@ -41,4 +49,5 @@ def _redirect(log: int) -> dict[int, int]:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with suppress(OSError):  # the disk is full: what was printed is lost, the trial is not
+            stream.flush()

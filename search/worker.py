@@ -20,6 +20,7 @@ from typing import Any
 
 import optuna
 import torch
+from optuna.distributions import check_distribution_compatibility
 from optuna.trial import Trial
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -30,15 +31,15 @@ from search.devices import Slot
 from search.failures import failure
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
-from search.loading import resolve
+from search.loading import LoadedObjective, resolve
 from search.preview import load_data
 from search.randomness import seed_everything
 from search.reporter import TrialReporter
 from search.training import Interrupted, Result, train
 from search.trial_log import printing_to
-from storage import studies, workers
+from storage import queries, studies, workers
 from storage.claims import BudgetSpent, Checkpoint, Claimant, Lease, LeaseLost, Settlement, StudyStopped
-from storage.errors import DialinError
+from storage.errors import DialinError, UsageError
 from storage.outcomes import Outcome
 from storage.queries import SettledTrial
 from storage.retention import retire_weights, worth_keeping
@@ -70,6 +71,7 @@ class Worker:
         self._record = studies.find(self._storage, assignment.study)
         searched = loaded.objective.searched
         studies.check_same(self._record, loaded.reference, searched.name, searched.direction)
+        check_space(self._storage, self._record, loaded)
         self._path = loaded.path
         # The study's length, which `--epochs` may have set, is the horizon of every schedule.
         self._objective = replace(loaded.objective, epochs=self._record.epochs)
@@ -116,8 +118,12 @@ class Worker:
                 return Trial(self._study, lease.trial_id)
             try:
                 return self._study.ask()
-            except (StudyStopped, KeyError):  # Optuna's KeyError: the study was deleted
+            except StudyStopped:
                 return None
+            except KeyError:
+                if self._storage.study_state(self._record.study_id) is not None:
+                    raise
+                return None  # Optuna's way to say that the study was deleted
             except BudgetSpent:
                 if not self._storage.anything_leased(self._record.study_id):
                     return None
@@ -131,7 +137,8 @@ class Worker:
         folder = self._folder / f"trial-{trial.number:05d}"
         try:
             with printing_to(folder / "log.txt"):
-                self._train_and_settle(trial, lease, folder, keeper)
+                settled = self._train_and_settle(trial, lease, folder, keeper)
+            self._tell(settled)
         except Interrupted:
             if not self.interrupt.lost:
                 self._storage.hand_back(lease)
@@ -140,7 +147,7 @@ class Worker:
         finally:
             keeper.lease = None
 
-    def _train_and_settle(self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper) -> None:
+    def _train_and_settle(self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper) -> SettledTrial:
         reporter = TrialReporter(
             self._storage,
             trial,
@@ -152,15 +159,16 @@ class Worker:
             interrupt=self.interrupt,
         )
         try:
-            result = self._train(trial, reporter)
+            result, frames = self._train(trial, reporter), ""
         except (Interrupted, LeaseLost, SQLAlchemyError, optuna.exceptions.StorageInternalError):
             raise
         except (Exception, SystemExit) as error:  # whatever a person's module raises is theirs, and one trial's
+            if self.interrupt.requested:
+                raise Interrupted from error  # their own child processes got the signal as well
             raised = failure(error, self._path)
-            print(raised.frames, file=sys.stderr)
-            self._settle(trial, keeper, reporter, Result(Outcome.ERROR, reason=str(raised)), raised.frames)
-        else:
-            self._settle(trial, keeper, reporter, result)
+            result, frames = Result(Outcome.ERROR, reason=str(raised)), raised.frames
+            print(frames, file=sys.stderr)
+        return self._settle(trial, keeper, reporter, result, frames)
 
     def _train(self, trial: Trial, reporter: TrialReporter) -> Result:
         seed = trial_seed(self._record.seed, trial.number)
@@ -168,43 +176,38 @@ class Worker:
             recipe = space.sample(trial, self._objective)
             common = set(trial.params)
             seed_everything(seed)
-            refused = ""
+            raised: BaseException | None = None
             try:
                 task = self._objective.task(trial)
-            except optuna.TrialPruned as pruned:
-                refused = f"refused by the model: {pruned}"
+            except (Exception, SystemExit) as error:  # what was sampled is kept on record all the same
+                raised = error
             own = {name: value for name, value in trial.params.items() if name not in common}
             attrs = {"recipe": recipe.summary(), "settings": recipe.as_dict(), "model": own, "lr": recipe.lr}
             for key, value in (attrs | {"device": str(self._device)}).items():
                 trial.set_user_attr(key, value)
-        if refused:
-            return Result(Outcome.PRUNED, reason=refused)
+        if isinstance(raised, optuna.TrialPruned):
+            return Result(Outcome.PRUNED, reason=f"refused by the model: {raised}")
+        if raised is not None:
+            raise raised
         return train(task, self._data, recipe, self._objective, device=self._device, seed=seed, reporter=reporter)
 
     def _settle(
-        self, trial: Trial, keeper: LeaseKeeper, reporter: TrialReporter, result: Result, traceback: str = ""
-    ) -> None:
+        self, trial: Trial, keeper: LeaseKeeper, reporter: TrialReporter, result: Result, traceback: str
+    ) -> SettledTrial:
         weights = self._save_weights(reporter, result)
         epochs, seconds = self._storage.cost(self._storage.lease_of(trial))
         attrs: dict[str, Any] = {"outcome": result.outcome.value, "seconds": round(seconds, 3), "epochs": epochs}
         optional = {"reason": result.reason, "traceback": traceback, "best_epoch": result.best_epoch}
         attrs |= {key: value for key, value in optional.items() if value}
+        settlement = Settlement(result.outcome, result.reason, result.best_epoch, weights, attrs)
         keeper.lease = None
-        self._storage.settle(
-            self._study,
-            trial,
-            Settlement(result.outcome, result.reason, result.best_epoch, weights, attrs),
-            result.value,
-        )
+        self._storage.settle(self._study, trial, settlement, result.value)
         reporter.discard()
         for path in retire_weights(self._storage, self._record):
             (self._folder / path).unlink(missing_ok=True)
+        value = result.value if result.outcome is Outcome.COMPLETE else None
         recipe = trial.user_attrs.get("recipe", "")
-        self._tell(
-            SettledTrial(
-                trial.number, result.outcome, result.value, epochs, seconds, recipe, result.reason, time.time()
-            )
-        )
+        return SettledTrial(trial.number, result.outcome, value, epochs, seconds, recipe, result.reason, time.time())
 
     def _save_weights(self, reporter: TrialReporter, result: Result) -> Checkpoint | None:
         if result.outcome is not Outcome.COMPLETE or result.weights is None or result.value is None:
@@ -212,6 +215,24 @@ class Worker:
         if not worth_keeping(self._storage, self._record, result.value):
             return None
         return reporter.save_weights(result.best_epoch or 0, result.weights)
+
+
+def check_space(storage: SharedStorage, record: studies.StudyRecord, loaded: LoadedObjective) -> None:
+    """Can the study's samplers go on with the recipe's knobs as the objective has them now?
+
+    Raises:
+        UsageError: choices were added or dropped, which Optuna cannot mix in one study.
+    """
+    stored = queries.param_distributions(storage, record)
+    for knob in space.recipe_knobs(loaded.objective):
+        try:
+            if knob.name in stored:
+                check_distribution_compatibility(stored[knob.name], knob.distribution)
+        except ValueError:
+            raise UsageError(
+                f"{knob.name} of {loaded.reference} is now among {knob.range}, which is not what study "
+                f"{record.name!r} was made with: start a new study for that"
+            ) from None
 
 
 def trial_seed(study_seed: int, number: int) -> int:
@@ -224,7 +245,7 @@ def run_in_fleet(assignment: Assignment, connection: Any) -> None:
     """The body of a forked worker. What stops it from working goes to `connection` as one line, exit status 1."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent, which decides
     interrupt = Interrupt()
-    interrupt.on_signals(signal.SIGTERM)
+    interrupt.on_signals(signal.SIGTERM, then=signal.SIG_IGN)  # a parent that has lost patience kills
     with printing_to(assignment.files / "workers.log"):
         try:
             Worker(assignment, interrupt).work()

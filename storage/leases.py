@@ -98,6 +98,12 @@ def renew(session: Session, lease: Lease, seconds: float) -> None:
         raise LeaseLost("it is no longer this worker's")
 
 
+def renew_all(session: Session, worker_id: str, seconds: float) -> None:
+    """The same for whatever a worker holds: it may have claimed a trial this moment."""
+    held = and_(LeaseRow.worker_id == worker_id, LeaseRow.expires_at > HANDED_BACK)
+    session.execute(update(LeaseRow).where(held).values(expires_at=database_now() + seconds))
+
+
 def hand_back(session: Session, lease: Lease) -> None:
     """Any worker may adopt the trial from now on. Nothing happens where the lease is lost already."""
     session.execute(update(LeaseRow).where(owned_by(lease)).values(expires_at=HANDED_BACK))

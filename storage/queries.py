@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from optuna import distributions
 from optuna.trial import TrialState
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
@@ -227,11 +228,11 @@ def _failures(session: Session, study_id: int, most: int = 3) -> tuple[FailedTri
     return tuple(FailedTrial(number, Outcome(outcome), reason) for number, outcome, reason in rows)
 
 
-def best(storage: SharedStorage, study: StudyRecord, top: int = 1) -> list[RankedTrial]:
-    """The `top` COMPLETE trials by value, best first. A pruned trial's value is no final one and is not ranked."""
+def ranking(study: StudyRecord) -> Select[Any]:
+    """COMPLETE trials (id, number, value, best epoch), best first, of equals the lower number."""
     value = models.TrialValueModel
     order = value.value.desc() if study.direction == "maximize" else value.value.asc()
-    query: Select[Any] = (
+    return (
         select(models.TrialModel.trial_id, models.TrialModel.number, value.value, TrialRow.best_epoch)
         .join(value, value.trial_id == models.TrialModel.trial_id)
         .outerjoin(TrialRow, TrialRow.trial_id == models.TrialModel.trial_id)
@@ -241,10 +242,27 @@ def best(storage: SharedStorage, study: StudyRecord, top: int = 1) -> list[Ranke
             value.value_type == models.TrialValueModel.TrialValueType.FINITE,
         )
         .order_by(order, models.TrialModel.number)
-        .limit(top)
+    )
+
+
+def best(storage: SharedStorage, study: StudyRecord, top: int = 1) -> list[RankedTrial]:
+    """The `top` COMPLETE trials by value, best first. A pruned trial's value is no final one and is not ranked."""
+    with storage.backend.read() as session:
+        return [_ranked(session, *row) for row in session.execute(ranking(study).limit(top)).all()]
+
+
+def param_distributions(storage: SharedStorage, study: StudyRecord) -> dict[str, distributions.BaseDistribution]:
+    """The distribution under which each parameter of the study was sampled first."""
+    param = models.TrialParamModel
+    query = (
+        select(param.param_name, param.distribution_json)
+        .join(models.TrialModel, models.TrialModel.trial_id == param.trial_id)
+        .where(models.TrialModel.study_id == study.study_id)
+        .order_by(param.param_id.desc())
     )
     with storage.backend.read() as session:
-        return [_ranked(session, *row) for row in session.execute(query).all()]
+        stored: dict[str, str] = dict(session.execute(query).tuples())  # of several the first: it is written last
+    return {name: distributions.json_to_distribution(text) for name, text in stored.items()}
 
 
 def _ranked(session: Session, trial_id: int, number: int, value: float, best_epoch: int | None) -> RankedTrial:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete, select
 
 from storage.optuna_internals import models
-from storage.queries import best
+from storage.queries import best, ranking
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import CheckpointKind, CheckpointRow
@@ -23,18 +23,22 @@ def worth_keeping(storage: SharedStorage, study: StudyRecord, value: float) -> b
 
 
 def retire_weights(storage: SharedStorage, study: StudyRecord) -> list[str]:
-    """Forget the weights of trials that are among the best no more; their files, for the caller to remove."""
-    leaders = [trial.number for trial in best(storage, study, WEIGHTS_KEPT)]
+    """Forget the weights of trials that are among the best no more; their files, for the caller to remove.
+
+    One statement, so that one look at the database decides: a leader that settles meanwhile is either not seen
+    with its weights or seen to lead.
+    """
+    leaders = ranking(study).with_only_columns(models.TrialModel.trial_id).limit(WEIGHTS_KEPT)
+    of_study = select(models.TrialModel.trial_id).where(models.TrialModel.study_id == study.study_id)
+    statement = (
+        delete(CheckpointRow)
+        .where(
+            CheckpointRow.kind == CheckpointKind.WEIGHTS,
+            CheckpointRow.trial_id.in_(of_study),
+            CheckpointRow.trial_id.not_in(leaders),
+        )
+        .returning(CheckpointRow.path)
+        .execution_options(synchronize_session=False)
+    )
     with storage.backend.write() as session:
-        rows = session.execute(
-            select(CheckpointRow.checkpoint_id, CheckpointRow.path)
-            .join(models.TrialModel, models.TrialModel.trial_id == CheckpointRow.trial_id)
-            .where(
-                models.TrialModel.study_id == study.study_id,
-                models.TrialModel.number.not_in(leaders),
-                CheckpointRow.kind == CheckpointKind.WEIGHTS,
-            )
-        ).all()
-        if rows:
-            session.execute(delete(CheckpointRow).where(CheckpointRow.checkpoint_id.in_([row[0] for row in rows])))
-    return [row[1] for row in rows]
+        return list(session.scalars(statement).all())

@@ -184,11 +184,16 @@ class SharedStorage(CachedStorage):
         return state
 
     def renew(self, lease: Lease | None) -> None:
-        """Between epochs: the worker is alive, and so is its lease when it has one. Raises LeaseLost."""
+        """Between epochs: the worker is alive, and so is its lease. Raises LeaseLost.
+
+        Without a lease to name, as while a new trial is being sampled, whatever the worker holds is renewed.
+        """
         with self._backend.write() as session:
             leases.seen(session, self._claimant.worker_id)
             if lease is not None:
                 leases.renew(session, lease, self._lease_seconds)
+            else:
+                leases.renew_all(session, self._claimant.worker_id, self._lease_seconds)
 
     def study_state(self, study_id: int) -> StudyState | None:
         """What workers should do; None when the study is gone."""
