@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,60 @@ class TestManyWorkers:
         assert more.status == 0
         assert "10/10 trials" in more.out
         assert_settled(storage_url, "tiny-1", 10)
+
+
+class TestOptions:
+    def test_a_losing_recipe_is_pruned_and_its_epochs_are_saved(self, inside: Inside, tmp_path: Path) -> None:
+        """Trials without a learning rate worth the name learn nothing, and are stopped by ASHA's first rungs."""
+        options = ("--pruner", "asha", "--trials", 12, "--epochs", 9, "--workers", 1, "--sampler", "random")
+        assert inside("run", TINY, *options).status == 0
+        url = f"sqlite:///{tmp_path / 'dialin.db'}"
+        pruned = [t for t in assert_settled(url, "tiny-1", 12) if t.state == TrialState.PRUNED]
+        assert pruned
+        saved = sum(9 - len(trial.intermediate_values) for trial in pruned)
+        assert saved > 0
+        assert f"{saved} saved by pruning" in inside("status").out
+        for trial in pruned:
+            last = len(trial.intermediate_values)
+            assert trial.user_attrs["outcome"] == "pruned"
+            assert trial.user_attrs["reason"] == f"pruned after epoch {last} of 9"
+
+    def test_epochs_are_the_length_and_the_horizon_of_every_schedule(self, inside: Inside, tmp_path: Path) -> None:
+        """The third starting point falls along a cosine: over eight epochs, not over the four of the objective."""
+        options = ("--pruner", "none", "--trials", 3, "--epochs", 8, "--workers", 1, "--study", "longer")
+        assert inside("run", TINY, *options).status == 0
+        url = f"sqlite:///{tmp_path / 'dialin.db'}"
+        found = assert_settled(url, "longer", 3)
+        assert all(len(trial.intermediate_values) == 8 for trial in found)
+        assert found[2].user_attrs["settings"]["schedule"] == "cosine"
+        kept = rows(
+            url,
+            "SELECT e.metrics FROM dialin_epochs e JOIN trials t ON t.trial_id = e.trial_id WHERE t.number = 2 "
+            "ORDER BY e.epoch",
+        )
+        rates = [json.loads(metrics)["lr"] for (metrics,) in kept]
+        assert rates == sorted(rates, reverse=True)
+        assert rates[3] == pytest.approx(0.0005, rel=0.2), "half way down in the middle"
+        assert rates[7] < 0.0001
+
+    def test_workers_are_as_many_as_asked(self, inside: Inside, tmp_path: Path) -> None:
+        run = inside("run", TINY, "--workers", 3)
+        assert run.status == 0
+        names = rows(f"sqlite:///{tmp_path / 'dialin.db'}", "SELECT slot FROM dialin_workers ORDER BY slot")
+        assert [name for (name,) in names] == ["cpu/0", "cpu/1", "cpu/2"]
+
+    def test_what_is_searched_next_gets_the_next_number(self, inside: Inside, tmp_path: Path) -> None:
+        for _ in range(2):
+            assert inside("run", TINY, "--trials", 1, "--workers", 1).status == 0
+        names = rows(f"sqlite:///{tmp_path / 'dialin.db'}", "SELECT study_name FROM studies")
+        assert [name for (name,) in names] == ["tiny-1", "tiny-2"]
+
+
+def test_fashion_mnist_learns_from_the_real_files(dialin: Dialin, shared_data: Path, tmp_path: Path) -> None:
+    small = 287  # with this seed each worker's first network has a width of 8 and two blocks
+    options = ("--trials", 2, "--epochs", 1, "--workers", 2, "--seed", small, "--data", shared_data)
+    run = dialin("run", "fashion_mnist", *options, timeout=300)
+    assert run.returncode == 0, run.stderr
+    found = assert_settled(f"sqlite:///{tmp_path / 'dialin.db'}", "fashion_mnist-1", 2)
+    assert states(found) == {TrialState.COMPLETE: 2}
+    assert all(trial.value is not None and trial.value > 0.7 for trial in found)
