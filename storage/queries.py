@@ -261,7 +261,7 @@ def param_distributions(storage: SharedStorage, study: StudyRecord) -> dict[str,
         .order_by(param.param_id.desc())
     )
     with storage.backend.read() as session:
-        stored: dict[str, str] = dict(session.execute(query).tuples())  # of several the first: it is written last
+        stored: dict[str, str] = dict(session.execute(query).tuples().all())  # of several the first: it is written last
     return {name: distributions.json_to_distribution(text) for name, text in stored.items()}
 
 
