@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from command import Dialin
 from studies import TINY, TINY_TEXT, Inside, Said, rows
-
-from objectives.fashion_mnist import FashionMNIST
+from torchvision.datasets import FashionMNIST
 
 # Taken by the tests of a study that exists; its metric's direction can be edited.
 SCORED = (
