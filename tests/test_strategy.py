@@ -71,7 +71,7 @@ def test_one_seed_and_one_worker_give_one_study(inside: Inside, tmp_path: Path) 
 def test_a_sampler_repeats_itself_and_two_workers_do_not_draw_alike(name: str) -> None:
     once, again, beside = (drawn(make_sampler(name, 7, worker)) for worker in (0, 0, 1))
     assert once == again
-    if not SAMPLERS[name].shared:
+    if name != "qmc":  # its workers share one sequence, of which each point is given out once
         assert once != beside
     assert once != drawn(make_sampler(name, 8, 0))
 
