@@ -5,6 +5,7 @@ Called by whoever keeps a trial's state (the worker's reporter); what is in a st
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -37,7 +38,8 @@ def save(path: Path, state: dict[str, Any]) -> str:
         partial.replace(path)
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what keeps a file from being written may keep it from being removed
+            partial.unlink()
         raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from error
     return checksum
 
