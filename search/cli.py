@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _complain(message: str, status: int, frames: str = "") -> int:
-    if frames:
+    if "\n" in frames.rstrip():  # one line holds no frame, only what the message says too
         print(frames.rstrip(), file=sys.stderr)
     print(f"dialin: {message}", file=sys.stderr)
     return status

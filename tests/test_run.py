@@ -43,8 +43,9 @@ class TestManyWorkers:
         assert run.wait(timeout=30) == 1
         assert "stopped: by `dialin stop`" in run.stdout
         assert "dialin resume slow-1" in run.stdout
-        second.wait_for("slow-1")
+        second.wait_for("ended: the study was stopped")  # and waits for the next
         second.wait_until(lambda: value(storage_url, "SELECT count(*) FROM dialin_leases WHERE expires_at > 0") == 0)
+        assert second.process.poll() is None
         second.kill()
         before = rows(storage_url, EPOCHS)
         left = [trial for trial in trials(storage_url, "slow-1") if trial.state == TrialState.RUNNING]
