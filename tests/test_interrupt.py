@@ -57,6 +57,14 @@ def worker_pids(url: str) -> list[int]:
     return [pid for (pid,) in rows(url, "SELECT pid FROM dialin_workers ORDER BY started_at")]
 
 
+def has_loaded(process: psutil.Process, library: str) -> bool:
+    """Whether a process has come so far as to import this; not while it is being made, or when it has ended."""
+    try:
+        return library in Path(f"/proc/{process.pid}/maps").read_text()
+    except OSError:
+        return False
+
+
 class TestCtrlC:
     def test_the_first_hands_trials_back_and_resume_goes_on_with_them(
         self, dialin: Dialin, inside: Inside, url: str, tmp_path: Path
@@ -99,8 +107,8 @@ class TestCtrlC:
         run = start_dialin("run", SLOW)
         process = psutil.Process(run.pid)
         reached = {
-            "imports": lambda: "_sqlite3" in Path(f"/proc/{run.pid}/maps").read_text() or process.children(),
-            "fork server": process.children,
+            "imports": lambda: has_loaded(process, "_sqlite3"),
+            "fork server": lambda: any(has_loaded(child, "libtorch") for child in process.children()),
             "first check": lambda: len(process.children(recursive=True)) > len(process.children()),
         }[moment]
         run.wait_until(reached)
@@ -118,6 +126,8 @@ class TestDeaths:
         [victim, other] = worker_pids(url)
         os.kill(victim, signal.SIGKILL)
         run.wait_for("failed: killed by SIGKILL; its trial goes on elsewhere")
+        held = "SELECT count(*) FROM dialin_leases JOIN dialin_workers USING (worker_id) WHERE pid = :pid"
+        assert value(url, f"{held} AND expires_at > 0", pid=victim) == 0, "nobody need wait for the lease to end"
         assert not all_have_ended([other])
         (tmp_path / "hurry").touch()
         assert run.wait() == 0
