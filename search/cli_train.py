@@ -19,6 +19,7 @@ from storage import queries, studies
 from storage.errors import UsageError
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
+from storage.tables import StudyState
 from storage.urls import DEFAULT_URL, parse, sqlite_file
 
 # What an integer column holds.
@@ -141,7 +142,9 @@ def stop(study: options.Study = None, storage: options.Storage = DEFAULT_URL) ->
         typer.echo(f"{record.name} is finished: there is nothing to stop")
         return
     studies.stop(shared, record.study_id, "by `dialin stop`")
-    typer.echo(f"{record.name} is stopped: its workers hand back their trials; go on with dialin resume {record.name}")
+    typer.echo(
+        f"{record.name} is stopped: its workers hand back their trials; go on with {printing.resume_command(record)}"
+    )
 
 
 def worker(
@@ -177,6 +180,8 @@ def worker(
         solo.serve(orders, shared, typer.echo)
         return
     record = studies.find(shared, study)
+    if record.state is StudyState.STOPPED:
+        raise UsageError(f"{record.name} is stopped: {printing.resume_command(record)} goes on")
     solo.work(orders, shared, record, typer.echo)
 
 
@@ -221,10 +226,10 @@ def _conclude(console: Console, storage: SharedStorage, ending: Ending) -> int:
     if status.finished:
         printing.say(console, f"  dialin best {study.name} --top 5")
         printing.say(console, f"  dialin best {study.name} --weights best.pt")
-        printing.say(console, f"  dialin resume {study.name} --trials +20")
+        printing.say(console, f"  {printing.resume_command(study)} --trials +20")
         printing.say(console, "  dialin dashboard")
         return 0
-    printing.say(console, f"  dialin resume {study.name}")
+    printing.say(console, f"  {printing.resume_command(study)}")
     printing.say(console, f"  dialin status {study.name}")
     return 130 if ending.interrupted else 1
 
@@ -243,7 +248,7 @@ def _refuse_finished(storage: SharedStorage, record: StudyRecord, trials: str | 
     if trials is None and queries.status(storage, record).finished:
         raise UsageError(
             f"{record.name} is finished ({record.taken} of {record.trials} trials): "
-            f"dialin resume {record.name} --trials +20 goes on"
+            f"{printing.resume_command(record)} --trials +20 goes on"
         )
 
 

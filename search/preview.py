@@ -141,6 +141,8 @@ def _first_step(loaded: LoadedObjective, data: Data, task: Task, recipe: Recipe,
         batches = TrainingBatches(data, task.augment, recipe.batch_size, seed=0, device=device)
         batch = next(batches.epoch(1))
     pair = _predicted(loaded, task, batch)
+    if pair:
+        _refuse_broadcast(*pair)
     told = f"outputs {shapes(pair[0])}, targets {shapes(pair[1])}" if pair else f"a batch of {shapes(batch)}"
     with blamed(f"the loss of {told}", loaded):
         returned: Any = task.step(task.net, batch)
@@ -165,6 +167,17 @@ def _predicted(loaded: LoadedObjective, task: Task, batch: Any) -> tuple[Any, An
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise ObjectiveError(f"predict must return (outputs, targets), but returned {_a(pair)}")
     return pair
+
+
+def _refuse_broadcast(outputs: Any, targets: Any) -> None:
+    """Outputs (N, 1) against targets (N,) give a loss over N x N pairs: torch warns and goes on."""
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor) and targets.is_floating_point()):
+        return
+    if outputs.shape != targets.shape and outputs.numel() == targets.numel():
+        raise ObjectiveError(
+            f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} would be broadcast against each "
+            "other: give both one shape, as with nn.Flatten(0) at the model's end"
+        )
 
 
 def _evaluated(loaded: LoadedObjective, data: Data, task: Task, device: torch.device) -> dict[str, float]:

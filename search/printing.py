@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from search.loading import builtin_objectives
 from storage.outcomes import Outcome
 from storage.queries import FailedTrial, RankedTrial, RunningTrial, SettledTrial, StudyStatus
 from storage.studies import StudyRecord
@@ -100,6 +101,12 @@ def running_row(trial: RunningTrial, epochs: int) -> tuple[str, ...]:
         number(trial.now),
         number(trial.best),
     )
+
+
+def resume_command(study: StudyRecord) -> str:
+    """What to type to go on: with the objective, unless it is a built-in one that is found by its name."""
+    builtin = study.objective.partition(":")[0] in builtin_objectives()
+    return f"dialin resume {study.name}" + ("" if builtin else f" --objective {study.objective}")
 
 
 def unconfirmed(settled: int) -> str:

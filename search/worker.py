@@ -174,7 +174,7 @@ class Worker:
         seed = trial_seed(self._record.seed, trial.number)
         with self._storage.sampling(trial):
             recipe = space.sample(trial, self._objective)
-            common = set(trial.params)
+            common = {knob.name for knob in space.recipe_knobs(self._objective)}
             seed_everything(seed)
             raised: BaseException | None = None
             try:

@@ -105,7 +105,10 @@ def check_same(record: StudyRecord, reference: str, metric: str, direction: str)
         UsageError: another objective, metric or direction than the study was made with.
     """
     if Path(record.objective).name != Path(reference).name:
-        raise UsageError(f"study {record.name!r} searches {record.objective}, not {reference}")
+        raise UsageError(
+            f"study {record.name!r} searches {record.objective}, not {reference} "
+            "(any folder will do, but the file keeps its name)"
+        )
     if (metric, direction) != (record.metric, record.direction):
         raise UsageError(
             f"study {record.name!r} was made to {record.direction} {record.metric}, but {reference} now says "
