@@ -84,7 +84,7 @@ def run(
     console = Console()
     found = _preflight(console, objective, data_root, Placement(workers, devices, per_device))
     # Nothing is made before the objective is known to work.
-    shared, files_root = open_storage(storage), options.make_files_root(files, storage)
+    files_root, shared = options.make_files_root(files, storage), open_storage(storage)
     spec = StudySpec(
         objective=found.reference,
         objective_sha256=found.sha256,
