@@ -161,7 +161,10 @@ def _run_worker(connection: Connection, assignment: Assignment) -> None:
 
 def _process(target: Any, *args: Any) -> BaseProcess:
     process = multiprocessing.get_context("forkserver").Process(target=target, args=args)
-    process.start()
+    try:
+        process.start()
+    except (EOFError, ConnectionError):
+        raise DialinError("the process that workers are forked from was killed: is there memory enough?") from None
     return process
 
 

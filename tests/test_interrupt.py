@@ -137,6 +137,18 @@ class TestDeaths:
         assert sorted(generation for _trial, generation in generations) == [1, 1, 2]
         assert "Traceback" not in run.stdout + run.stderr
 
+    def test_a_fork_server_that_dies_is_one_line(self, dialin: Dialin) -> None:
+        run = dialin.start("run", SLOW)
+        process = psutil.Process(run.pid)
+
+        def servers() -> list[psutil.Process]:
+            return [child for child in process.children() if has_loaded(child, "libtorch")]
+
+        run.wait_until(servers)
+        servers()[0].kill()
+        assert run.wait() == 1
+        assert run.stderr == "dialin: the process that workers are forked from was killed: is there memory enough?\n"
+
     def test_workers_of_a_command_that_was_killed_hand_back_and_end(
         self, dialin: Dialin, inside: Inside, url: str, tmp_path: Path
     ) -> None:
