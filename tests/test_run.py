@@ -70,7 +70,8 @@ class TestManyWorkers:
         assert_settled(storage_url, "tiny-1", 5)
         again = inside("resume", *options, "--objective", TINY)
         assert again.status == 2
-        assert again.err == "dialin: tiny-1 is finished (5 of 5 trials): dialin resume tiny-1 --trials +20 goes on\n"
+        command = f"dialin resume tiny-1 --objective {TINY} --trials +20"
+        assert again.err == f"dialin: tiny-1 is finished (5 of 5 trials): {command} goes on\n"
         more = inside("resume", "--trials", "+5", *options, "--objective", TINY)
         assert more.status == 0
         assert "10/10 trials" in more.out
