@@ -123,7 +123,7 @@ def resume(
     shared = options.open_existing(storage)
     files_root, data_root = options.make_files_root(files, storage), options.data_root(data)
     record = studies.find(shared, study)
-    reference = reference_here(record.objective, objective)
+    reference = reference_here(record.objective, objective, f"dialin resume {record.name}")
     _refuse_finished(shared, record, trials)
     console = Console()
     found = _preflight(console, reference, data_root, Placement(workers, devices, per_device))

@@ -70,12 +70,13 @@ def _assigned(tree: ast.Module) -> Iterator[str]:
         yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
-def reference_here(stored: str, given: str | None) -> str:
+def reference_here(stored: str, given: str | None, command: str) -> str:
     """Which objective to load for a study: code comes from this machine, never from the database.
 
     Args:
         stored: what the study was made with.
         given: what --objective names here.
+        command: what was typed, such as "dialin resume mine-1", for the error to complete.
 
     Raises:
         UsageError: it is not a built-in one, and nothing was given.
@@ -84,9 +85,7 @@ def reference_here(stored: str, given: str | None) -> str:
         return given
     if stored.partition(":")[0] in builtin_objectives():
         return stored
-    raise UsageError(
-        f"the study searches {stored}, which is not built in: say where it is on this machine with --objective {stored}"
-    )
+    raise UsageError(f"the study searches {stored}, which is not built in: {command} --objective {stored}")
 
 
 def resolve(reference: str) -> LoadedObjective:

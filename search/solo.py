@@ -68,7 +68,7 @@ def _work(
     say: Callable[[str], None],
     ending: Interrupt,
 ) -> None:
-    reference = reference_here(record.objective, orders.objective)
+    reference = reference_here(record.objective, orders.objective, f"dialin worker {record.name}")
     plan = _plan(orders.placement)
     # Workers started by hand know nothing of each other's threads; the database knows how many there are.
     threads = max(1, plan.threads // (1 + workers.living_here(storage)))
