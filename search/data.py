@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from search.arguments import NamedArguments
 from search.errors import ObjectiveError
 
 Split = tuple[Tensor, ...] | Dataset[Any]
@@ -21,7 +22,7 @@ Split = tuple[Tensor, ...] | Dataset[Any]
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(NamedArguments):
     """Training, validation and test split. ObjectiveError: one is empty, ragged, or of another kind.
 
     Tensors are moved to the device once and shuffled there; a Dataset is read by a DataLoader with the

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from search import optimizers, schedules
+from search.arguments import NamedArguments, at_least_one, choices, one_of, positive
 from search.data import Data
 from search.errors import ObjectiveError
 from search.metrics import Direction, Metric, NamedMetric, resolve
@@ -29,10 +30,13 @@ if TYPE_CHECKING:
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Measured: TypeAlias = str | Metric | NamedMetric
+Groups: TypeAlias = Callable[[nn.Module], list[dict[str, Any]]]
+Precision = Literal["float32", "bf16", "fp16"]
+Value = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(NamedArguments):
     """A network that knows how to train on a batch of its own data, of any structure: tuples, dicts, nested.
 
     step(net, batch) -> (sum of the losses in the batch, how many they are): the trainer goes down on their
@@ -51,7 +55,7 @@ class Task:
     step: Callable[[nn.Module, Any], tuple[Tensor, Tensor | float]]
     predict: Callable[[nn.Module, Any], tuple[Tensor, Tensor]] | None = None
     augment: Callable[[Any, torch.Generator], Any] | None = None
-    parameters: Callable[[nn.Module], list[dict[str, Any]]] | None = None
+    parameters: Groups | None = None
 
 
 def supervised(net: nn.Module, loss: Loss) -> Task:
@@ -76,7 +80,7 @@ def supervised(net: nn.Module, loss: Loss) -> Task:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(NamedArguments):
     """What is searched: a model and its data, what counts as good, and how long one trial trains.
 
     model(trial) -> a network (then `loss` is needed) or a Task; `trial.suggest_*` in it adds the model's
@@ -89,6 +93,14 @@ class Objective:
     epochs: the length of one full trial, and of its learning-rate schedule. trials: a study's default budget.
     patience: end a trial after so many epochs without improvement (default: never).
     batch_sizes, optimizers, schedules: what is searched; names from the tables or rows of one's own.
+    value: a trial's value, and the weights that are kept, are those of its "best" epoch or of its "last".
+    precision: "bf16" or "fp16" compute under torch.autocast, fp16 with a gradient scaler; weights stay float32.
+    clip_norm: the largest norm that the gradient of all parameters together may have (clip_grad_norm_).
+    accumulate: so many batches make one optimizer step, down on the mean over all of their samples.
+    ema: decay of a moving average of the weights, which is evaluated and kept in their place; it starts as
+    min(ema, (1 + t) / (10 + t)) at step t, as TensorFlow's ExponentialMovingAverage with num_updates.
+    epoch_batches: an epoch is so many batches of an endless stream of shuffled passes over the data.
+    parameters(net) -> torch parameter groups with "lr_scale" for relative rates, as Task has them.
     description: one line for listings (default: the first line of the module's docstring).
     ObjectiveError, with the value echoed, when something does not fit.
     """
@@ -105,21 +117,31 @@ class Objective:
     optimizers: tuple[str | Optimizer, ...] = tuple(OPTIMIZERS)
     schedules: tuple[str | Schedule, ...] = tuple(SCHEDULES)
     description: str = ""
+    value: Value = "best"
+    precision: Precision = "float32"
+    clip_norm: float | None = None
+    accumulate: int = 1
+    ema: float | None = None
+    epoch_batches: int | None = None
+    parameters: Groups | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "data"):
             if not callable(getattr(self, name)):
                 raise ObjectiveError(f"{name} must be a function, but got {getattr(self, name)!r:.80}")
+        if isinstance(self.loss, type):
+            raise ObjectiveError(f"loss must be an object, but got the class: write loss=nn.{self.loss.__name__}()")
         if self.loss is not None and not callable(self.loss):
             raise ObjectiveError(f"loss must be a function of (outputs, targets), but got {self.loss!r:.80}")
         if (reduction := getattr(self.loss, "reduction", "mean")) != "mean":
             raise ObjectiveError(f"loss must be a mean over the batch, but its reduction is {reduction!r}")
-        for name in ("epochs", "trials", "patience"):
-            _at_least_one(name, getattr(self, name), optional=name == "patience")
+        for name in ("epochs", "trials", "patience", "accumulate", "epoch_batches"):
+            at_least_one(name, getattr(self, name), optional=name in ("patience", "epoch_batches"))
         for name in ("batch_sizes", "optimizers", "schedules"):
-            _choices(name, getattr(self, name))
+            choices(name, getattr(self, name))
         for size in self.batch_sizes:
-            _at_least_one("each of batch_sizes", size)
+            at_least_one("each of batch_sizes", size)
+        self._check_options()
         optimizers.resolve_all(self.optimizers)
         schedules.resolve_all(self.schedules)
         names = [named.name for named in self.metrics]
@@ -129,6 +151,14 @@ class Objective:
             )
         if not self.description:
             object.__setattr__(self, "description", _first_line(self.model))
+
+    def _check_options(self) -> None:
+        one_of("value", self.value, get_args(Value))
+        one_of("precision", self.precision, get_args(Precision))
+        positive("clip_norm", self.clip_norm)
+        positive("ema", self.ema, below=1)
+        if self.parameters is not None and not callable(self.parameters):
+            raise ObjectiveError(f"parameters must be a function of the network, but got {self.parameters!r:.80}")
 
     @property
     def metrics(self) -> tuple[NamedMetric, ...]:
@@ -157,21 +187,9 @@ class Objective:
             raise ObjectiveError(f"model must return a torch.nn.Module or a Task, but returned {type(model).__name__}")
         if model.predict is None and any(named.name != "loss" for named in self.metrics):
             raise ObjectiveError(f"the Task has no predict, which the metric {self.searched.name!r} needs")
-        return model
-
-
-def _at_least_one(name: str, value: Any, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ObjectiveError(f"{name} must be an integer of at least 1, but got {value!r}")
-
-
-def _choices(name: str, value: Any) -> None:
-    if not isinstance(value, list | tuple) or not value:
-        raise ObjectiveError(f"{name} must be a tuple of at least one, but got {value!r}")
-    if len({getattr(choice, "name", str(choice)) for choice in value}) < len(value):
-        raise ObjectiveError(f"{name} must be different from each other, but got {value!r}")
+        if self.parameters is not None and model.parameters is not None:
+            raise ObjectiveError("the Task and the Objective both have parameters: leave one of them out")
+        return model if self.parameters is None else replace(model, parameters=self.parameters)
 
 
 def _first_line(model: Callable[..., Any]) -> str:

@@ -168,6 +168,17 @@ def made(**arguments: Any) -> Objective:
         ({"metric": ()}, "metric must name at least one"),
         ({"metric": ("accuracy", "accuracy")}, "two metrics have one name"),
         ({"direction": "minimize"}, "'accuracy' is to maximize"),
+        ({"loss": nn.MSELoss}, r"loss must be an object, but got the class: write loss=nn.MSELoss\(\)"),
+        ({"value": "final"}, "value must be one of 'best', 'last', but got 'final'"),
+        ({"precision": "fp8"}, "precision must be one of 'float32', 'bf16', 'fp16', but got 'fp8'"),
+        ({"clip_norm": 0}, "clip_norm must be a number above 0, but got 0"),
+        ({"accumulate": 0}, "accumulate must be an integer of at least 1, but got 0"),
+        ({"ema": 1.0}, "ema must be a number between 0 and 1, but got 1.0"),
+        ({"epoch_batches": 2.5}, "epoch_batches must be an integer of at least 1, but got 2.5"),
+        ({"parameters": [{}]}, "parameters must be a function of the network, but got"),
+        ({"batch_size": 32}, "Objective has no argument 'batch_size': did you mean 'batch_sizes'"),
+        ({"xyz": 1}, "Objective has no argument 'xyz': it has model, data, loss, "),
+        ({"metrics": "accuracy"}, "Objective has no argument 'metrics': did you mean 'metric'"),
     ],
 )
 def test_a_mistake_is_said_in_one_line_with_what_was_given(arguments: dict[str, Any], message: str) -> None:

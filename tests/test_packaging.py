@@ -19,7 +19,7 @@ PACKAGES = ("search", "objectives", "storage")
 LAYERS = (
     """storage storage.*""",
     """search search.errors search.objective search.data search.datasets search.metrics search.space
-    search.knobs search.optimizers search.schedules""",
+    search.knobs search.optimizers search.schedules search.arguments""",
     """objectives objectives.*""",
     """search.training search.batches search.checkpoints search.randomness search.failures""",
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
