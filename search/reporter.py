@@ -15,7 +15,7 @@ from optuna.trial import Trial
 
 from search import checkpoints
 from search.interrupt import Interrupt
-from search.training import EpochResult, Verdict
+from search.reporting import EpochResult, Verdict
 from storage.claims import Checkpoint, Epoch, Lease
 from storage.shared import SharedStorage
 from storage.tables import StudyState
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class TrialReporter:
-    """Implements `search.training.Reporter` for one trial held under one lease."""
+    """Implements `search.reporting.Reporter` for one trial held under one lease."""
 
     def __init__(
         self,

@@ -8,17 +8,14 @@ of the step, and a checkpoint holds everything else.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from search.batches import EvaluationBatches, TrainingBatches
 from search.data import Data
@@ -27,59 +24,14 @@ from search.metrics import Mean, NamedMetric
 from search.objective import Objective, Task
 from search.optimizers import build_for, set_rate
 from search.randomness import random_state, restore_random_state
+from search.reporting import EpochResult, Interrupted, Reporter, Result, Verdict
+from search.snapshots import copied
 from search.space import Recipe
 from storage.outcomes import Outcome
 
 # On an accelerator each look at the loss waits for the device, so there it is looked at every so many
 # steps. Nothing is missed: what is looked at is the sum, in which NaN and infinity stay.
 LOOK_EVERY = 16
-
-
-class Verdict(Enum):
-    """What a reporter says after an epoch."""
-
-    GO_ON = "go on"
-    PRUNE = "prune"
-    HAND_BACK = "hand back"
-
-
-class Interrupted(Exception):
-    """The reporter took the trial back; what was trained since the last report is forgotten."""
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """One epoch (from 1) on record. `metrics`: every metric by name, `train_loss`, `lr` of the last step."""
-
-    epoch: int
-    value: float
-    metrics: dict[str, float]
-    seconds: float
-    samples: int
-
-
-class Reporter(Protocol):
-    """All that training knows of the world around it."""
-
-    def restore(self) -> dict[str, Any] | None:
-        """The checkpoint state to go on from, None to start."""
-
-    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]]) -> Verdict:
-        """Called once an epoch. During it, `state()` makes a checkpoint state, which may be written later."""
-
-    def interrupted(self) -> bool:
-        """Asked before every batch: True ends training at once."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """How it ended. value, best_epoch and weights (a state_dict on the CPU) are the best epoch's, if any."""
-
-    outcome: Outcome
-    value: float | None = None
-    best_epoch: int | None = None
-    reason: str = ""
-    weights: dict[str, Any] | None = None
 
 
 def train(
@@ -221,7 +173,7 @@ class _Run:
         if not math.isfinite(value):
             return math.nan
         if self.best is None or self.metric.better(value, than=self.best.value):
-            self.best = _Best(value, self.epoch, _copied(self.net.state_dict()))
+            self.best = _Best(value, self.epoch, copied(self.net.state_dict()))
         return value
 
     def time_to_look(self) -> bool:
@@ -242,8 +194,8 @@ class _Run:
         return {
             "epoch": self.epoch,
             "step": self.step,
-            "model": best.weights if best and current else _copied(self.net.state_dict()),
-            "optimizer": _copied(self.optimizer.state_dict()),
+            "model": best.weights if best and current else copied(self.net.state_dict()),
+            "optimizer": copied(self.optimizer.state_dict()),
             "best": best and {"value": best.value, "epoch": best.epoch, "weights": best.weights},
             "random": random_state(self.device),
         }
@@ -254,7 +206,7 @@ class _Run:
         self.epoch, self.step = state["epoch"], state["step"]
         self.net.load_state_dict(state["model"])
         # torch takes an optimizer's tensors as they are and would then train in the caller's state.
-        self.optimizer.load_state_dict(_copied(state["optimizer"]))
+        self.optimizer.load_state_dict(copied(state["optimizer"]))
         self.best = _Best(**state["best"]) if state["best"] else None
         restore_random_state(state["random"], self.device)
 
@@ -262,21 +214,6 @@ class _Run:
         if self.best is None:
             return Result(outcome, reason=reason)
         return Result(outcome, self.best.value, self.best.epoch, reason, self.best.weights)
-
-
-def _copied(value: Any) -> Any:
-    """A copy on the CPU of a state_dict: tensors in dicts, lists and tuples, and plain values."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        copies: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
-        copies.update((key, _copied(item)) for key, item in value.items())
-        if hasattr(value, "_metadata"):  # a module's state_dict has its layers' versions there
-            copies._metadata = value._metadata
-        return copies
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(item) for item in value)
-    return copy.deepcopy(value)
 
 
 def _what_diverged(run: _Run, values: dict[str, float]) -> str:

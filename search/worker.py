@@ -35,7 +35,8 @@ from search.loading import LoadedObjective, resolve
 from search.preview import load_data
 from search.randomness import seed_everything
 from search.reporter import TrialReporter
-from search.training import Interrupted, Result, train
+from search.reporting import Interrupted, Result
+from search.training import train
 from search.trial_log import printing_to
 from storage import queries, studies, workers
 from storage.claims import BudgetSpent, Checkpoint, Claimant, Lease, LeaseLost, Settlement, StudyStopped

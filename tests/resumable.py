@@ -22,7 +22,7 @@ from training_helpers import Recorder, first_recipe, fit
 from search import checkpoints
 from search.data import Data, split
 from search.objective import Objective
-from search.training import Result
+from search.reporting import Result
 
 
 class Jitter(nn.Module):

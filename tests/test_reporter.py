@@ -18,7 +18,7 @@ from studies import engines_disposed, rows
 from search import reporter
 from search.interrupt import Interrupt
 from search.reporter import CHECKPOINTS_KEPT, TrialReporter
-from search.training import EpochResult, Verdict
+from search.reporting import EpochResult, Verdict
 from storage import studies
 from storage.claims import Claimant, Lease, LeaseLost, new_uuid
 from storage.shared import SharedStorage, open_storage

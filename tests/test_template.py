@@ -15,9 +15,10 @@ from search.loading import resolve
 from search.objective import Objective
 from search.preview import first_batch
 from search.randomness import seed_everything
+from search.reporting import EpochResult, Verdict
 from search.space import recipe_from_params, starting_points
 from search.template import write_template
-from search.training import EpochResult, Verdict, train
+from search.training import train
 from storage.errors import UsageError
 
 

@@ -25,7 +25,8 @@ from search.data import Data, Split
 from search.errors import ObjectiveError
 from search.metrics import NamedMetric, resolve
 from search.objective import Objective, Task
-from search.training import Interrupted, Verdict, evaluate
+from search.reporting import Interrupted, Verdict
+from search.training import evaluate
 from storage.outcomes import Outcome
 
 POINTS = torch.randn(103, 3, generator=torch.Generator().manual_seed(0))

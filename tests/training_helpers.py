@@ -12,8 +12,9 @@ import torch
 
 from search.objective import Objective
 from search.randomness import seed_everything
+from search.reporting import EpochResult, Result, Verdict
 from search.space import Recipe, recipe_from_params, starting_points
-from search.training import EpochResult, Result, Verdict, train
+from search.training import train
 
 CPU = torch.device("cpu")
 
