@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search.assignment import Assignment
 from search.devices import SlotPlan
+from search.feed import Feed
 from search.fleet import Fleet
 from search.live import View, make_view
 from storage import queries, studies
@@ -29,8 +30,6 @@ from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 
 POLL_SECONDS = 0.25
-# Settled trials are asked for by time; one that commits late may lie a little before the newest one seen.
-OVERLAP_SECONDS = 5.0
 # A worker that has not given its trial back by then (one batch may take minutes) is killed; the trial is adopted.
 PATIENCE_SECONDS = 5.0
 
@@ -83,7 +82,7 @@ def follow(
 def _watch(storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View, interrupts: _Interrupts) -> None:
     """Redraw until every worker has ended. A database that does not answer is asked again."""
     asked: float | None = None
-    failed, shown = "", _Shown(storage, study)
+    failed, shown = "", Feed(storage, study)
     while True:
         alive = fleet.alive
         try:
@@ -104,33 +103,6 @@ def _watch(storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View,
             patient = interrupts.count == 1 and time.monotonic() - asked < PATIENCE_SECONDS
             fleet.hand_back() if patient else fleet.kill()
         multiprocessing.connection.wait(fleet.sentinels(), timeout=POLL_SECONDS)
-
-
-class _Shown:
-    """What the view has been told already."""
-
-    def __init__(self, storage: SharedStorage, study: StudyRecord) -> None:
-        self._storage = storage
-        self._name = study.name
-        self._newest = study.created_at + queries.status(storage, study).age
-        before = queries.settled(storage, study, self._newest - OVERLAP_SECONDS)
-        self._known = {trial.number for trial in before}
-
-    def show(self, view: View) -> None:
-        """Tell it what is new. A study that is gone is noticed when the workers have ended."""
-        try:
-            study = studies.find(self._storage, self._name)
-        except UsageError:
-            return
-        settled = [
-            trial
-            for trial in queries.settled(self._storage, study, self._newest - OVERLAP_SECONDS)
-            if trial.number not in self._known
-        ]
-        self._known.update(trial.number for trial in settled)
-        self._newest = max([self._newest, *(trial.settled_at for trial in settled)])
-        best = queries.best(self._storage, study)
-        view.update(queries.status(self._storage, study), best[0] if best else None, settled)
 
 
 @contextmanager

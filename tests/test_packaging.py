@@ -26,7 +26,7 @@ LAYERS = (
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
     search.keeper search.loading search.preflight search.preload search.preview search.reporter
     search.trial_log""",
-    """search.cli search.cli_train search.cli_look search.options search.live search.launch search.solo
+    """search.cli search.cli_train search.cli_look search.options search.live search.feed search.launch search.solo
     search.printing search.dashboard search.check search.template search.knob_table""",
 )
 # What a layer must not know: values need no database and no terminal, and the database needs no tensors.

@@ -1,0 +1,46 @@
+"""From the database to a view: where a study stands and what has ended since the last look.
+
+Used by `search.launch`, which started the workers, and by `dialin watch`, which did not.
+"""
+
+from __future__ import annotations
+
+from search.live import View
+from storage import queries, studies
+from storage.errors import UsageError
+from storage.queries import StudyStatus
+from storage.shared import SharedStorage
+from storage.studies import StudyRecord
+
+# Settled trials are asked for by time; one that commits late may lie a little before the newest one seen.
+OVERLAP_SECONDS = 5.0
+
+
+class Feed:
+    """Remembers what a view has been told already."""
+
+    def __init__(self, storage: SharedStorage, study: StudyRecord) -> None:
+        """What has ended before is not told."""
+        self._storage = storage
+        self._name = study.name
+        self._newest = study.created_at + queries.status(storage, study).age
+        before = queries.settled(storage, study, self._newest - OVERLAP_SECONDS)
+        self._known = {trial.number for trial in before}
+
+    def show(self, view: View) -> StudyStatus | None:
+        """Tell the view what is new; where the study stands now, None when it is gone."""
+        try:
+            study = studies.find(self._storage, self._name)
+        except UsageError:
+            return None
+        settled = [
+            trial
+            for trial in queries.settled(self._storage, study, self._newest - OVERLAP_SECONDS)
+            if trial.number not in self._known
+        ]
+        self._known.update(trial.number for trial in settled)
+        self._newest = max([self._newest, *(trial.settled_at for trial in settled)])
+        best = queries.best(self._storage, study)
+        status = queries.status(self._storage, study)
+        view.update(status, best[0] if best else None, settled)
+        return status
