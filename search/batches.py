@@ -32,7 +32,7 @@ class _Source(Protocol):
 
 
 class TrainingBatches:
-    """One split in shuffled batches. `steps` and `samples` are per epoch.
+    """One split in shuffled batches. Its length is the batches of an epoch, `samples` what they hold.
 
     A last batch of a single sample is left out when there are others: BatchNorm cannot train on it. (Other
     samples are left out in other epochs.)
@@ -52,7 +52,10 @@ class TrainingBatches:
         self._source = _source(data.train, data, device)
         self._length = size(data.train)
         sizes = [len(rows) for rows in self._cut(torch.arange(self._length))]
-        self.steps, self.samples = len(sizes), sum(sizes)
+        self._count, self.samples = len(sizes), sum(sizes)
+
+    def __len__(self) -> int:
+        return self._count
 
     def epoch(self, epoch: int) -> Iterator[Any]:
         """The batches of an epoch: order, augmentation and DataLoader seed are functions of (seed, epoch)."""

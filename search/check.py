@@ -26,12 +26,13 @@ from search import optimizers, schedules
 from search.batches import EvaluationBatches, TrainingBatches
 from search.data import Data, size
 from search.errors import ObjectiveError
+from search.evaluation import evaluate
 from search.loading import LoadedObjective
 from search.objective import Task
 from search.optimizers import Optimizer, build_for
 from search.preview import blamed, build_task, default_recipe, load_data, spread, try_out
 from search.space import Recipe
-from search.training import evaluate
+from search.steps import Stepper
 
 # Batches that each optimizer trains on; a rate that explodes at once shows in three.
 BATCHES = 3
@@ -80,17 +81,15 @@ class _Bench:
 
     def steps(self, recipe: Recipe, batches: Iterable[Any]) -> Iterator[Tensor]:
         """Train from the same weights at the full rate; yield each batch's mean loss, left on the device."""
-        net, task = self.task.net, self.task
-        net.load_state_dict(self.weights)
-        optimizer = build_for(task, recipe)
-        net.train()
+        self.task.net.load_state_dict(self.weights)
+        stepper = Stepper(self.task, build_for(self.task, recipe), self.loaded.objective, self.device)
+        stepper.start_epoch()
         for batch in batches:
-            total, weight = task.step(net, batch)
-            mean = total / weight
-            optimizer.zero_grad()
-            mean.backward()
-            optimizer.step()
-            yield mean.detach()
+            total, weight = stepper.loss(batch)
+            stepper.add(total, weight)
+            if stepper.full:
+                stepper.step()
+            yield (total / weight).detach()
 
 
 def check(
@@ -205,7 +204,7 @@ def _epoch(bench: _Bench, batch_size: int) -> tuple[str, dict[str, float]]:
     with blamed(f"at batch {batch_size}", bench.loaded):
         batches = bench.batches(batch_size)
         steps = bench.steps(default_recipe(bench.loaded.objective, batch_size), batches.epoch(1))
-        list(islice(steps, min(UNTIMED_STEPS, batches.steps - 1)))
+        list(islice(steps, min(UNTIMED_STEPS, len(batches) - 1)))
         _finish(bench.device)
         started, done = time.perf_counter(), 0
         for _ in steps:
@@ -215,8 +214,8 @@ def _epoch(bench: _Bench, batch_size: int) -> tuple[str, dict[str, float]]:
         _finish(bench.device)
         step = (time.perf_counter() - started) / done
         evaluation = _evaluation(bench, batch_size)
-    seconds = step * batches.steps + evaluation
-    told = f"{batches.steps} steps of {1000 * step:.3g} ms, evaluation {duration(evaluation)}"
+    seconds = step * len(batches) + evaluation
+    told = f"{len(batches)} steps of {1000 * step:.3g} ms, evaluation {duration(evaluation)}"
     numbers = {"epoch_seconds": seconds, "step_seconds": step, "evaluation_seconds": evaluation}
     return f"{duration(seconds)}: {told}", numbers
 
@@ -231,7 +230,8 @@ def _evaluation(bench: _Bench, batch_size: int) -> float:
         started = time.perf_counter()
         # A few samples may lack a class that a metric needs: it took its time all the same.
         with suppress(ObjectiveError):
-            evaluate(bench.task, batches, bench.loaded.objective.metrics, bench.device)
+            objective = bench.loaded.objective
+            evaluate(bench.task, batches, objective.metrics, bench.device, objective.precision)
         _finish(bench.device)
         seconds = time.perf_counter() - started
         if seconds > MEASURED_SECONDS / 4:

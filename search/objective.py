@@ -71,12 +71,22 @@ def supervised(net: nn.Module, loss: Loss) -> Task:
         outputs, targets = predict(net, batch)
         if has_state and isinstance(criterion, nn.Module):  # class weights follow the network to its device
             criterion.to(targets.device)
-        mean = criterion(outputs, targets)
+        mean = _in_full_precision(criterion, outputs, targets)
         if mean.ndim > 0 and mean.numel() > 1:
             raise ObjectiveError(f"loss must be one number, the mean over the batch, but has shape {tuple(mean.shape)}")
         return mean.squeeze() * len(targets), len(targets)
 
     return Task(net, step, predict)
+
+
+def _in_full_precision(criterion: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss in float32 where the network computes under autocast, which refuses some losses altogether."""
+    kind = targets.device.type
+    if not torch.is_autocast_enabled(kind):
+        return criterion(outputs, targets)
+    with torch.autocast(kind, enabled=False):
+        floating = isinstance(outputs, Tensor) and outputs.is_floating_point()
+        return criterion(outputs.float() if floating else outputs, targets)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from search import space
 from search.batches import EvaluationBatches, TrainingBatches
 from search.data import Data, Split, size
 from search.errors import ObjectiveError
+from search.evaluation import evaluate
 from search.failures import RaisedError, failure
 from search.loading import LoadedObjective
 from search.metrics import NamedMetric
@@ -28,7 +29,7 @@ from search.objective import Objective, Task
 from search.optimizers import Optimizer, build_for
 from search.randomness import seed_everything
 from search.space import Recipe
-from search.training import evaluate
+from search.steps import Stepper, autocast
 from storage.errors import UsageError
 
 # Enough for a metric to be a number, few enough to take no time.
@@ -134,36 +135,34 @@ def default_recipe(objective: Objective, batch_size: int, optimizer: Optimizer |
 
 
 def _first_step(loaded: LoadedObjective, data: Data, task: Task, recipe: Recipe, device: torch.device) -> float:
-    task.net.train()
     with blamed("the optimizer", loaded):
-        optimizer = build_for(task, recipe)
+        stepper = Stepper(task, build_for(task, recipe), loaded.objective, device)
+    stepper.start_epoch()
     with blamed("the first training batch", loaded):
         batches = TrainingBatches(data, task.augment, recipe.batch_size, seed=0, device=device)
         batch = next(batches.epoch(1))
-    pair = _predicted(loaded, task, batch)
+    pair = _predicted(loaded, task, batch, device)
     if pair:
         _refuse_broadcast(*pair)
     told = f"outputs {shapes(pair[0])}, targets {shapes(pair[1])}" if pair else f"a batch of {shapes(batch)}"
     with blamed(f"the loss of {told}", loaded):
-        returned: Any = task.step(task.net, batch)
-        if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], Tensor):
-            raise ObjectiveError(f"step must return (sum of losses, weight), but returned {_a(returned)}")
-        mean = returned[0] / returned[1]
-        loss = float(mean.detach())
+        total, weight = stepper.loss(batch)
+        loss = float((total / weight).detach())
     if not math.isfinite(loss):
         raise ObjectiveError(f"the first loss is {loss}: {_why_not_finite(batch, pair)}")
     with blamed("the first step", loaded):
-        mean.backward()
-        optimizer.step()
+        stepper.add(total, weight)
+        stepper.step()
     return loss
 
 
-def _predicted(loaded: LoadedObjective, task: Task, batch: Any) -> tuple[Any, Any] | None:
+def _predicted(loaded: LoadedObjective, task: Task, batch: Any, device: torch.device) -> tuple[Any, Any] | None:
     """Return (outputs, targets), apart from the loss, so that it is known which of the two fails."""
     if task.predict is None:
         return None
     with blamed(f"the model on a batch of {shapes(batch)}", loaded):
-        pair: Any = task.predict(task.net, batch)
+        with autocast(loaded.objective.precision, device):
+            pair: Any = task.predict(task.net, batch)
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise ObjectiveError(f"predict must return (outputs, targets), but returned {_a(pair)}")
     return pair
@@ -202,7 +201,7 @@ def _numbers(
 ) -> dict[str, float]:
     with blamed("evaluation", loaded):
         batches = EvaluationBatches(part, data, min(loaded.objective.batch_sizes), device=device)
-        values = evaluate(task, batches, metrics, device)
+        values = evaluate(task, batches, metrics, device, loaded.objective.precision)
     for name, value in values.items():
         if math.isnan(value):
             raise ObjectiveError(f"metric {name!r} is no number (nan) on {size(part)} validation samples")

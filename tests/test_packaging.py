@@ -21,7 +21,8 @@ LAYERS = (
     """search search.errors search.objective search.data search.datasets search.metrics search.space
     search.knobs search.optimizers search.schedules search.arguments""",
     """objectives objectives.*""",
-    """search.training search.batches search.checkpoints search.randomness search.failures search.snapshots
+    """search.training search.curve search.evaluation search.steps
+    search.batches search.checkpoints search.randomness search.failures search.snapshots
     search.reporting""",
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
     search.keeper search.loading search.preflight search.preload search.preview search.reporter

@@ -23,10 +23,10 @@ from search import checkpoints
 from search.batches import EvaluationBatches
 from search.data import Data, Split
 from search.errors import ObjectiveError
+from search.evaluation import evaluate
 from search.metrics import NamedMetric, resolve
 from search.objective import Objective, Task
 from search.reporting import Interrupted, Verdict
-from search.training import evaluate
 from storage.outcomes import Outcome
 
 POINTS = torch.randn(103, 3, generator=torch.Generator().manual_seed(0))
@@ -285,7 +285,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_at_once_with_its_nan_on_record
 def test_a_divergence_that_no_look_met_is_seen_at_the_end_of_the_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("search.training._Run.time_to_look", lambda run: False)  # as between looks on a GPU
+    monkeypatch.setattr("search.curve.Curve._time_to_look", lambda curve: False)  # as between looks on a GPU
     recorder = Recorder()
     result = fit(failing_at(14, lambda total: total * math.nan), recorder)
     assert (result.outcome, len(recorder.results), recorder.batches) == (Outcome.DIVERGED, 2, 12 + 11)

@@ -1,0 +1,182 @@
+"""One recipe on one training and validation split, epoch by epoch: the loop, and the state it goes on from.
+
+Made by `search.training` for each trial, and for each fold of one; nothing here knows who is reported to.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from search.batches import EvaluationBatches, TrainingBatches
+from search.data import Data
+from search.evaluation import evaluate
+from search.metrics import Mean
+from search.objective import Objective, Task
+from search.optimizers import build_for
+from search.randomness import random_state, restore_random_state
+from search.reporting import EpochResult, Interrupted, Result
+from search.snapshots import copied
+from search.space import Recipe
+from search.steps import Stepper
+from storage.outcomes import Outcome
+
+# On an accelerator each look at the loss waits for the device, so there it is looked at every so many
+# steps. Nothing is missed: what is looked at is the sum, in which NaN and infinity stay.
+LOOK_EVERY = 16
+
+
+@dataclass
+class _Best:
+    value: float
+    epoch: int
+    weights: dict[str, Any]
+
+
+class Curve:
+    """`epochs()` trains and yields each epoch; between two of them `state()` is all that a restart needs.
+
+    epoch: the last one trained, 0 before the first. best: the epoch whose value and weights count, which is the
+    last one if the objective says value="last"; with an average of the weights, the weights are the average.
+    """
+
+    def __init__(
+        self, task: Task, data: Data, recipe: Recipe, objective: Objective, device: torch.device, seed: int
+    ) -> None:
+        self._task, self._objective, self._device = task, objective, device
+        task.net.to(device)
+        self._stepper = Stepper(task, build_for(task, recipe), objective, device)
+        self._batches = TrainingBatches(data, task.augment, recipe.batch_size, seed=seed, device=device)
+        self._held_out = EvaluationBatches(data.valid, data, recipe.batch_size, device=device)
+        steps = -(-len(self._batches) // objective.accumulate)
+        self._rates: list[float] = (recipe.lr * recipe.factors(objective.epochs * steps)).tolist()
+        self._metrics = objective.metrics
+        self._searched = self._metrics[0]
+        self.epoch = self._step = 0
+        self.best: _Best | None = None
+        self._peak: tuple[float, int] | None = None  # the best value so far and its epoch, which patience counts from
+
+    def epochs(self, interrupted: Callable[[], bool]) -> Iterator[EpochResult]:
+        """Train on, epoch by epoch, until the curve is over. A value of NaN says that the epoch diverged.
+
+        Raises:
+            Interrupted: `interrupted`, asked before each batch, said so.
+        """
+        while not self.over:
+            started = time.perf_counter()
+            self.epoch += 1
+            losses = self._train_epoch(_unless(interrupted, self._batches.epoch(self.epoch)))
+            values = {
+                self._searched.name: math.nan,
+                "train_loss": losses.compute(),
+                "lr": self._rates[max(0, self._step - 1)],
+            }
+            with self._stepper.averaged():
+                if losses.finite():
+                    held_out = _unless(interrupted, self._held_out)
+                    precision = self._objective.precision
+                    values |= evaluate(self._task, held_out, self._metrics, self._device, precision)
+                value = self._judge(values)
+            seconds = time.perf_counter() - started
+            yield EpochResult(self.epoch, value, values, seconds, self._batches.samples)
+
+    def _train_epoch(self, batches: Iterable[Any]) -> Mean:
+        """One epoch, or as much of it as has a finite loss; returns the mean training loss."""
+        losses, stepper = Mean(), self._stepper
+        stepper.start_epoch()
+        for batch in batches:
+            total, weight = stepper.loss(batch)
+            losses.update(total, weight)
+            if self._time_to_look() and not losses.finite():
+                return losses
+            stepper.add(total, weight)
+            if stepper.full:
+                self._take_step()
+        if stepper.pending:
+            self._take_step()
+        return losses
+
+    def _take_step(self) -> None:
+        self._stepper.step(self._rates[self._step])
+        self._step += 1
+
+    def _judge(self, values: dict[str, float]) -> float:
+        """The epoch's value, NaN if it is not finite. The weights are copied when the epoch is the one that counts."""
+        value = values[self._searched.name]
+        if not math.isfinite(value):
+            return math.nan
+        if self._peak is None or self._searched.better(value, than=self._peak[0]):
+            self._peak = (value, self.epoch)
+        if self._objective.value == "last" or self._peak[1] == self.epoch:
+            self.best = _Best(value, self.epoch, copied(self._task.net.state_dict()))
+        return value
+
+    def _time_to_look(self) -> bool:
+        return self._device.type == "cpu" or self._step % LOOK_EVERY == 0
+
+    @property
+    def over(self) -> bool:
+        """Whether no epoch is left, or the objective's patience is at an end."""
+        patience, peak = self._objective.patience, self._peak
+        impatient = patience is not None and peak is not None and self.epoch - peak[1] >= patience
+        return impatient or self.epoch >= self._objective.epochs
+
+    def state(self) -> dict[str, Any]:
+        """Everything training goes on from: CPU copies that later training does not change; see `restore`."""
+        best = self.best
+        # With an average the best weights are its, not those that go on training.
+        current = best is not None and best.epoch == self.epoch and self._objective.ema is None
+        return {
+            "epoch": self.epoch,
+            "step": self._step,
+            "model": best.weights if best and current else copied(self._task.net.state_dict()),
+            "optimizer": copied(self._stepper.optimizer.state_dict()),
+            "options": self._stepper.state(),
+            "best": best and {"value": best.value, "epoch": best.epoch, "weights": best.weights},
+            "peak": self._peak and list(self._peak),
+            "random": random_state(self._device),
+        }
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from a `state`; None: from the start."""
+        if state is None:
+            return
+        self.epoch, self._step = state["epoch"], state["step"]
+        self._task.net.load_state_dict(state["model"])
+        # torch takes an optimizer's tensors as they are and would then train in the caller's state.
+        self._stepper.optimizer.load_state_dict(copied(state["optimizer"]))
+        self._stepper.restore(state.get("options", {}))  # a checkpoint from before there were options has none
+        self.best = _Best(**state["best"]) if state["best"] else None
+        value, epoch = state.get("peak") or ((self.best.value, self.best.epoch) if self.best else (math.nan, 0))
+        self._peak = (value, epoch) if self.best else None
+        restore_random_state(state["random"], self._device)
+
+    def result(self, outcome: Outcome, reason: str = "") -> Result:
+        """How it ended, with the value and the weights of the epoch that counts."""
+        if self.best is None:
+            return Result(outcome, reason=reason)
+        return Result(outcome, self.best.value, self.best.epoch, reason, self.best.weights)
+
+    def why_over(self) -> str:
+        """What to say of a complete curve: nothing, or that patience ended it."""
+        if self.epoch >= self._objective.epochs or self._peak is None:
+            return ""
+        return f"no better than in epoch {self._peak[1]} for {self._objective.patience} epochs"
+
+    def why_diverged(self, values: dict[str, float]) -> str:
+        """What was no number in the last epoch."""
+        lost = self._searched.name if math.isfinite(values["train_loss"]) else "train_loss"
+        return f"{lost} is {values[lost]} in epoch {self.epoch}"
+
+
+def _unless(interrupted: Callable[[], bool], batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches, with Interrupted raised before the first that is not wanted any more."""
+    for batch in batches:
+        if interrupted():
+            raise Interrupted
+        yield batch

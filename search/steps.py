@@ -1,0 +1,218 @@
+"""The one place where a batch becomes an optimizer step, with every training option of an objective.
+
+Used by the trainer, and by `search.preview` and `search.check`, so that what is tried out is what is trained:
+
+    stepper.start_epoch()
+    for batch in batches:
+        total, weight = stepper.loss(batch)
+        stepper.add(total, weight)
+        if stepper.full:
+            stepper.step(rate)
+
+With no option set this is the plain loop, bit for bit: zero_grad, (total / weight).backward(), step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from search.errors import ObjectiveError
+from search.objective import Objective, Precision, Task
+from search.optimizers import set_rate
+from search.snapshots import copied
+
+# What autocast computes in; weights, gradients and optimizer state stay float32.
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """torch.autocast as the precision says. Nothing for "float32": a model may have an autocast of its own."""
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
+
+
+class Stepper:
+    """A network, its optimizer, and what a checkpoint must hold between two steps: scaler and average."""
+
+    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, options: Objective, device: torch.device) -> None:
+        self.optimizer = optimizer
+        self._task, self._options, self._device = task, options, device
+        # Without a scaler small gradients are zero in float16 (Micikevicius et al. 2018).
+        self._scaler = torch.amp.GradScaler(device.type) if options.precision == "fp16" else None
+        self._average = Average(task.net, options.ema) if options.ema is not None else None
+        self._pending = 0
+        self._weight: Tensor | float = 0.0
+        self._unit: Tensor | float = 1.0
+
+    def start_epoch(self) -> None:
+        """Training mode, but for norm layers in frozen parts."""
+        self._task.net.train()
+        rest_frozen_norms(self._task.net)
+
+    def loss(self, batch: Any) -> tuple[Tensor, Tensor | float]:
+        """What the task's step returns, computed in the precision asked for.
+
+        Raises:
+            ObjectiveError: it returns something else than a sum of losses and their weight.
+        """
+        with autocast(self._options.precision, self._device):
+            returned: Any = self._task.step(self._task.net, batch)
+        if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], Tensor):
+            found = "nothing (None)" if returned is None else f"a {type(returned).__name__}"
+            raise ObjectiveError(f"step must return (sum of losses, weight), but returned {found}")
+        total, weight = returned
+        return (total if self._options.precision == "float32" else total.float()), weight
+
+    def add(self, total: Tensor, weight: Tensor | float) -> None:
+        """Go back through one batch. The gradients of the batches of a step add up."""
+        if self._pending == 0:
+            self.optimizer.zero_grad()
+            # The weight of all batches is not known yet: the first one's stands in for it until the step,
+            # which keeps the gradients as large as a mean's. float16 would overflow on a sum's.
+            self._unit, self._weight = weight, 0.0
+        mean = total / self._unit
+        (mean if self._scaler is None else self._scaler.scale(mean)).backward()
+        self._weight = self._weight + weight
+        self._pending += 1
+
+    @property
+    def full(self) -> bool:
+        """Whether a step's batches are together."""
+        return self._pending == self._options.accumulate
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are batches that no step was made of yet."""
+        return self._pending > 0
+
+    def step(self, rate: float | None = None) -> None:
+        """One optimizer step with the gradient of (sum of totals) / (sum of weights), clipped if so asked.
+
+        A float16 step with an overflow in its gradients is left out, and the scaler takes a smaller scale.
+        """
+        if rate is not None:
+            set_rate(self.optimizer, rate)
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
+        if self._pending > 1:
+            for parameter in self._parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self._unit / self._weight)
+        if self._options.clip_norm is not None:
+            nn.utils.clip_grad_norm_(list(self._parameters()), self._options.clip_norm)
+        if self._average is not None:
+            self._average.begin()
+        if self._scaler is None:
+            self.optimizer.step()
+        else:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        if self._average is not None:
+            self._average.update()
+        self._pending = 0
+
+    def _parameters(self) -> Iterator[Tensor]:
+        return (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the network has the averaged weights, where an average is kept."""
+        return nullcontext() if self._average is None else self._average.in_place()
+
+    def state(self) -> dict[str, Any]:
+        """CPU copies of what the options keep between two steps; empty without any."""
+        kept: dict[str, Any] = {}
+        if self._scaler is not None:
+            kept["scaler"] = self._scaler.state_dict()
+        if self._average is not None:
+            kept["average"] = self._average.state()
+        return kept
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Go on from a `state`. What it lacks, because an option is new, starts afresh."""
+        if self._scaler is not None and kept.get("scaler"):
+            self._scaler.load_state_dict(kept["scaler"])
+        if self._average is not None and "average" in kept:
+            self._average.restore(kept["average"])
+
+
+class Average:
+    """An exponential moving average of a network's weights and buffers (Polyak & Juditsky 1992).
+
+    What is floating is averaged, buffers as well (as timm's ModelEma does); counters are copied. At the step
+    after `t` others the decay is min(decay, (1 + t) / (10 + t)), so that the first, untrained weights are
+    soon forgotten (TensorFlow's ExponentialMovingAverage).
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self._net, self._decay, self._steps = net, decay, 0
+        self._tensors: dict[str, Tensor] = {}
+
+    def begin(self) -> None:
+        """Start from the weights as they are; to be called before the first step, when lazy layers have theirs."""
+        if not self._tensors:
+            self._tensors = {name: tensor.clone() for name, tensor in self._live().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after a step."""
+        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
+        self._steps += 1
+        for name, tensor in self._live().items():
+            if tensor.is_floating_point() or tensor.is_complex():
+                self._tensors[name].lerp_(tensor, 1 - decay)
+            else:
+                self._tensors[name].copy_(tensor)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Swapped in, and out again, rather than kept in a second network: a task may hold on to its own."""
+        before = {name: tensor.clone() for name, tensor in self._live().items()}
+        self._write(self._tensors)
+        try:
+            yield
+        finally:
+            self._write(before)
+
+    @torch.no_grad()
+    def _write(self, tensors: dict[str, Tensor]) -> None:
+        live = self._live()
+        for name, tensor in tensors.items():
+            live[name].copy_(tensor)
+
+    def _live(self) -> dict[str, Tensor]:
+        state = self._net.state_dict()
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self._steps, "tensors": copied(self._tensors)}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        live = self._live()
+        self._steps = kept["steps"]
+        self._tensors = {name: tensor.to(live[name].device, copy=True) for name, tensor in kept["tensors"].items()}
+
+
+def rest_frozen_norms(net: nn.Module) -> None:
+    """Puts into eval mode every norm layer with running statistics in a part of `net` that is wholly frozen.
+
+    A part is frozen when it has parameters and none of them requires a gradient: its statistics belong to its
+    weights, and batches of other data would take them away.
+    """
+    for part in _frozen_parts(net):
+        for module in part.modules():
+            if "running_mean" in dict(module.named_buffers(recurse=False)):
+                module.eval()
+
+
+def _frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest frozen modules in `module`, itself perhaps."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        yield module
+    elif parameters:
+        for child in module.children():
+            yield from _frozen_parts(child)
