@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,14 @@ from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
 from storage.tables import StudyState
 from storage.urls import DEFAULT_URL, parse, sqlite_file
+
+
+class StudyDirection(StrEnum):
+    """Which way a bare function's value is better."""
+
+    MINIMIZE = "minimize"
+    MAXIMIZE = "maximize"
+
 
 # What an integer column holds.
 MOST = 2**31 - 1
@@ -45,6 +54,14 @@ Sampler = Annotated[
 Pruner = Annotated[
     str, typer.Option("--pruner", metavar="NAME", help="What stops losing trials: hyperband, asha, median, none.")
 ]
+Direction = Annotated[
+    StudyDirection | None,
+    typer.Option(
+        "--direction",
+        help="For a bare Optuna function: which way is better.",
+        show_default="what its script says, else minimize",
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(
@@ -63,6 +80,7 @@ def run(
     study: StudyName = None,
     trials: Trials = None,
     epochs: Epochs = None,
+    direction: Direction = None,
     workers: options.Workers = None,
     devices: options.Devices = None,
     per_device: options.PerDevice = None,
@@ -82,7 +100,8 @@ def run(
     data_root = options.data_root(data)
     _refuse_early(storage, study)
     console = Console()
-    found = _preflight(console, objective, data_root, Placement(workers, devices, per_device))
+    found = _preflight(console, objective, data_root, Placement(workers, devices, per_device), direction)
+    _refuse_foreign_options(found, direction, epochs)
     # Nothing is made before the objective is known to work.
     files_root, shared = options.make_files_root(files, storage), open_storage(storage)
     spec = StudySpec(
@@ -126,7 +145,7 @@ def resume(
     reference = reference_here(record.objective, objective, f"dialin resume {record.name}")
     _refuse_finished(shared, record, trials)
     console = Console()
-    found = _preflight(console, reference, data_root, Placement(workers, devices, per_device))
+    found = _preflight(console, reference, data_root, Placement(workers, devices, per_device), record.direction)
     studies.check_same(record, found.reference, found.metric, found.direction)
     if found.sha256 != record.objective_sha256:
         printing.say(console, f"{found.reference} has changed since {record.name} was made")
@@ -185,10 +204,20 @@ def worker(
     solo.work(orders, shared, record, typer.echo)
 
 
-def _preflight(console: Console, reference: str, data: Path, placement: Placement) -> Preflight:
+def _refuse_foreign_options(found: Preflight, direction: str | None, epochs: int | None) -> None:
+    """What only a bare function is told, or cannot be."""
+    if direction not in (None, found.direction):
+        raise UsageError(
+            f"{found.reference} says itself that it is to {found.direction} {found.metric}: no --direction"
+        )
+    if epochs is not None and found.epochs == 0:
+        raise UsageError(f"{found.reference} is a function, which trains as long as it will: leave --epochs out")
+
+
+def _preflight(console: Console, reference: str, data: Path, placement: Placement, direction: str | None) -> Preflight:
     fleet.warm_up()
     with console.status(f"checking {reference} on one batch"):
-        found = fleet.preflight(reference, data, placement)
+        found = fleet.preflight(reference, data, placement, direction)
     for note in found.notes:
         printing.say(console, note)
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import site
+import sys
 import sysconfig
 import traceback
 from pathlib import Path
@@ -70,6 +71,13 @@ def first_line(error: BaseException) -> str:
     except Exception:  # A person's exception may fail to print itself.
         return "(its message cannot be printed)"
     return next((line for line in lines if line), "")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was wanting: torch has an exception for accelerators; the CPU's allocator raises a bare one."""
+    torch = sys.modules.get("torch")  # where it is not imported it has raised nothing
+    accelerator = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return accelerator or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def person_frames(error: BaseException, path: Path) -> str:

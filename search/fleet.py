@@ -40,15 +40,15 @@ def warm_up() -> None:
         del os.environ["PYTHONSAFEPATH"]
 
 
-def preflight(reference: str, data: Path, placement: Placement) -> Preflight:
-    """Check an objective and this machine in a child process.
+def preflight(reference: str, data: Path, placement: Placement, direction: str | None = None) -> Preflight:
+    """Check an objective and this machine in a child process; `direction` is that of a bare function's study.
 
     Raises:
         RaisedError: what is wrong, in one line, perhaps with the person's own frames.
         DialinError: the child died without a word.
     """
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    child = _process(look_in_child, theirs, reference, data, placement)
+    child = _process(look_in_child, theirs, reference, data, placement, direction)
     theirs.close()
     try:
         answer = ours.recv()

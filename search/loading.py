@@ -18,13 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from search.errors import ObjectiveError
 from search.failures import HOME, PACKAGES, failure, short
 from storage.errors import UsageError
 
 if TYPE_CHECKING:
+    from search.metrics import Direction
     from search.objective import Objective
 
 DEFAULT_NAME = "objective"
@@ -51,6 +52,12 @@ class LoadedObjective:
     source_sha256: str
     path: Path
     notes: tuple[str, ...] = ()
+
+    def to(self, direction: str | None) -> LoadedObjective:
+        """The same; a bare function, which does not say which way is better, goes in this direction."""
+        if direction is None or self.objective.function is None:
+            return self
+        return replace(self, objective=replace(self.objective, direction=cast("Direction", direction)))
 
 
 def builtin_objectives(folder: Path = HOME / "objectives") -> dict[str, str]:
@@ -143,7 +150,7 @@ def _from_file(target: str, name: str) -> LoadedObjective:
     _append_to_path(path.parent)
     module = _execute(path, source)
     found = _loaded(module, path, str(path), _tidy(path.stem), name, typed=target)
-    return replace(found, source_sha256=hashlib.sha256(source).hexdigest(), notes=tuple(_clashes(path)))
+    return replace(found, source_sha256=hashlib.sha256(source).hexdigest(), notes=(*found.notes, *_clashes(path)))
 
 
 def _from_dotted(target: str, name: str) -> LoadedObjective:
@@ -206,9 +213,14 @@ def _module_name(path: Path) -> str:
 def _loaded(
     module: ModuleType, path: Path, base: str, study: str, name: str, *, typed: str | None = None
 ) -> LoadedObjective:
+    from search import bare
     from search.objective import Objective
 
-    value = getattr(module, name, None)
+    value: Any = getattr(module, name, None)
+    notes: tuple[str, ...] = ()
+    if bare.takes_a_trial(value):
+        script = bare.script_of(path.read_bytes(), path.name)
+        value, notes = bare.objective_of(value, script), script.notes
     if not isinstance(value, Objective):
         raise ObjectiveError(_not_an_objective(module, path, name, typed or base))
     plain = name == DEFAULT_NAME
@@ -218,6 +230,7 @@ def _loaded(
         objective=value,
         source_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         path=path,
+        notes=notes,
     )
 
 
@@ -227,7 +240,10 @@ def _not_an_objective(module: ModuleType, path: Path, name: str, typed: str) -> 
 
     value = getattr(module, name, None)
     if inspect.isroutine(value):
-        return f"`{name}` in {path.name} is a function, and a bare function is not an Objective; {_WRITE}"
+        return (
+            f"`{name}` in {path.name} is a function, but none that takes a trial and nothing else, as Optuna's do; "
+            f"{_WRITE}"
+        )
     if value is not None:
         kind = "class" if isinstance(value, type) else type(value).__name__
         return f"`{name}` in {path.name} is a {kind}, not an Objective; {_WRITE}"

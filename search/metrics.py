@@ -93,6 +93,39 @@ def resolve(metric: str | Metric | NamedMetric, direction: str | None = None, *,
     return NamedMetric(str(name), "maximize" if found == "maximize" else "minimize", copy.deepcopy(metric))
 
 
+class Reported:
+    """Stands for a metric that a person's own loop measures and reports by name."""
+
+    def update(self, outputs: Tensor, targets: Tensor, /) -> None:
+        """Nothing to do."""
+
+    def compute(self) -> float:
+        """Nothing is known here."""
+        return float("nan")
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+
+def reported(metric: Any, direction: Direction | None) -> NamedMetric:
+    """The metric that an own loop reports: any name, whose direction is in the table or given.
+
+    ObjectiveError: it is no name, no direction is known, or one contradicts the table's.
+    """
+    if not isinstance(metric, str) or not metric:
+        raise ObjectiveError(f"metric must be the name that run.report is called with, but got {metric!r:.80}")
+    if direction not in (None, "maximize", "minimize"):
+        raise ObjectiveError(f"direction must be 'maximize' or 'minimize', but got {direction!r}")
+    found = direction or (METRICS[metric].direction if metric in METRICS else None)
+    if found is None:
+        raise ObjectiveError(
+            f"metric {metric!r} does not say which way is better: give the objective direction='maximize' or 'minimize'"
+        )
+    return _contradicted(
+        NamedMetric(metric, METRICS[metric].direction if metric in METRICS else found, Reported()), direction
+    )
+
+
 def _from_table(name: str) -> NamedMetric:
     if name not in METRICS:
         raise ObjectiveError(f"metric must be one of {', '.join(METRICS)}, or an object, but got {name!r}")

@@ -21,12 +21,14 @@ from search import optimizers, schedules
 from search.arguments import NamedArguments, at_least_one, choices, one_of, positive
 from search.data import Data
 from search.errors import ObjectiveError
-from search.metrics import Direction, Metric, NamedMetric, resolve
+from search.metrics import Direction, Metric, NamedMetric, reported, resolve
 from search.optimizers import OPTIMIZERS, Optimizer
 from search.schedules import SCHEDULES, Schedule
 
 if TYPE_CHECKING:
     import optuna
+
+    from search.loop import Run
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Measured: TypeAlias = str | Metric | NamedMetric
@@ -96,6 +98,10 @@ class Objective(NamedArguments):
     model(trial) -> a network (then `loss` is needed) or a Task; `trial.suggest_*` in it adds the model's
     own knobs.
     data(root) -> Data; root is the folder given with --data, else $DIALIN_DATA, else ~/.cache/dialin.
+    train(run): a training loop of one's own in place of model, data and loss; see search/loop.py. `metric` is
+    then any name that it reports, with `direction` where the name is not one of search/metrics.py.
+    function(trial) -> float: a bare Optuna objective in place of all of them; `dialin run old.py:objective`
+    makes it. How long it trains is its own affair: `epochs` is 0.
     loss(outputs, targets) -> the mean over the batch, as torch.nn's losses are.
     metric: a name (see search/metrics.py), an object as torchmetrics has them, or several: the first is
     searched.
@@ -115,8 +121,9 @@ class Objective(NamedArguments):
     ObjectiveError, with the value echoed, when something does not fit.
     """
 
-    model: Callable[[optuna.trial.Trial], nn.Module | Task]
-    data: Callable[[Path], Data]
+    # None only where `train` or `function` stands in their place, which __post_init__ sees to.
+    model: Callable[[optuna.trial.Trial], nn.Module | Task] = None  # type: ignore[assignment]  # see above
+    data: Callable[[Path], Data] = None  # type: ignore[assignment]  # see above
     loss: Loss | None = None
     metric: Measured | Sequence[Measured] = "accuracy"
     direction: Direction | None = None
@@ -134,11 +141,15 @@ class Objective(NamedArguments):
     ema: float | None = None
     epoch_batches: int | None = None
     parameters: Groups | None = None
+    train: Callable[[Run], object] | None = None
+    function: Callable[[optuna.trial.Trial], float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "data"):
+        for name in self._doors():
             if not callable(getattr(self, name)):
                 raise ObjectiveError(f"{name} must be a function, but got {getattr(self, name)!r:.80}")
+        if self.function is not None:
+            object.__setattr__(self, "epochs", 0)
         if isinstance(self.loss, type):
             raise ObjectiveError(f"loss must be an object, but got the class: write loss=nn.{self.loss.__name__}()")
         if self.loss is not None and not callable(self.loss):
@@ -146,6 +157,8 @@ class Objective(NamedArguments):
         if (reduction := getattr(self.loss, "reduction", "mean")) != "mean":
             raise ObjectiveError(f"loss must be a mean over the batch, but its reduction is {reduction!r}")
         for name in ("epochs", "trials", "patience", "accumulate", "epoch_batches"):
+            if name == "epochs" and self.function is not None:
+                continue
             at_least_one(name, getattr(self, name), optional=name in ("patience", "epoch_batches"))
         for name in ("batch_sizes", "optimizers", "schedules"):
             choices(name, getattr(self, name))
@@ -160,7 +173,22 @@ class Objective(NamedArguments):
                 f"two metrics have one name in {names}: give one as NamedMetric(name, direction, metric)"
             )
         if not self.description:
-            object.__setattr__(self, "description", _first_line(self.model))
+            object.__setattr__(self, "description", _first_line(getattr(self, self._doors()[0])))
+
+    def _doors(self) -> tuple[str, ...]:
+        """The fields by which one comes in: a model and its data, a loop of one's own, or a bare function."""
+        given = [name for name in ("train", "function") if getattr(self, name) is not None]
+        if not given:
+            return ("model", "data")
+        others = [name for name in ("model", "data", "loss", "function") if getattr(self, name) is not None]
+        if others and others != given:
+            raise ObjectiveError(f"{given[0]} stands for model, data and loss: leave {others[0]} out")
+        return (given[0],)
+
+    @property
+    def trains_itself(self) -> bool:
+        """Whether a person's own loop trains it (`train` or `function`), and not Dialin's."""
+        return self.train is not None or self.function is not None
 
     def _check_options(self) -> None:
         one_of("value", self.value, get_args(Value))
@@ -177,6 +205,8 @@ class Objective(NamedArguments):
         if not several:
             raise ObjectiveError("metric must name at least one metric, but got none")
         first, *rest = several
+        if self.trains_itself:
+            return (reported(first, self.direction),)
         return (resolve(first, self.direction), *(resolve(metric, searched=False) for metric in rest))
 
     @property
@@ -186,7 +216,7 @@ class Objective(NamedArguments):
 
     def task(self, trial: optuna.trial.BaseTrial) -> Task:
         """The model of one trial as a task, on the CPU. ObjectiveError: neither network nor Task, no loss."""
-        model = self.model(cast("optuna.trial.Trial", trial))  # a FixedTrial suggests as one does
+        model: Any = self.model(cast("optuna.trial.Trial", trial))  # a FixedTrial suggests as one does
         if isinstance(model, nn.Module):
             if self.loss is None:
                 raise ObjectiveError(

@@ -44,8 +44,11 @@ class Preflight:
     notes: tuple[str, ...]
 
 
-def look(reference: str, data: Path, placement: Placement) -> Preflight:
-    """Load the objective, plan the slots and train one batch on the first of them. Raises DialinErrors."""
+def look(reference: str, data: Path, placement: Placement, direction: str | None = None) -> Preflight:
+    """Load the objective, plan the slots and train one batch on the first of them. Raises DialinErrors.
+
+    What trains itself is only loaded; `direction` is that of a bare function.
+    """
     import torch
 
     from search.devices import gpus
@@ -53,11 +56,12 @@ def look(reference: str, data: Path, placement: Placement) -> Preflight:
     from search.preview import first_batch
     from search.space import starting_points
 
-    loaded = resolve(reference)
+    loaded = resolve(reference).to(direction)
     plan = placement.plan(gpus() if placement.devices != "cpu" else [])
     torch.set_num_threads(plan.threads)
-    first_batch(loaded, data, torch.device(plan.slots[0].devices[0]))
     objective = loaded.objective
+    if not objective.trains_itself:
+        first_batch(loaded, data, torch.device(plan.slots[0].devices[0]))
     return Preflight(
         reference=loaded.reference,
         name=loaded.name,
@@ -66,16 +70,18 @@ def look(reference: str, data: Path, placement: Placement) -> Preflight:
         direction=objective.searched.direction,
         epochs=objective.epochs,
         trials=objective.trials,
-        first_trials=tuple(starting_points(objective)),
+        first_trials=tuple(starting_points(objective)) if objective.function is None else (),
         plan=plan,
         notes=(*loaded.notes, *plan.notes),
     )
 
 
-def look_in_child(connection: Connection, reference: str, data: Path, placement: Placement) -> None:
+def look_in_child(
+    connection: Connection, reference: str, data: Path, placement: Placement, direction: str | None
+) -> None:
     """The body of the child process: sends a Preflight, or what is wrong (message, frames, exit status)."""
     try:
-        answer: Any = look(reference, data, placement)
+        answer: Any = look(reference, data, placement, direction)
     except DialinError as error:
         answer = (str(error), getattr(error, "frames", ""), error.exit_status)
     with contextlib.suppress(BrokenPipeError):  # Ctrl-C before this process was up: nobody listens

@@ -68,14 +68,14 @@ class TrialReporter:
             return state
         return None
 
-    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]]) -> Verdict:
+    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]] | None) -> Verdict:
         """Record the epoch, with a checkpoint when one is due, and say whether to go on.
 
         Raises:
             LeaseLost: the trial is another's.
         """
         ending = self._interrupt.requested
-        checkpoint = self._save(result.epoch, state) if self._due(result.epoch, ending) else None
+        checkpoint = self._save(result.epoch, state) if state is not None and self._due(result.epoch, ending) else None
         epoch = Epoch(result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device)
         study = self._storage.record_epoch(self._lease, epoch, checkpoint)
         self._forget_old()
@@ -83,7 +83,8 @@ class TrialReporter:
             return Verdict.HAND_BACK
         if study is StudyState.STOPPED:
             self._interrupt.request("the study was stopped")
-        return Verdict.PRUNE if self._is_losing(result.epoch) else Verdict.GO_ON
+        losing = result.value is not None and self._is_losing(result.epoch)
+        return Verdict.PRUNE if losing else Verdict.GO_ON
 
     def _is_losing(self, epoch: int) -> bool:
         """What `Trial.should_prune` asks, of the trial as recorded: a `Trial` only knows what it reported itself.

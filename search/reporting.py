@@ -30,10 +30,13 @@ class Interrupted(BaseException):
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch (from 1) on record. `metrics`: every metric by name, `train_loss`, `lr` of the last step."""
+    """One epoch (from 1) on record. `metrics`: every metric by name, `train_loss`, `lr` of the last step.
+
+    `value` None: nothing that a pruner should look at.
+    """
 
     epoch: int
-    value: float
+    value: float | None
     metrics: dict[str, float]
     seconds: float
     samples: int
@@ -45,8 +48,11 @@ class Reporter(Protocol):
     def restore(self) -> dict[str, Any] | None:
         """The checkpoint state to go on from, None to start."""
 
-    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]]) -> Verdict:
-        """Called once an epoch. During it, `state()` makes a checkpoint state, which may be written later."""
+    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]] | None) -> Verdict:
+        """Called once an epoch. During it, `state()` makes a checkpoint state, which may be written later.
+
+        None: there is nothing to go on from, and a trial that is taken over begins again.
+        """
 
     def interrupted(self) -> bool:
         """Asked before every batch: True ends training at once."""

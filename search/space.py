@@ -112,6 +112,11 @@ def _short(value: float) -> str:
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
+def in_words(params: Mapping[str, Any]) -> str:
+    """Parameters in one line for people: `lr 0.021 layers 3`."""
+    return " ".join(f"{name} {_short(value) if isinstance(value, float) else value}" for name, value in params.items())
+
+
 def sample(trial: BaseTrial, objective: Objective) -> Recipe:
     """The recipe that a trial suggests. What has one choice only is not suggested."""
     return _walk(lambda knob: knob.suggest(trial), objective)

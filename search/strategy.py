@@ -78,7 +78,7 @@ PRUNERS = {
         PrunerRow(
             "hyperband",
             "successive halving from several first rungs at once",
-            lambda epochs: HyperbandPruner(min_resource=1, max_resource=epochs, reduction_factor=REDUCTION),
+            lambda epochs: HyperbandPruner(min_resource=1, max_resource=epochs or "auto", reduction_factor=REDUCTION),
         ),
         PrunerRow(
             "asha",
@@ -108,7 +108,10 @@ def make_sampler(name: str, seed: int, worker: int) -> BaseSampler:
 
 
 def make_pruner(name: str, epochs: int) -> BasePruner:
-    """The pruner of a study whose trials train `epochs` epochs at most. Raises UsageError."""
+    """The pruner of a study whose trials train `epochs` epochs at most, 0 for as many as they report.
+
+    Raises UsageError.
+    """
     return _row(PRUNERS, "pruner", name).make(epochs)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from search.curve import Curve
 from search.data import Data
-from search.failures import first_line
+from search.failures import first_line, out_of_memory
 from search.objective import Objective, Task
 from search.reporting import Interrupted, Reporter, Result, Verdict
 from search.space import Recipe
@@ -40,7 +40,7 @@ def train(
     try:
         return _train(task, data, recipe, objective, device, seed, reporter)
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         # Not returned from here: the exception holds the frames, and they the tensors.
         reason = f"out of memory at batch size {recipe.batch_size}: {first_line(error) or type(error).__name__}"
@@ -60,15 +60,10 @@ def _train(
     curve.restore(reporter.restore())
     for result in curve.epochs(reporter.interrupted):
         verdict = reporter.report(result, curve.state)
-        if math.isnan(result.value):
+        if result.value is not None and math.isnan(result.value):
             return curve.result(Outcome.DIVERGED, curve.why_diverged(result.metrics))
         if verdict is Verdict.HAND_BACK:
             raise Interrupted
         if verdict is Verdict.PRUNE and result.epoch < objective.epochs:
             return curve.result(Outcome.PRUNED, f"pruned after epoch {result.epoch} of {objective.epochs}")
     return curve.result(Outcome.COMPLETE, curve.why_over())
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """torch has an exception of its own for accelerators; the CPU's allocator raises a bare RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

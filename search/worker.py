@@ -7,7 +7,6 @@ picklable `Assignment`; everything it finds out goes to the database.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import multiprocessing
 import signal
@@ -15,35 +14,27 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import optuna
 import torch
 from optuna.distributions import check_distribution_compatibility
 from optuna.trial import Trial
-from sqlalchemy.exc import SQLAlchemyError
 
 from search import space, strategy
 from search.assignment import Assignment
-from search.data import Data
 from search.devices import Slot
-from search.failures import failure
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
 from search.loading import LoadedObjective, resolve
 from search.preview import load_data
-from search.randomness import seed_everything
-from search.reporter import TrialReporter
-from search.reporting import Interrupted, Result
-from search.training import train
+from search.reporting import Interrupted
+from search.trainer import Trainer
 from search.trial_log import printing_to
 from storage import queries, studies, workers
-from storage.claims import BudgetSpent, Checkpoint, Claimant, Lease, LeaseLost, Settlement, StudyStopped
+from storage.claims import BudgetSpent, Claimant, LeaseLost, StudyStopped
 from storage.errors import DialinError, UsageError
-from storage.outcomes import Outcome
 from storage.queries import SettledTrial
-from storage.retention import retire_weights, worth_keeping
 from storage.shared import SharedStorage, open_storage
 
 # While other workers train the last trials, how often to look whether one of them left something to adopt.
@@ -66,20 +57,18 @@ class Worker:
         torch.set_num_threads(assignment.threads)
         self.interrupt = interrupt
         self._tell = tell
-        loaded = resolve(assignment.objective)
         self._claimant = Claimant(assignment.worker_id)
         self._storage: SharedStorage = open_storage(assignment.storage, self._claimant)
         self._record = studies.find(self._storage, assignment.study)
+        loaded = resolve(assignment.objective).to(self._record.direction)
         searched = loaded.objective.searched
         studies.check_same(self._record, loaded.reference, searched.name, searched.direction)
         check_space(self._storage, self._record, loaded)
-        self._path = loaded.path
         # The study's length, which `--epochs` may have set, is the horizon of every schedule.
-        self._objective = replace(loaded.objective, epochs=self._record.epochs)
+        objective = replace(loaded.objective, epochs=self._record.epochs)
         # Before the first claim: a machine without the data must not spend trials to find out.
-        self._data: Data = load_data(loaded, assignment.data)
+        data = None if objective.trains_itself else load_data(loaded, assignment.data)
         self._slot = self._register(assignment)
-        self._device = torch.device(self._slot.devices[0])
         self._folder = assignment.files / self._record.folder
         self._study = optuna.load_study(
             study_name=self._record.name,
@@ -88,6 +77,18 @@ class Worker:
                 self._record.sampler, self._record.seed, workers.ordinal(self._storage, assignment.worker_id)
             ),
             pruner=strategy.make_pruner(self._record.pruner, self._record.epochs),
+        )
+        self._trainer = Trainer(
+            storage=self._storage,
+            study=self._study,
+            record=self._record,
+            objective=objective,
+            data=data,
+            data_root=assignment.data,
+            device=torch.device(self._slot.devices[0]),
+            folder=self._folder,
+            path=loaded.path,
+            interrupt=interrupt,
         )
 
     @property
@@ -138,7 +139,7 @@ class Worker:
         folder = self._folder / f"trial-{trial.number:05d}"
         try:
             with printing_to(folder / "log.txt"):
-                settled = self._train_and_settle(trial, lease, folder, keeper)
+                settled = self._trainer.train(trial, lease, folder, keeper)
             self._tell(settled)
         except Interrupted:
             if not self.interrupt.lost:
@@ -147,75 +148,6 @@ class Worker:
             _log.warning("trial %d: %s; going on with another", trial.number, lost)
         finally:
             keeper.lease = None
-
-    def _train_and_settle(self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper) -> SettledTrial:
-        reporter = TrialReporter(
-            self._storage,
-            trial,
-            lease,
-            epochs=self._record.epochs,
-            folder=folder,
-            root=self._folder,
-            device=str(self._device),
-            interrupt=self.interrupt,
-        )
-        try:
-            result, frames = self._train(trial, reporter), ""
-        except (Interrupted, LeaseLost, SQLAlchemyError, optuna.exceptions.StorageInternalError):
-            raise
-        except (Exception, SystemExit) as error:  # whatever a person's module raises is theirs, and one trial's
-            if self.interrupt.requested:
-                raise Interrupted from error  # their own child processes got the signal as well
-            raised = failure(error, self._path)
-            result, frames = Result(Outcome.ERROR, reason=str(raised)), raised.frames
-            print(frames, file=sys.stderr)
-        return self._settle(trial, keeper, reporter, result, frames)
-
-    def _train(self, trial: Trial, reporter: TrialReporter) -> Result:
-        seed = trial_seed(self._record.seed, trial.number)
-        with self._storage.sampling(trial):
-            recipe = space.sample(trial, self._objective)
-            common = {knob.name for knob in space.recipe_knobs(self._objective)}
-            seed_everything(seed)
-            raised: BaseException | None = None
-            try:
-                task = self._objective.task(trial)
-            except (Exception, SystemExit) as error:  # what was sampled is kept on record all the same
-                raised = error
-            own = {name: value for name, value in trial.params.items() if name not in common}
-            attrs = {"recipe": recipe.summary(), "settings": recipe.as_dict(), "model": own, "lr": recipe.lr}
-            for key, value in (attrs | {"device": str(self._device)}).items():
-                trial.set_user_attr(key, value)
-        if isinstance(raised, optuna.TrialPruned):
-            return Result(Outcome.PRUNED, reason=f"refused by the model: {raised}")
-        if raised is not None:
-            raise raised
-        return train(task, self._data, recipe, self._objective, device=self._device, seed=seed, reporter=reporter)
-
-    def _settle(
-        self, trial: Trial, keeper: LeaseKeeper, reporter: TrialReporter, result: Result, traceback: str
-    ) -> SettledTrial:
-        weights = self._save_weights(reporter, result)
-        epochs, seconds = self._storage.cost(self._storage.lease_of(trial))
-        attrs: dict[str, Any] = {"outcome": result.outcome.value, "seconds": round(seconds, 3), "epochs": epochs}
-        optional = {"reason": result.reason, "traceback": traceback, "best_epoch": result.best_epoch}
-        attrs |= {key: value for key, value in optional.items() if value}
-        settlement = Settlement(result.outcome, result.reason, result.best_epoch, weights, attrs)
-        keeper.lease = None
-        self._storage.settle(self._study, trial, settlement, result.value)
-        reporter.discard()
-        for path in retire_weights(self._storage, self._record):
-            (self._folder / path).unlink(missing_ok=True)
-        value = result.value if result.outcome is Outcome.COMPLETE else None
-        recipe = trial.user_attrs.get("recipe", "")
-        return SettledTrial(trial.number, result.outcome, value, epochs, seconds, recipe, result.reason, time.time())
-
-    def _save_weights(self, reporter: TrialReporter, result: Result) -> Checkpoint | None:
-        if result.outcome is not Outcome.COMPLETE or result.weights is None or result.value is None:
-            return None
-        if not worth_keeping(self._storage, self._record, result.value):
-            return None
-        return reporter.save_weights(result.best_epoch or 0, result.weights)
 
 
 def check_space(storage: SharedStorage, record: studies.StudyRecord, loaded: LoadedObjective) -> None:
@@ -234,12 +166,6 @@ def check_space(storage: SharedStorage, record: studies.StudyRecord, loaded: Loa
                 f"{knob.name} of {loaded.reference} is now among {knob.range}, which is not what study "
                 f"{record.name!r} was made with: start a new study for that"
             ) from None
-
-
-def trial_seed(study_seed: int, number: int) -> int:
-    """The seed of a trial's weights, order and augmentation: the same whoever trains it."""
-    digest = hashlib.sha256(f"{study_seed}/{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "big")
 
 
 def run_in_fleet(assignment: Assignment, connection: Any) -> None:

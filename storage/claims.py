@@ -62,10 +62,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch leaves in the database. `value` is the searched metric; `seconds` of wall time."""
+    """What one epoch leaves in the database. `value` is the searched metric, None for no value of Optuna's."""
 
     epoch: int
-    value: float
+    value: float | None
     metrics: Mapping[str, float]
     seconds: float
     samples: int

@@ -155,16 +155,11 @@ class SharedStorage(CachedStorage):
         Raises:
             LeaseLost: another worker owns the trial, or somebody settled or deleted it. Nothing is recorded.
         """
-        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(epoch.value)
         with self._backend.write() as session:
             state = self._study_state(session, lease)
             leases.renew(session, lease, self._lease_seconds)
-            upsert = self._upsert(
-                models.TrialIntermediateValueModel,
-                {"trial_id": lease.trial_id, "step": epoch.epoch},
-                {"intermediate_value": stored, "intermediate_value_type": kind},
-            )
-            session.execute(upsert)
+            if epoch.value is not None:
+                session.execute(self._intermediate_value(lease, epoch.epoch, epoch.value))
             upsert = self._upsert(
                 EpochRow,
                 {"trial_id": lease.trial_id, "epoch": epoch.epoch},
@@ -182,6 +177,12 @@ class SharedStorage(CachedStorage):
             if checkpoint is not None:
                 leases.add_checkpoint(session, lease, CheckpointKind.STATE, checkpoint)
         return state
+
+    def _intermediate_value(self, lease: Lease, step: int, value: float) -> Any:
+        table = models.TrialIntermediateValueModel
+        stored, kind = table.intermediate_value_to_stored_repr(value)
+        values = {"intermediate_value": stored, "intermediate_value_type": kind}
+        return self._upsert(table, {"trial_id": lease.trial_id, "step": step}, values)
 
     def renew(self, lease: Lease | None) -> None:
         """Between epochs: the worker is alive, and so is its lease. Raises LeaseLost.

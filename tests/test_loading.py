@@ -229,10 +229,10 @@ class TestAModuleWithoutAnObjective:
         write("empty.py", "")
         assert "it defines nothing; write objective = Objective(" in complaint("./empty.py")
 
-    def test_a_bare_function_is_no_objective(self, write: Write) -> None:
-        write("old.py", "def objective(trial): return 1.0\n")
+    def test_a_function_of_something_else_than_a_trial_is_no_objective(self, write: Write) -> None:
+        write("old.py", "def objective(trial, width): return 1.0\n")
         said = complaint("./old.py")
-        assert "`objective` in old.py is a function, and a bare function is not an Objective" in said
+        assert "`objective` in old.py is a function, but none that takes a trial and nothing else" in said
         assert "objective = Objective(model=..., data=...)" in said
 
     @pytest.mark.parametrize(("value", "said"), [("[1]", "a list"), ("int", "a class"), ("None", "no `objective`")])

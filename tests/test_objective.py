@@ -232,7 +232,7 @@ def test_a_task_measured_by_its_loss_alone_needs_no_predict() -> None:
     )
     recorder = Recorder()
     assert fit(objective, recorder).outcome is Outcome.COMPLETE
-    assert recorder.results[-1].value < recorder.results[0].value
+    assert recorder.values[-1] < recorder.values[0]
 
 
 class Sum(nn.Module):

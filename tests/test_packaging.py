@@ -23,9 +23,10 @@ LAYERS = (
     """objectives objectives.*""",
     """search.training search.curve search.evaluation search.steps
     search.batches search.checkpoints search.randomness search.failures search.snapshots
-    search.reporting""",
+    search.reporting search.loop""",
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
-    search.keeper search.loading search.preflight search.preload search.preview search.reporter
+    search.keeper search.bare search.trainer search.loading
+    search.preflight search.preload search.preview search.reporter
     search.trial_log""",
     """search.cli search.cli_train search.cli_look search.options search.live search.feed search.launch search.solo
     search.printing search.dashboard search.check search.template search.knob_table""",

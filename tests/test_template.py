@@ -34,7 +34,7 @@ class Watching:
     def restore(self) -> None:
         return None
 
-    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]]) -> Verdict:
+    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]] | None) -> Verdict:
         return Verdict.GO_ON
 
     def interrupted(self) -> bool:

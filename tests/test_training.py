@@ -272,7 +272,7 @@ def test_a_loss_that_is_not_finite_ends_the_trial_at_once_with_its_nan_on_record
     assert (result.outcome, result.best_epoch) == (Outcome.DIVERGED, 1)
     assert result.value == recorder.results[0].value
     assert [epoch.epoch for epoch in recorder.results] == [1, 2]
-    assert math.isnan(recorder.results[1].value)
+    assert math.isnan(recorder.values[1])
     assert math.isnan(recorder.results[1].metrics["accuracy"])
     assert not math.isfinite(recorder.results[1].metrics["train_loss"])
     assert recorder.batches == 12 + 3
@@ -289,7 +289,7 @@ def test_a_divergence_that_no_look_met_is_seen_at_the_end_of_the_epoch(
     recorder = Recorder()
     result = fit(failing_at(14, lambda total: total * math.nan), recorder)
     assert (result.outcome, len(recorder.results), recorder.batches) == (Outcome.DIVERGED, 2, 12 + 11)
-    assert math.isnan(recorder.results[1].value)
+    assert math.isnan(recorder.values[1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -303,7 +303,7 @@ def test_a_searched_metric_that_is_not_finite_diverges() -> None:
     recorder = Recorder()
     result = fit(scripted([0.5, math.inf, 0.9]), recorder)
     assert (result.outcome, result.value, len(recorder.results)) == (Outcome.DIVERGED, 0.5, 2)
-    assert math.isnan(recorder.results[1].value)
+    assert math.isnan(recorder.values[1])
     assert result.reason == "scripted is inf in epoch 2"
 
 

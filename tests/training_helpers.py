@@ -34,9 +34,9 @@ class Recorder:
     def restore(self) -> dict[str, Any] | None:
         return self.restored
 
-    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]]) -> Verdict:
+    def report(self, result: EpochResult, state: Callable[[], dict[str, Any]] | None) -> Verdict:
         self.results.append(result)
-        if result.epoch in self.keep:
+        if result.epoch in self.keep and state is not None:
             self.states[result.epoch] = state()
         return self.verdicts.get(result.epoch, Verdict.GO_ON)
 
@@ -45,7 +45,12 @@ class Recorder:
         return self.stop_after is not None and self.batches > self.stop_after
 
     @property
-    def curve(self) -> list[tuple[float, ...]]:
+    def values(self) -> list[float]:
+        """The value of every epoch that has one."""
+        return [result.value for result in self.results if result.value is not None]
+
+    @property
+    def curve(self) -> list[tuple[float | None, ...]]:
         """Every number of every epoch, but for the time it took."""
         return [(result.value, *result.metrics.values()) for result in self.results]
 

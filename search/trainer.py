@@ -1,0 +1,217 @@
+"""One trial from its claim to its settlement: sampled, trained through whichever door its objective has, recorded.
+
+`search.worker` makes one `Trainer` for the study it works on and hands it every trial that it claims or adopts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+from optuna.trial import Trial
+from sqlalchemy.exc import SQLAlchemyError
+
+from search import bare, loop, space
+from search.data import Data
+from search.failures import failure
+from search.interrupt import Interrupt
+from search.keeper import LeaseKeeper
+from search.objective import Objective
+from search.randomness import seed_everything
+from search.reporter import TrialReporter
+from search.reporting import Interrupted, Result
+from search.space import Recipe
+from search.training import train
+from storage import queries
+from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
+from storage.outcomes import Outcome
+from storage.queries import SettledTrial
+from storage.retention import WEIGHTS_KEPT, retire_weights, worth_keeping
+from storage.shared import SharedStorage
+from storage.studies import StudyRecord
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What all trials of a study are trained with on one device.
+
+    Attributes:
+        data: None where the objective trains itself.
+        data_root: the folder of data sets, for an own loop.
+        folder: the study's, for checkpoints and logs.
+        path: the file of the objective's module, whose frames an error shows.
+    """
+
+    storage: SharedStorage
+    study: optuna.Study
+    record: StudyRecord
+    objective: Objective
+    data: Data | None
+    data_root: Path
+    device: torch.device
+    folder: Path
+    path: Path
+    interrupt: Interrupt
+
+    def train(self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper) -> SettledTrial:
+        """Train a trial held under `lease` and settle it; `folder` is the trial's own.
+
+        Raises:
+            Interrupted: it is to be handed back. LeaseLost: it is another's.
+        """
+        reporter = TrialReporter(
+            self.storage,
+            trial,
+            lease,
+            epochs=self.record.epochs,
+            folder=folder,
+            root=self.folder,
+            device=str(self.device),
+            interrupt=self.interrupt,
+        )
+        try:
+            result, frames = self._train(trial, lease, reporter, folder), ""
+        except (LeaseLost, SQLAlchemyError, optuna.exceptions.StorageInternalError):
+            raise
+        except (Exception, SystemExit) as error:  # whatever a person's module raises is theirs, and one trial's
+            if self.interrupt.requested:
+                raise Interrupted from error  # their own child processes got the signal as well
+            raised = failure(error, self.path)
+            result, frames = Result(Outcome.ERROR, reason=str(raised)), raised.frames
+            print(frames, file=sys.stderr)
+        return self._settle(trial, keeper, reporter, result, frames)
+
+    def _train(self, trial: Trial, lease: Lease, reporter: TrialReporter, folder: Path) -> Result:
+        seed = trial_seed(self.record.seed, trial.number)
+        seed_everything(seed)
+        if self.objective.function is not None:
+            self._use_device()
+            return bare.play(trial, self.objective.function, reporter)
+        if self.objective.train is not None:
+            self._use_device()
+            run = self._run(trial, seed, reporter, folder, lease)
+            return loop.play(run, self.objective)
+        return self._train_task(trial, seed, reporter)
+
+    def _use_device(self) -> None:
+        """A bare "cuda" in a person's own code means this worker's."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
+    def _run(self, trial: Trial, seed: int, reporter: TrialReporter, folder: Path, lease: Lease) -> loop.Run:
+        def sampled(recipe: Recipe) -> None:
+            for key, value in self._told(recipe).items():
+                trial.set_user_attr(key, value)
+
+        return loop.Run(
+            trial,
+            self.objective,
+            device=self.device,
+            seed=seed,
+            data=self.data_root,
+            folder=lambda: own_folder(folder, lease.generation),
+            reporter=reporter,
+            sampling=lambda: self.storage.sampling(trial),
+            sampled=sampled,
+        )
+
+    def _train_task(self, trial: Trial, seed: int, reporter: TrialReporter) -> Result:
+        """Dialin's own loop: recipe and model are sampled in one transaction before it."""
+        raised: BaseException | None = None
+        with self.storage.sampling(trial):
+            recipe = space.sample(trial, self.objective)
+            seed_everything(seed)
+            try:
+                task = self.objective.task(trial)
+            except (Exception, SystemExit) as error:  # what was sampled is kept on record all the same
+                raised = error
+            for key, value in (self._told(recipe) | {"model": self._own_params(trial)}).items():
+                trial.set_user_attr(key, value)
+        if isinstance(raised, optuna.TrialPruned):
+            return Result(Outcome.PRUNED, reason=f"refused by the model: {raised}")
+        if raised is not None:
+            raise raised
+        assert self.data is not None
+        return train(task, self.data, recipe, self.objective, device=self.device, seed=seed, reporter=reporter)
+
+    def _told(self, recipe: Recipe) -> dict[str, Any]:
+        """What a trial's page says of its recipe."""
+        real = {"recipe": recipe.summary(), "settings": recipe.as_dict(), "lr": recipe.lr}
+        return real | {"device": str(self.device)}
+
+    def _own_params(self, trial: Trial) -> dict[str, Any]:
+        """What a trial has suggested besides the recipe."""
+        common = {knob.name for knob in space.recipe_knobs(self.objective)}
+        return {name: value for name, value in trial.params.items() if name not in common}
+
+    def _told_at_the_end(self, trial: Trial) -> dict[str, Any]:
+        """An own loop's knobs beside its recipe; without a recipe they are the recipe."""
+        if "recipe" in trial.user_attrs:
+            return {"model": self._own_params(trial)}
+        return {"recipe": space.in_words(trial.params), "settings": dict(trial.params), "device": str(self.device)}
+
+    def _settle(
+        self, trial: Trial, keeper: LeaseKeeper, reporter: TrialReporter, result: Result, traceback: str
+    ) -> SettledTrial:
+        weights = self._save_weights(reporter, result)
+        epochs, seconds = self.storage.cost(self.storage.lease_of(trial))
+        attrs: dict[str, Any] = {"outcome": result.outcome.value, "seconds": round(seconds, 3), "epochs": epochs}
+        optional = {"reason": result.reason, "traceback": traceback, "best_epoch": result.best_epoch}
+        attrs |= {key: value for key, value in optional.items() if value}
+        if self.objective.trains_itself:  # it may suggest until its end
+            attrs |= self._told_at_the_end(trial)
+        settlement = Settlement(result.outcome, result.reason, result.best_epoch, weights, attrs)
+        keeper.lease = None
+        self.storage.settle(self.study, trial, settlement, result.value)
+        reporter.discard()
+        self._tidy(trial)
+        value = result.value if result.outcome is Outcome.COMPLETE else None
+        recipe = attrs.get("recipe", "") or trial.user_attrs.get("recipe", "")
+        return SettledTrial(trial.number, result.outcome, value, epochs, seconds, recipe, result.reason, time.time())
+
+    def _save_weights(self, reporter: TrialReporter, result: Result) -> Checkpoint | None:
+        if result.outcome is not Outcome.COMPLETE or result.weights is None or result.value is None:
+            return None
+        if not worth_keeping(self.storage, self.record, result.value):
+            return None
+        return reporter.save_weights(result.best_epoch or 0, result.weights)
+
+    def _tidy(self, trial: Trial) -> None:
+        """Remove the files of trials that are among the best no more, and this one's if it never was."""
+        for path in retire_weights(self.storage, self.record):
+            (self.folder / path).unlink(missing_ok=True)
+        if not self.objective.trains_itself:
+            return
+        leaders = {leader.number for leader in queries.best(self.storage, self.record, WEIGHTS_KEPT)}
+        for own in self.folder.glob("trial-*/own.g*"):
+            number = int(own.parent.name.removeprefix("trial-"))
+            trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.record.study_id, number)
+            if number not in leaders and self.storage.get_trial(trial_id).state.is_finished():
+                shutil.rmtree(own, ignore_errors=True)
+
+
+def own_folder(folder: Path, generation: int) -> Path:
+    """The folder for an own loop's files, moved on from owner to owner: one that lost its lease cannot reach it.
+
+    `folder` is the trial's; the files of the newest generation before this one are taken over.
+    """
+    own = folder / f"own.g{generation}"
+    older = sorted(folder.glob("own.g*"), key=lambda path: int(path.suffix.removeprefix(".g")))
+    before = [path for path in older if int(path.suffix.removeprefix(".g")) < generation]
+    if not own.exists() and before:
+        before[-1].rename(own)
+    own.mkdir(parents=True, exist_ok=True)
+    return own
+
+
+def trial_seed(study_seed: int, number: int) -> int:
+    """The seed of a trial's weights, order and augmentation: the same whoever trains it."""
+    digest = hashlib.sha256(f"{study_seed}/{number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
