@@ -62,7 +62,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch leaves in the database. `value` is the searched metric, None for no value of Optuna's."""
+    """What one epoch leaves in the database; `seconds` of wall time on each of so many `devices`.
+
+    `value` is the searched metric as pruners see it; None where there is nothing for them to see, as within a fold.
+    """
 
     epoch: int
     value: float | None
@@ -70,6 +73,7 @@ class Epoch:
     seconds: float
     samples: int
     device: str
+    devices: int = 1
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def _epochs(session: Session, study: StudyRecord) -> tuple[int, float, int]:
         .outerjoin(EpochRow, EpochRow.trial_id == TrialRow.trial_id)
         .where(TrialRow.study_id == study.study_id, TrialRow.outcome == Outcome.PRUNED)
     ).one()
-    return trained, float(seconds), pruned * study.epochs - trained_by_pruned
+    return trained, float(seconds), max(0, pruned * study.length - trained_by_pruned)
 
 
 def settled(storage: SharedStorage, study: StudyRecord, since: float) -> list[SettledTrial]:

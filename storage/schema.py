@@ -1,7 +1,8 @@
-"""Creates the tables once, whoever comes first, and refuses a database of another version; called by `storage.backend`.
+"""Creates the tables once, or brings older ones up to date; refuses what it cannot read. Called by `storage.backend`.
 
 Optuna creates its tables without a lock: processes that open a new database together collide. Here the first
-one creates everything under a lock that the database (or, for SQLite, its folder) keeps, and the rest find it done.
+one creates or upgrades everything under a lock that the database (or, for SQLite, its folder) keeps, and the rest
+find it done.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import optuna
-from sqlalchemy import Engine, func, insert, inspect, select
+from sqlalchemy import Connection, Engine, func, insert, inspect, select, update
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
 
-from storage import urls
-from storage.engine import writing
+from storage import migrations, urls
+from storage.claims import LEASE_SECONDS
+from storage.engine import database_now, writing
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import VersionManager, models
-from storage.tables import SCHEMA_VERSION, Base, SchemaRow
+from storage.tables import SCHEMA_VERSION, Base, SchemaRow, WorkerRow
 
 # Any number that no other program on the server is likely to lock: "dialin" read as base 36.
 _ADVISORY_LOCK = int("dialin", 36)
@@ -40,14 +42,16 @@ def prepare(url: URL, engine: Engine, sessions: scoped_session[Session]) -> Vers
 
     Raises:
         StorageUnavailable: the database cannot be reached or written.
-        WrongVersion: its tables are of another version.
+        WrongVersion: its tables are of another version, or of one that workers still use.
     """
     try:
         if not inspect(engine).has_table(SchemaRow.__tablename__) or _version(engine) is None:
             _create(url, engine, sessions)
-        _check(url, engine)
+        outdated = _check(url, engine)
         manager = VersionManager(urls.full(url), engine, sessions)
         manager.check_table_schema_compatibility()
+        if outdated:
+            _upgrade(url, engine)
     except (DBAPIError, optuna.exceptions.StorageInternalError, OSError) as error:
         raise StorageUnavailable(explain(url, error)) from error
     except RuntimeError as error:
@@ -88,14 +92,41 @@ def _version(engine: Engine) -> int | None:
         return connection.scalar(select(SchemaRow.version))
 
 
-def _check(url: URL, engine: Engine) -> None:
+def _check(url: URL, engine: Engine) -> bool:
+    """Whether the tables must be upgraded before use. Raises WrongVersion where they cannot be."""
     found = _version(engine)
-    if found != SCHEMA_VERSION:
-        newer = found is not None and found > SCHEMA_VERSION
-        way_out = "upgrade dialin" if newer else "use the dialin that made it, or a new database"
+    if found == SCHEMA_VERSION:
+        return False
+    if found is not None and migrations.steps_from(found, SCHEMA_VERSION):
+        return True
+    newer = found is not None and found > SCHEMA_VERSION
+    way_out = "upgrade dialin" if newer else "use the dialin that made it, or a new database"
+    raise WrongVersion(
+        f"{urls.shown(url)} has Dialin's tables of version {found}, but this dialin reads version "
+        f"{SCHEMA_VERSION}: {way_out}"
+    )
+
+
+def _upgrade(url: URL, engine: Engine) -> None:
+    """All steps in one transaction, unless another process has done them meanwhile."""
+    with _lock(url, engine), writing(), engine.begin() as connection:
+        found = connection.scalar(select(SchemaRow.version)) or 0
+        if found >= SCHEMA_VERSION:
+            return
+        _refuse_at_work(url, connection)
+        for step in migrations.steps_from(found, SCHEMA_VERSION):
+            step(connection)
+        connection.execute(update(SchemaRow).values(version=SCHEMA_VERSION))
+
+
+def _refuse_at_work(url: URL, connection: Connection) -> None:
+    """Workers of an older Dialin could not go on after the upgrade; who only looks must not end them."""
+    alive = WorkerRow.ended_at.is_(None) & (WorkerRow.last_seen > database_now() - LEASE_SECONDS)
+    working = connection.scalar(select(func.count()).select_from(WorkerRow).where(alive))
+    if working:
         raise WrongVersion(
-            f"{urls.shown(url)} has Dialin's tables of version {found}, but this dialin reads version "
-            f"{SCHEMA_VERSION}: {way_out}"
+            f"{urls.shown(url)} is in use by {working} worker{'s' * (working > 1)} of an older dialin: end them by its "
+            f"`dialin stop`; after {LEASE_SECONDS:g} s without a sign of one this dialin upgrades the database"
         )
 
 

@@ -170,6 +170,7 @@ class SharedStorage(CachedStorage):
                     "seconds": epoch.seconds,
                     "samples": epoch.samples,
                     "device": epoch.device,
+                    "devices": epoch.devices,
                     "ended_at": database_now(),
                 },
             )

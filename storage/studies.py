@@ -6,9 +6,10 @@ Called by the commands (`search.cli`) and by workers; the training side reads no
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ from storage.tables import LeaseRow, StudyRow, StudyState
 
 @dataclass(frozen=True)
 class StudySpec:
-    """What a study searches. `direction` is "maximize" or "minimize"; `trials` is its budget in tickets."""
+    """What a study searches. `direction` is "maximize" or "minimize"; `trials` is its budget in tickets.
+
+    Args:
+        epochs: the length of one fold; 0 where only the objective knows when it ends (a bare Optuna function).
+        folds: how many folds a trial trains; 1 without folds.
+        until: the study stops when a trial reaches this value; None: never.
+        budget_seconds: device time after which the study stops; None: no limit.
+        space: how a person narrowed the search, by the names of knobs; JSON.
+    """
 
     objective: str
     objective_sha256: str
@@ -39,11 +48,18 @@ class StudySpec:
     seed: int
     sampler: str
     pruner: str
+    folds: int = 1
+    until: float | None = None
+    budget_seconds: float | None = None
+    space: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudyRecord(StudySpec):
-    """A stored study. `taken` tickets of `trials`; `folder` holds its checkpoints and logs under the files root."""
+    """A stored study. `taken` tickets of `trials`; `folder` holds its checkpoints and logs under the files root.
+
+    `spent_seconds` of device time: seconds of all recorded epochs, each times its devices.
+    """
 
     study_id: int
     name: str
@@ -53,6 +69,12 @@ class StudyRecord(StudySpec):
     state: StudyState
     reason: str
     created_at: float
+    spent_seconds: float = 0.0
+
+    @property
+    def length(self) -> int:
+        """Epochs of a full trial, all folds together; 0 where only the objective knows."""
+        return self.epochs * self.folds
 
     @property
     def folder(self) -> str:
@@ -125,6 +147,7 @@ def _insert(
     session.flush()
     columns = asdict(spec)
     del columns["direction"]
+    columns["space"] = json.dumps(columns["space"])
     session.add(StudyRow(study_id=study.study_id, uid=new_uuid(), created_at=database_now(), **columns))
     session.flush()
     for params in first:
@@ -244,4 +267,9 @@ def _record(row: Row[StudyRow, str, StudyDirection]) -> StudyRecord:
         state=StudyState(study.state),
         reason=study.reason,
         created_at=study.created_at,
+        folds=study.folds,
+        until=study.until,
+        budget_seconds=study.budget_seconds,
+        space=json.loads(study.space),
+        spent_seconds=study.spent_seconds,
     )

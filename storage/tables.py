@@ -15,11 +15,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from storage.optuna_internals import models
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # `storage.migrations` has the steps from older ones
 
 _UUID = String(32)
 _NAME = String(512)
-_SECONDS = Float(53)
+_DOUBLE = Float(53)
 
 
 class Base(DeclarativeBase):
@@ -56,7 +56,10 @@ class SchemaRow(Base):
 
 
 class StudyRow(Base):
-    """What was asked for, and how much of its budget is taken."""
+    """What was asked for, and how much of its budget is taken. `epochs` is one fold's length, 0 where none is known.
+
+    `spent_seconds` counts device time: an epoch's seconds times its devices. `space` is JSON.
+    """
 
     __tablename__ = "dialin_studies"
     study_id: Mapped[int] = mapped_column(_study_key(), primary_key=True, autoincrement=False)
@@ -65,6 +68,7 @@ class StudyRow(Base):
     objective_sha256: Mapped[str] = mapped_column(String(64))
     metric: Mapped[str] = mapped_column(_NAME)
     epochs: Mapped[int] = mapped_column(Integer)
+    folds: Mapped[int] = mapped_column(Integer, server_default="1")
     trials: Mapped[int] = mapped_column(Integer)
     taken: Mapped[int] = mapped_column(Integer, default=0)
     returned: Mapped[int] = mapped_column(Integer, default=0)
@@ -72,9 +76,13 @@ class StudyRow(Base):
     seed: Mapped[int] = mapped_column(Integer)
     sampler: Mapped[str] = mapped_column(_NAME)
     pruner: Mapped[str] = mapped_column(_NAME)
+    space: Mapped[str] = mapped_column(Text, server_default="{}")
+    until: Mapped[float | None] = mapped_column(_DOUBLE)
+    budget_seconds: Mapped[float | None] = mapped_column(_DOUBLE)
+    spent_seconds: Mapped[float] = mapped_column(_DOUBLE, server_default="0")
     state: Mapped[str] = mapped_column(String(16), default=StudyState.RUNNING)
     reason: Mapped[str] = mapped_column(Text, default="")
-    created_at: Mapped[float] = mapped_column(_SECONDS)
+    created_at: Mapped[float] = mapped_column(_DOUBLE)
 
 
 class WorkerRow(Base):
@@ -87,9 +95,9 @@ class WorkerRow(Base):
     pid: Mapped[int] = mapped_column(Integer)
     slot: Mapped[str] = mapped_column(_NAME)
     slot_key: Mapped[str | None] = mapped_column(_NAME, unique=True)
-    started_at: Mapped[float] = mapped_column(_SECONDS)
-    last_seen: Mapped[float] = mapped_column(_SECONDS)
-    ended_at: Mapped[float | None] = mapped_column(_SECONDS)
+    started_at: Mapped[float] = mapped_column(_DOUBLE)
+    last_seen: Mapped[float] = mapped_column(_DOUBLE)
+    ended_at: Mapped[float | None] = mapped_column(_DOUBLE)
 
 
 class TrialRow(Base):
@@ -103,24 +111,25 @@ class TrialRow(Base):
     outcome: Mapped[str | None] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(Text, default="")
     best_epoch: Mapped[int | None] = mapped_column(Integer)
-    started_at: Mapped[float] = mapped_column(_SECONDS)
-    settled_at: Mapped[float | None] = mapped_column(_SECONDS)
+    started_at: Mapped[float] = mapped_column(_DOUBLE)
+    settled_at: Mapped[float | None] = mapped_column(_DOUBLE)
 
 
 class LeaseRow(Base):
     """Who trains a trial now. Gone when the trial is settled; expired or handed back when anyone may adopt it.
 
     `generation` counts the owners. Whatever an owner writes is conditional on its worker and its generation.
-    `expires_at` 0 means handed back.
+    `expires_at` 0 means handed back. Its column is `term` since version 2: whoever still writes version 1 can
+    neither claim, record nor settle.
     """
 
     __tablename__ = "dialin_leases"
     trial_id: Mapped[int] = mapped_column(_trial_key(), primary_key=True, autoincrement=False)
     study_id: Mapped[int] = mapped_column(_study_key(), index=True)
     worker_id: Mapped[str] = mapped_column(_UUID, index=True)
-    generation: Mapped[int] = mapped_column(Integer)
+    generation: Mapped[int] = mapped_column("term", Integer, key="generation")
     claim: Mapped[str] = mapped_column(_UUID, unique=True)
-    expires_at: Mapped[float] = mapped_column(_SECONDS)
+    expires_at: Mapped[float] = mapped_column(_DOUBLE)
 
 
 class EpochRow(Base):
@@ -132,10 +141,11 @@ class EpochRow(Base):
     generation: Mapped[int] = mapped_column(Integer)
     worker_id: Mapped[str] = mapped_column(_UUID)
     metrics: Mapped[str] = mapped_column(Text)
-    seconds: Mapped[float] = mapped_column(_SECONDS)
+    seconds: Mapped[float] = mapped_column(_DOUBLE)
     samples: Mapped[int] = mapped_column(Integer)
     device: Mapped[str] = mapped_column(_NAME)
-    ended_at: Mapped[float] = mapped_column(_SECONDS)
+    devices: Mapped[int] = mapped_column(Integer, server_default="1")
+    ended_at: Mapped[float] = mapped_column(_DOUBLE)
 
 
 class CheckpointRow(Base):

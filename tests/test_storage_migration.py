@@ -1,0 +1,157 @@
+"""A database of an older Dialin: brought up to date once, whole, and only when nobody works with the old one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from command import Dialin
+from old_databases import all_rows, put_version_1, reflected, version_1
+from optuna.trial import Trial
+from sqlalchemy import Engine, delete, event, insert, select, update
+from sqlalchemy.exc import OperationalError, ProgrammingError
+from storage_crew import PROCESSES, Crew, open_at_once
+from storage_places import DONE, adopted_by, an_epoch, fresh, optuna_study, run_trial, worker_on
+
+from storage import queries, studies
+from storage.claims import BudgetSpent
+from storage.engine import database_now, make_engine
+from storage.schema import WrongVersion
+from storage.shared import open_storage
+from storage.tables import SCHEMA_VERSION, Base, WorkerRow
+from storage.urls import parse
+
+pytest_plugins = ["storage_fixtures"]
+pytestmark = pytest.mark.usefixtures("storage_test")
+
+
+class PowerCut(Exception):
+    """What ends the process in the middle."""
+
+
+@pytest.fixture
+def old_url(storage_url: str) -> str:
+    put_version_1(storage_url)
+    return storage_url
+
+
+@pytest.fixture
+def old(old_url: str) -> Engine:
+    """The old database as a process of its own time has it open."""
+    return make_engine(parse(old_url))
+
+
+def as_now(table: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of version 1 under today's names."""
+    return {"term" if (table, name) == ("dialin_leases", "generation") else name: row[name] for name in row}
+
+
+# -- What is there afterwards
+
+
+def test_everything_in_the_old_database_is_still_there(old_url: str, old: Engine) -> None:
+    before = all_rows(old)
+    assert sorted(row["state"] for row in before["trials"]) == ["COMPLETE"] * 3 + ["PRUNED", "RUNNING", "WAITING"]
+    after = all_rows(open_storage(old_url).backend.engine)
+    assert (before.pop("dialin_schema"), after.pop("dialin_schema")) == ([{"version": 1}], [{"version": 2}])
+    assert after.keys() == before.keys()
+    for table, rows in before.items():
+        wanted = [as_now(table, row) for row in rows]
+        found = [{name: row[name] for name in as_now(table, rows[0])} for row in after[table]]
+        assert sorted(found, key=str) == sorted(wanted, key=str), table
+
+
+def test_upgraded_tables_are_like_new_ones(old_url: str) -> None:
+    def ours(_thing: object, name: str | None, kind: str, *_: object) -> bool:
+        return kind != "table" or str(name).startswith("dialin_")
+
+    with open_storage(old_url).backend.engine.connect() as connection:
+        options = {"include_object": ours, "compare_server_default": True}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
+
+
+def test_an_old_study_has_no_limits_one_fold_and_what_it_spent(old_url: str) -> None:
+    study = studies.find(open_storage(old_url), "open")
+    assert (study.folds, study.length, study.until, study.budget_seconds, study.space) == (1, 2, None, None, {})
+    assert study.spent_seconds == 1.5
+    finished = studies.find(open_storage(old_url), "finished")
+    assert finished.spent_seconds == pytest.approx(queries.status(open_storage(old_url), finished).seconds)
+
+
+def test_an_old_study_goes_on(old_url: str) -> None:
+    worker = worker_on(old_url)
+    study = studies.find(worker, "open")
+    lease = adopted_by(worker, study)
+    assert (lease.generation, worker.cost(lease)) == (2, (1, 1.5))
+    worker.record_epoch(lease, an_epoch(2))
+    mine = optuna_study(worker, study)
+    worker.settle(mine, Trial(mine, lease.trial_id), DONE, 0.5)
+    for _ in range(3):
+        run_trial(worker, study)
+    with pytest.raises(BudgetSpent):
+        optuna_study(worker, study).ask()
+    assert queries.status(worker, fresh(worker, study)).counts == {"complete": 4}
+    assert [trial.number for trial in queries.best(worker, studies.find(worker, "finished"), 9)] == [0, 1, 2]
+    worker.delete_study(study.study_id)
+    assert studies.names(worker) == ["finished"]
+
+
+def test_the_command_resumes_an_old_study(sqlite_url: str, dialin: Dialin) -> None:
+    put_version_1(sqlite_url)
+    assert dialin("resume", "open", "--workers", "1", "--storage", sqlite_url).returncode == 0
+    status = json.loads(dialin("status", "open", "--json", "--storage", sqlite_url).stdout)
+    assert (status["state"], status["settled"]) == ("finished", 4)
+
+
+# -- Others at the same time
+
+
+def test_processes_that_open_an_old_database_at_once_all_find_it_upgraded(old_url: str, crew: Crew) -> None:
+    assert crew(open_at_once, old_url) == ["opened"] * PROCESSES
+    assert all_rows(open_storage(old_url).backend.engine)["dialin_schema"] == [{"version": SCHEMA_VERSION}]
+
+
+def test_an_upgrade_waits_for_the_workers_of_the_old_version(old_url: str, old: Engine) -> None:
+    with old.begin() as connection:
+        last = select(WorkerRow.worker_id).order_by(WorkerRow.started_at.desc()).limit(1).scalar_subquery()
+        connection.execute(update(WorkerRow).where(WorkerRow.worker_id == last).values(last_seen=database_now()))
+    before = all_rows(old)
+    with pytest.raises(WrongVersion, match="in use by 1 worker of an older dialin: end them by its `dialin stop`"):
+        open_storage(old_url)
+    assert all_rows(old) == before
+    with old.begin() as connection:
+        connection.execute(update(WorkerRow).values(ended_at=database_now()))
+    open_storage(old_url)
+
+
+def test_who_goes_on_with_the_old_tables_can_neither_claim_record_nor_settle(old_url: str, old: Engine) -> None:
+    leases = reflected(version_1()).tables["dialin_leases"]
+    mine = (leases.c.trial_id == 5) & (leases.c.generation == 1)
+    lease = {"trial_id": 6, "study_id": 2, "worker_id": "0", "generation": 1, "claim": "0", "expires_at": 0.0}
+    statements = (insert(leases).values(lease), update(leases).where(mine).values(lease), delete(leases).where(mine))
+    for statement in statements:  # they are what version 1 executes
+        with old.connect() as connection:
+            connection.execute(statement)
+    after = all_rows(open_storage(old_url).backend.engine)
+    for statement in statements:
+        with old.connect() as connection, pytest.raises((OperationalError, ProgrammingError), match="generation"):
+            connection.execute(statement)
+    assert all_rows(old) == after
+
+
+def test_an_upgrade_that_is_cut_off_has_changed_nothing(old_url: str, old: Engine) -> None:
+    before = all_rows(old)
+
+    def power_cut(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
+        if sql.startswith("UPDATE dialin_schema"):
+            raise PowerCut
+
+    event.listen(Engine, "after_cursor_execute", power_cut)
+    with pytest.raises(PowerCut):
+        open_storage(old_url)
+    event.remove(Engine, "after_cursor_execute", power_cut)
+    assert all_rows(old) == before
+    assert all_rows(open_storage(old_url).backend.engine)["dialin_schema"] == [{"version": SCHEMA_VERSION}]
