@@ -32,16 +32,18 @@ def print_space(console: Console, loaded: LoadedObjective) -> None:
         table.add_column(heading, no_wrap=heading == "knob")
     if wide:
         table.add_column("")
-    for knob in describe(objective):
+    knobs = describe(objective)
+    for knob in knobs:
         cells = [knob.name, knob.range, _default(knob), knob.condition]
         table.add_row(*cells, *([knob.text] if wide else []))
-    rows = optimizers.resolve_all(objective.optimizers).values()
-    bases = ", ".join(f"{row.name} {row.base_lr:g}" for row in rows)
     said = f"{loaded.reference}: {objective.description}" if objective.description else loaded.reference
     for line in (said, f"{searched.direction} {searched.name}, {objective.epochs} epochs, {objective.trials} trials"):
         console.print(line, markup=False, highlight=False)
     console.print(table)
-    console.print(f"lr = lr_multiple x the optimizer's base rate: {bases}", markup=False, highlight=False)
+    if any(knob.name == "lr_multiple" for knob in knobs):
+        rows = optimizers.resolve_all(objective.optimizers).values()
+        bases = ", ".join(f"{row.name} {row.base_lr:g}" for row in rows)
+        console.print(f"lr = lr_multiple x the optimizer's base rate: {bases}", markup=False, highlight=False)
 
 
 def _default(knob: Knob) -> str:

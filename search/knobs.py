@@ -65,15 +65,15 @@ class Knob:
             text = f"{d.low:g} .. {d.high:g}" + (" (log)" if d.log else "")
         return f"{text} (fixed)" if self.fixed else text
 
-    def suggest(self, trial: BaseTrial) -> Any:
-        """This trial's value; a fixed knob's only value, without asking."""
-        d = self.distribution
+    def suggest(self, trial: BaseTrial, *, even_if_fixed: bool = False) -> Any:
+        """This trial's value; a fixed knob's only value, without asking unless `even_if_fixed`."""
+        d, fixed = self.distribution, self.fixed and not even_if_fixed
         if isinstance(d, CategoricalDistribution):
-            return d.choices[0] if self.fixed else trial.suggest_categorical(self.name, d.choices)
+            return d.choices[0] if fixed else trial.suggest_categorical(self.name, d.choices)
         if isinstance(d, IntDistribution):
-            return d.low if self.fixed else trial.suggest_int(self.name, d.low, d.high, step=d.step, log=d.log)
+            return d.low if fixed else trial.suggest_int(self.name, d.low, d.high, step=d.step, log=d.log)
         assert isinstance(d, FloatDistribution)
-        return d.low if self.fixed else trial.suggest_float(self.name, d.low, d.high, step=d.step, log=d.log)
+        return d.low if fixed else trial.suggest_float(self.name, d.low, d.high, step=d.step, log=d.log)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything about it, JSON-able; `kind` is float, int or categorical (choices are what Optuna can store)."""

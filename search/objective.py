@@ -9,15 +9,15 @@ a device.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from search import optimizers, schedules
+from search import narrowing, optimizers, schedules
 from search.arguments import NamedArguments, at_least_one, choices, one_of, positive
 from search.data import Data
 from search.errors import ObjectiveError
@@ -117,6 +117,9 @@ class Objective(NamedArguments):
     min(ema, (1 + t) / (10 + t)) at step t, as TensorFlow's ExponentialMovingAverage with num_updates.
     epoch_batches: an epoch is so many batches of an endless stream of shuffled passes over the data.
     parameters(net) -> torch parameter groups with "lr_scale" for relative rates, as Task has them.
+    knobs: narrows or fixes what is searched, by name: a value fixes, (low, high) is a range, a list chooses among.
+    Names: optimizer, lr and weight_decay in torch's units, momentum, beta1, beta2, l2, batch_size, schedule, warmup,
+    those of `dialin objectives NAME`, and the model's own.
     description: one line for listings (default: the first line of the module's docstring).
     ObjectiveError, with the value echoed, when something does not fit.
     """
@@ -143,6 +146,7 @@ class Objective(NamedArguments):
     parameters: Groups | None = None
     train: Callable[[Run], object] | None = None
     function: Callable[[optuna.trial.Trial], float] | None = None
+    knobs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in self._doors():
@@ -162,6 +166,8 @@ class Objective(NamedArguments):
             at_least_one(name, getattr(self, name), optional=name in ("patience", "epoch_batches"))
         for name in ("batch_sizes", "optimizers", "schedules"):
             choices(name, getattr(self, name))
+        for name, value in narrowing.applied(self).items():
+            object.__setattr__(self, name, value)
         for size in self.batch_sizes:
             at_least_one("each of batch_sizes", size)
         self._check_options()
@@ -216,7 +222,8 @@ class Objective(NamedArguments):
 
     def task(self, trial: optuna.trial.BaseTrial) -> Task:
         """The model of one trial as a task, on the CPU. ObjectiveError: neither network nor Task, no loss."""
-        model: Any = self.model(cast("optuna.trial.Trial", trial))  # a FixedTrial suggests as one does
+        narrowed = narrowing.narrowed(trial, narrowing.model_wishes(self))
+        model: Any = self.model(cast("optuna.trial.Trial", narrowed))  # a FixedTrial suggests as one does
         if isinstance(model, nn.Module):
             if self.loss is None:
                 raise ObjectiveError(

@@ -28,6 +28,7 @@ from search.metrics import NamedMetric
 from search.objective import Objective, Task
 from search.optimizers import Optimizer, build_for
 from search.randomness import seed_everything
+from search.settings import check_knobs
 from search.space import Recipe
 from search.steps import Stepper, autocast
 from storage.errors import UsageError
@@ -112,6 +113,8 @@ def build_task(loaded: LoadedObjective) -> Task:
         ObjectiveError: it fails, returns neither a network nor a Task, or takes a name of the recipe's.
     """
     objective = loaded.objective
+    with blamed("model()", loaded):
+        check_knobs(objective)
     # A model may refuse combinations of its own knobs with TrialPruned; one that refuses all these is no model.
     for trial in space.random_trials():
         try:

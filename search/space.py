@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import optuna
 import torch
@@ -19,6 +19,7 @@ from optuna.trial import BaseTrial, FixedTrial
 from search import optimizers, schedules
 from search.errors import ObjectiveError
 from search.knobs import Knob, choice, floating
+from search.narrowing import model_wishes, narrow_knob, narrowed, nearest, real_knob
 from search.optimizers import Momentum, Optimizer
 from search.schedules import Schedule
 
@@ -35,7 +36,8 @@ LR_MULTIPLE = floating(
     "lr_multiple", 0.03, 30.0, 1.0, "learning rate, in multiples of the optimizer's base rate", log=True
 )
 # He et al. 2016: 1e-4; Zagoruyko & Komodakis 2016: 5e-4.
-L2 = floating("l2", 1e-6, 1e-2, 1e-4, "L2 coefficient; a decoupled weight decay is 100 times that", log=True)
+USUAL_L2 = 1e-4
+L2 = floating("l2", 1e-6, 1e-2, USUAL_L2, "L2 coefficient; a decoupled weight decay is 100 times that", log=True)
 # torch's AdamW decays with 0.01 where its SGD users take an L2 of 1e-4: a decoupled decay is multiplied by
 # the rate, and Adam's rates are smaller.
 DECOUPLED = 100.0
@@ -163,14 +165,17 @@ def starting_points(objective: Objective) -> list[dict[str, Any]]:
     return points
 
 
+def default_params(objective: Objective) -> dict[str, Any]:
+    """The parameters of a trial in which every knob of the recipe takes its default."""
+    return _params({}, objective)
+
+
 def _params(wanted: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
     """The parameters a trial would suggest if each knob took its value in `wanted`, else its default."""
     params: dict[str, Any] = {}
 
     def ask(knob: Knob) -> Any:
-        value = wanted.get(knob.name, knob.default)
-        if isinstance(knob.distribution, CategoricalDistribution) and value not in knob.distribution.choices:
-            value = knob.default
+        value = nearest(wanted.get(knob.name, knob.default), knob.distribution)
         if not knob.fixed:
             params[knob.name] = value
         return value
@@ -207,21 +212,21 @@ def recipe_knobs(objective: Objective) -> list[Knob]:
     shapes = schedules.resolve_all(objective.schedules).values()
     knobs = [
         optimizer,
-        LR_MULTIPLE,
-        *_conditional(optimizer.name, rows),
-        L2,
+        _rate_knob(objective),
+        *_conditional(optimizer.name, rows, objective),
+        _decay_knob(objective),
         _batch_knob(objective),
         schedule,
-        WARMUP,
+        narrow_knob(objective.knobs, WARMUP),
     ]
-    return knobs + _conditional(schedule.name, shapes)
+    return knobs + _conditional(schedule.name, shapes, objective)
 
 
-def _conditional(name: str, rows: Any) -> list[Knob]:
+def _conditional(name: str, rows: Any, objective: Objective) -> list[Knob]:
     users: dict[Knob, list[str]] = {}
     for row in rows:
         for knob in row.knobs:
-            users.setdefault(knob, []).append(row.name)
+            users.setdefault(narrow_knob(objective.knobs, knob), []).append(row.name)
     return [
         knob if len(names) == len(rows) else replace(knob, condition=f"{name}: {', '.join(names)}")
         for knob, names in users.items()
@@ -231,11 +236,12 @@ def _conditional(name: str, rows: Any) -> list[Knob]:
 def model_knobs(objective: Objective) -> list[Knob]:
     """The knobs that `objective.model` suggests for itself: see `describe`."""
     seen: list[dict[str, BaseDistribution]] = []
+    wishes = model_wishes(objective)
     with torch.random.fork_rng(devices=[]):
         for trial in random_trials():
             # A model may refuse a combination; what it asked for until then counts.
             with suppress(optuna.TrialPruned):
-                objective.model(trial)
+                objective.model(cast("optuna.Trial", narrowed(trial, wishes)))
             seen.append(trial.distributions)
             if not trial.distributions:
                 break  # it asked for nothing, so nothing can make it ask
@@ -250,16 +256,21 @@ def _model_knob(name: str, distribution: BaseDistribution, seen: list[dict[str, 
     return Knob(name, distribution, text=text, condition="" if always else "some models")
 
 
-def random_trials() -> Iterator[optuna.Trial]:
-    """MODELS_TRIED trials in memory to try a model with, the same ones every time."""
+def random_trials(count: int = MODELS_TRIED) -> Iterator[optuna.Trial]:
+    """So many trials in memory to try a model with, the same ones every time."""
+    return trials_in_memory(count, optuna.samplers.RandomSampler(seed=0))
+
+
+def trials_in_memory(count: int, sampler: optuna.samplers.BaseSampler) -> Iterator[optuna.Trial]:
+    """So many trials of a study that nobody stores."""
     level = optuna.logging.get_verbosity()
     # Optuna would log a line about a study that nobody asked for.
     optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
     try:
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        study = optuna.create_study(sampler=sampler)
     finally:
         optuna.logging.set_verbosity(level)
-    for _ in range(MODELS_TRIED):
+    for _ in range(count):
         yield study.ask()
 
 
@@ -275,6 +286,20 @@ def _schedule_knob(objective: Objective) -> Knob:
     return choice("schedule", names, default, "how the learning rate changes over the run")
 
 
+def _rate_knob(objective: Objective, row: Optimizer | None = None) -> Knob:
+    """The rate as a multiple of a base rate, or itself where a person says what it is; its default is the row's."""
+    base = (row or next(iter(optimizers.resolve_all(objective.optimizers).values()))).base_lr
+    real = real_knob(objective.knobs, "lr", base, "learning rate, for any optimizer")
+    return real or narrow_knob(objective.knobs, LR_MULTIPLE)
+
+
+def _decay_knob(objective: Objective, row: Optimizer | None = None) -> Knob:
+    """The L2 coefficient, or what torch's optimizer gets where a person says that."""
+    default = USUAL_L2 * (DECOUPLED if row and row.decoupled else 1.0)
+    real = real_knob(objective.knobs, "weight_decay", default, "weight decay as torch's optimizer takes it")
+    return real or narrow_knob(objective.knobs, L2)
+
+
 def _batch_knob(objective: Objective) -> Knob:
     sizes = tuple(objective.batch_sizes)
     nearest = min(sizes, key=lambda size: abs(size - USUAL_BATCH))
@@ -283,14 +308,15 @@ def _batch_knob(objective: Objective) -> Knob:
 
 def _walk(ask: Ask, objective: Objective) -> Recipe:
     """Asks for each knob in turn; the one place that knows what a recipe is made of."""
+    knobs = objective.knobs
     row = optimizers.resolve_all(objective.optimizers)[ask(_optimizer_knob(objective))]
-    multiple = ask(LR_MULTIPLE)
-    values = {knob.name: ask(knob) for knob in row.knobs}
-    l2 = ask(L2)
+    rate = ask(rate_knob := _rate_knob(objective, row))
+    values = {knob.name: ask(narrow_knob(knobs, knob)) for knob in row.knobs}
+    decay = ask(decay_knob := _decay_knob(objective, row))
     batch_size = ask(_batch_knob(objective))
     schedule = schedules.resolve_all(objective.schedules)[ask(_schedule_knob(objective))]
-    warmup = ask(WARMUP)
-    shape = {knob.name: ask(knob) for knob in schedule.knobs}
+    warmup = ask(narrow_knob(knobs, WARMUP))
+    shape = {knob.name: ask(narrow_knob(knobs, knob)) for knob in schedule.knobs}
     momentum, betas = None, None
     if row.momentum is Momentum.MOMENTUM:
         momentum = 1 - values["one_minus_momentum"]
@@ -298,8 +324,8 @@ def _walk(ask: Ask, objective: Objective) -> Recipe:
         betas = (1 - values["one_minus_beta1"], 1 - values["one_minus_beta2"])
     return Recipe(
         optimizer=row,
-        lr=multiple * row.base_lr,
-        weight_decay=l2 * (DECOUPLED if row.decoupled else 1.0),
+        lr=rate if rate_knob.name == "lr" else rate * row.base_lr,
+        weight_decay=decay * (DECOUPLED if row.decoupled and decay_knob.name == "l2" else 1.0),
         batch_size=batch_size,
         schedule=schedule,
         momentum=momentum,

@@ -19,7 +19,8 @@ PACKAGES = ("search", "objectives", "storage")
 LAYERS = (
     """storage storage.*""",
     """search search.errors search.objective search.data search.datasets search.metrics search.space
-    search.knobs search.optimizers search.schedules search.arguments""",
+    search.knobs search.narrowing search.wishes search.settings search.optimizers
+    search.schedules search.arguments""",
     """objectives objectives.*""",
     """search.training search.curve search.evaluation search.steps
     search.batches search.checkpoints search.randomness search.failures search.snapshots
