@@ -31,6 +31,7 @@ from torch import nn
 from search import optimizers, space
 from search.errors import ObjectiveError
 from search.failures import first_line, out_of_memory
+from search.narrowing import narrowed
 from search.objective import Objective
 from search.randomness import random_state, restore_random_state
 from search.reporting import EpochResult, Interrupted, Reporter, Result, Verdict
@@ -110,7 +111,7 @@ class Run:
         sampled: Callable[[Recipe], None] = lambda _recipe: None,
     ) -> None:
         """`folder()` makes `dir`; `sampling()` is the block in which a recipe is sampled, and `sampled` hears of it."""
-        self.trial: Any = trial
+        self.trial: Any = narrowed(trial, objective.knobs)
         self.device, self.seed, self.data = device, seed, data
         self.length = objective.epochs
         self._objective, self._metric = objective, objective.searched

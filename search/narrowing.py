@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 LISTS: Mapping[str, str] = {"optimizer": "optimizers", "schedule": "schedules", "batch_size": "batch_sizes"}
 
 
+_SomeTrial = TypeVar("_SomeTrial", bound=BaseTrial)
+
+
 class NothingLeftError(ObjectiveError):
     """A wish that has nothing in common with the knob's own range, which may depend on the model's other knobs."""
 
@@ -173,13 +176,13 @@ class NarrowedTrial:
             raise optuna.TrialPruned(str(error)) from error
 
 
-def narrowed(trial: BaseTrial, knobs: Mapping[str, Any]) -> BaseTrial:
+def narrowed(trial: _SomeTrial, knobs: Mapping[str, Any]) -> _SomeTrial:
     """The trial, suggesting what `knobs` leave of each parameter.
 
     What is fixed is a parameter with one value, which no sampler wastes a thought on. A combination of which nothing
     is left, because a range depends on other knobs, is refused with TrialPruned.
     """
-    return cast("BaseTrial", NarrowedTrial(trial, knobs)) if knobs else trial
+    return cast("_SomeTrial", NarrowedTrial(trial, knobs)) if knobs else trial
 
 
 # -- The recipe's knobs
@@ -253,15 +256,15 @@ def applied(objective: Objective) -> dict[str, Any]:
     knobs = dict(objective.knobs)
     if not all(isinstance(name, str) for name in knobs):
         raise ObjectiveError(f"knobs must map names to values, but got {objective.knobs!r:.80}")
+    wishes = {name: wish(name, value) for name, value in knobs.items()}
+    if objective.function is not None:
+        return {}  # its names are its own
     for pair in PAIRS:
         if all(name in knobs for name in pair):
             raise ObjectiveError(f"{pair[0]} and {pair[1]} are one knob: narrow the one or the other")
-    wishes = {name: wish(name, value) for name, value in knobs.items()}
     for name, wanted in wishes.items():
         limited(name, wanted)
     fields: dict[str, Any] = {}
-    if objective.function is not None:  # its names are its own
-        return fields
     if "batch_size" in wishes:
         fields["batch_sizes"] = _sizes(wishes["batch_size"], objective.batch_sizes)
     if "optimizer" in wishes:

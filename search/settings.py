@@ -48,10 +48,12 @@ def check_knobs(objective: Objective) -> None:
     Raises:
         ObjectiveError: nothing takes a name, or a model's knob can be nothing of what is wished for.
     """
+    if objective.function is not None:
+        return  # what it suggests is known only when it trains
     own = model_wishes(objective)
     for name in {*objective.knobs} - {*own}:
         _refuse_unused(objective, name)
-    if own:
+    if own and not objective.trains_itself:
         _check_models(objective, own)
 
 

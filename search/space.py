@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import optuna
 import torch
@@ -192,7 +192,7 @@ def describe(objective: Objective) -> list[Knob]:
 
     Raises ObjectiveError when the model takes a name of the recipe's; what the model raises passes through.
     """
-    knobs = recipe_knobs(objective)
+    knobs = recipe_knobs(objective) if objective.function is None else []
     models = model_knobs(objective)
     refuse_taken_names(objective, (knob.name for knob in models))
     return knobs + models
@@ -235,13 +235,15 @@ def _conditional(name: str, rows: Any, objective: Objective) -> list[Knob]:
 
 def model_knobs(objective: Objective) -> list[Knob]:
     """The knobs that `objective.model` suggests for itself: see `describe`."""
+    if objective.trains_itself:
+        return []  # what it suggests is known only when it trains
     seen: list[dict[str, BaseDistribution]] = []
     wishes = model_wishes(objective)
     with torch.random.fork_rng(devices=[]):
         for trial in random_trials():
             # A model may refuse a combination; what it asked for until then counts.
             with suppress(optuna.TrialPruned):
-                objective.model(cast("optuna.Trial", narrowed(trial, wishes)))
+                objective.model(narrowed(trial, wishes))
             seen.append(trial.distributions)
             if not trial.distributions:
                 break  # it asked for nothing, so nothing can make it ask

@@ -23,6 +23,7 @@ from search.data import Data
 from search.failures import failure
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
+from search.narrowing import narrowed
 from search.objective import Objective
 from search.randomness import seed_everything
 from search.reporter import TrialReporter
@@ -93,7 +94,8 @@ class Trainer:
         seed_everything(seed)
         if self.objective.function is not None:
             self._use_device()
-            return bare.play(trial, self.objective.function, reporter)
+            function, knobs = self.objective.function, self.objective.knobs
+            return bare.play(trial, lambda shown: function(narrowed(shown, knobs)), reporter)
         if self.objective.train is not None:
             self._use_device()
             run = self._run(trial, seed, reporter, folder, lease)

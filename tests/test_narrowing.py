@@ -268,3 +268,16 @@ class TestOneRecipe:
         assert middle(IntDistribution(1, 9)) == 5
         assert middle(IntDistribution(2, 10, step=4)) == 6
         assert middle(CategoricalDistribution(("a", "b"))) == "a"
+
+
+class TestOtherDoors:
+    def test_a_bare_functions_names_are_its_own(self) -> None:
+        def function(trial: optuna.Trial) -> float:
+            return trial.suggest_float("lr", 1e-5, 1e-1, log=True) + trial.suggest_int("momentum", 1, 9)
+
+        searched = Objective(function=function, knobs={"lr": (1e-3, 1e-2), "momentum": 5})
+        check_knobs(searched)
+        trial = new_study().ask()
+        function(narrowed(trial, searched.knobs))
+        assert trial.distributions["lr"] == FloatDistribution(1e-3, 1e-2, log=True)
+        assert trial.params["momentum"] == 5
