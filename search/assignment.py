@@ -24,6 +24,7 @@ class Assignment:
         threads: CPU threads to use.
         files: root folder of checkpoints and logs.
         data: folder handed to the objective's `data`.
+        log: names of trackers (`search.trackers`) beside the trial's own log.
         worker_id: UUID, made by whoever starts the worker.
     """
 
@@ -34,4 +35,5 @@ class Assignment:
     threads: int
     files: Path
     data: Path
+    log: tuple[str, ...] = ()
     worker_id: str = field(default_factory=new_uuid)

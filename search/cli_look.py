@@ -137,12 +137,16 @@ def dashboard(
         str, typer.Option("--host", help="Address to listen on. It has no login: keep it to yourself.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, metavar="N", help="0 takes a free one.")] = 8080,
+    files: options.Files = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
-    """Browse all studies with optuna-dashboard, on this machine only unless --host says otherwise."""
+    """Browse all studies with optuna-dashboard, on this machine only unless --host says otherwise.
+
+    Pictures of trials (`dialin run --log plots`) are found in the folder of checkpoints and logs, --files.
+    """
     from search.dashboard import serve
 
-    serve(options.open_existing(storage), host, port, typer.echo)
+    serve(options.open_existing(storage), options.files_root(files, storage), host, port, typer.echo)
 
 
 def objectives(

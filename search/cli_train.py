@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from search import fleet, launch, options, printing
+from search import fleet, launch, options, printing, trackers
 from search.assignment import Assignment
 from search.launch import Ending
 from search.loading import reference_here
@@ -88,6 +88,7 @@ def run(
     pruner: Pruner = "hyperband",
     seed: Seed = None,
     data: options.DataFolder = None,
+    log: options.Log = None,
     files: options.Files = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
@@ -97,7 +98,7 @@ def run(
     """
     quiet_optuna()
     check_names(sampler, pruner)
-    data_root = options.data_root(data)
+    data_root, log_to = options.data_root(data), trackers.check(log or ())
     _refuse_early(storage, study)
     console = Console()
     found = _preflight(console, objective, data_root, Placement(workers, devices, per_device), direction)
@@ -117,7 +118,7 @@ def run(
     )
     first = found.first_trials[: spec.trials]
     record = studies.create(shared, spec, name=study, stem=found.name, first_trials=first)
-    _train(console, shared, record, found, storage, files_root, data_root)
+    _train(console, shared, record, found, storage, files_root, data_root, log_to)
 
 
 def resume(
@@ -130,6 +131,7 @@ def resume(
     devices: options.Devices = None,
     per_device: options.PerDevice = None,
     data: options.DataFolder = None,
+    log: options.Log = None,
     files: options.Files = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
@@ -139,6 +141,7 @@ def resume(
     """
     quiet_optuna()
     total, more = _budget(trials)
+    log_to = trackers.check(log or ())
     shared = options.open_existing(storage)
     files_root, data_root = options.make_files_root(files, storage), options.data_root(data)
     record = studies.find(shared, study)
@@ -150,7 +153,7 @@ def resume(
     if found.sha256 != record.objective_sha256:
         printing.say(console, f"{found.reference} has changed since {record.name} was made")
     studies.resume(shared, record.study_id, trials=total, more=more)
-    _train(console, shared, studies.find(shared, record.name), found, storage, files_root, data_root)
+    _train(console, shared, studies.find(shared, record.name), found, storage, files_root, data_root, log_to)
 
 
 def stop(study: options.Study = None, storage: options.Storage = DEFAULT_URL) -> None:
@@ -175,6 +178,7 @@ def worker(
     devices: options.Devices = None,
     per_device: options.PerDevice = None,
     data: options.DataFolder = None,
+    log: options.Log = None,
     files: options.Files = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
@@ -185,6 +189,7 @@ def worker(
     from search import solo  # imports torch
 
     quiet_optuna()
+    log_to = trackers.check(log or ())
     shared = open_storage(storage) if wait else options.open_existing(storage)
     orders = solo.Orders(
         storage=storage,
@@ -192,6 +197,7 @@ def worker(
         placement=Placement(1, devices, per_device),
         files=options.make_files_root(files, storage),
         data=options.data_root(data),
+        log=log_to,
     )
     if wait:
         if study is not None:
@@ -231,8 +237,9 @@ def _train(
     url: str,
     files: Path,
     data: Path,
+    log: tuple[str, ...],
 ) -> None:
-    assignment = Assignment(url, record.name, found.reference, (), found.plan.threads, files, data)
+    assignment = Assignment(url, record.name, found.reference, (), found.plan.threads, files, data, log)
     ending = launch.follow(console, storage, record, assignment, found.plan)
     raise typer.Exit(_conclude(console, storage, ending))
 

@@ -187,6 +187,11 @@ def _classes(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
     )
 
 
+def classes_of(outputs: Tensor, targets: Tensor) -> int:
+    """How many classes there are. ObjectiveError: the shapes do not fit each other."""
+    return _classes(outputs, targets)[2]
+
+
 class Accuracy:
     """Share of right classes. Targets below 0 are left out, as in CrossEntropyLoss (ignore_index)."""
 
@@ -233,11 +238,17 @@ class Confusion:
         cells = true.clamp(min=0) * classes + predicted
         self._counts = self._counts.scatter_add(0, cells, (true >= 0).long())
 
-    def compute(self) -> float:
+    @property
+    def counts(self) -> Tensor | None:
+        """The counts so far, (C, C) int64 on the CPU, true classes by predicted ones; None before the first."""
         if self._counts is None:
-            return float("nan")
+            return None
         side = round(self._counts.numel() ** 0.5)
-        return float(self._summary(self._counts.view(side, side).cpu().double()))
+        return self._counts.view(side, side).cpu()
+
+    def compute(self) -> float:
+        counts = self.counts
+        return float("nan") if counts is None else float(self._summary(counts.double()))
 
 
 def _balanced_accuracy(counts: Tensor) -> Tensor:

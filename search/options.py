@@ -74,6 +74,15 @@ Devices = Annotated[
 PerDevice = Annotated[
     int | None, typer.Option("--per-device", min=1, metavar="N", help="Workers on each GPU.", show_default="1")
 ]
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="NAME",
+        help="Where trials can be looked at too: tensorboard, wandb, mlflow, plots (in `dialin dashboard`). May be "
+        "repeated.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -16,6 +16,7 @@ from optuna.trial import Trial
 from search import checkpoints
 from search.interrupt import Interrupt
 from search.reporting import EpochResult, Verdict
+from search.telling import Listener
 from storage.claims import Checkpoint, Epoch, Lease
 from storage.shared import SharedStorage
 from storage.tables import StudyState
@@ -42,6 +43,7 @@ class TrialReporter:
         root: Path,
         device: str,
         interrupt: Interrupt,
+        listener: Listener | None = None,
     ) -> None:
         """`folder` is the trial's own, below `root`, the study's: recorded paths are relative to it."""
         self._storage = storage
@@ -52,6 +54,7 @@ class TrialReporter:
         self._root = root
         self._device = device
         self._interrupt = interrupt
+        self._listener = listener or Listener()
         self._saved_at = time.monotonic()
         self._written: list[Path] = []
 
@@ -65,7 +68,9 @@ class TrialReporter:
                 _log.warning("%s; going back to the one before", error)
                 continue
             self._written.insert(0, path)
+            self._listener.restored(checkpoint.epoch)
             return state
+        self._listener.restored(0)
         return None
 
     def report(self, result: EpochResult, state: Callable[[], dict[str, Any]] | None) -> Verdict:
@@ -78,6 +83,7 @@ class TrialReporter:
         checkpoint = self._save(result.epoch, state) if state is not None and self._due(result.epoch, ending) else None
         epoch = Epoch(result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device)
         study = self._storage.record_epoch(self._lease, epoch, checkpoint)
+        self._listener.recorded(result)
         self._forget_old()
         if ending:
             return Verdict.HAND_BACK

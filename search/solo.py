@@ -34,6 +34,7 @@ class Orders:
     placement: Placement
     files: Path
     data: Path
+    log: tuple[str, ...] = ()
 
 
 def work(orders: Orders, storage: SharedStorage, record: StudyRecord, say: Callable[[str], None]) -> None:
@@ -72,7 +73,9 @@ def _work(
     plan = _plan(orders.placement)
     # Workers started by hand know nothing of each other's threads; the database knows how many there are.
     threads = max(1, plan.threads // (1 + workers.living_here(storage)))
-    assignment = Assignment(orders.storage, record.name, reference, plan.slots, threads, orders.files, orders.data)
+    assignment = Assignment(
+        orders.storage, record.name, reference, plan.slots, threads, orders.files, orders.data, orders.log
+    )
 
     def tell(trial: SettledTrial) -> None:
         say(printing.settled_line(trial, record.metric))

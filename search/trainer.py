@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from search.randomness import seed_everything
 from search.reporter import TrialReporter
 from search.reporting import Interrupted, Result
 from search.space import Recipe
+from search.telling import Teller
 from search.training import train
 from storage import queries
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
@@ -48,6 +50,7 @@ class Trainer:
         data_root: the folder of data sets, for an own loop.
         folder: the study's, for checkpoints and logs.
         path: the file of the objective's module, whose frames an error shows.
+        teller: makes what tells the trackers of a trial.
     """
 
     storage: SharedStorage
@@ -60,6 +63,7 @@ class Trainer:
     folder: Path
     path: Path
     interrupt: Interrupt
+    teller: Callable[[Trial, Lease], Teller]
 
     def train(self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper) -> SettledTrial:
         """Train a trial held under `lease` and settle it; `folder` is the trial's own.
@@ -67,6 +71,16 @@ class Trainer:
         Raises:
             Interrupted: it is to be handed back. LeaseLost: it is another's.
         """
+        teller = self.teller(trial, lease)
+        try:
+            return self._train_and_settle(trial, lease, folder, keeper, teller)
+        except BaseException:  # handed back, or another's
+            teller.hand_back()
+            raise
+
+    def _train_and_settle(
+        self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper, teller: Teller
+    ) -> SettledTrial:
         reporter = TrialReporter(
             self.storage,
             trial,
@@ -76,9 +90,10 @@ class Trainer:
             root=self.folder,
             device=str(self.device),
             interrupt=self.interrupt,
+            listener=teller,
         )
         try:
-            result, frames = self._train(trial, lease, reporter, folder), ""
+            result, frames = self._train(trial, lease, reporter, teller, folder), ""
         except (LeaseLost, SQLAlchemyError, optuna.exceptions.StorageInternalError):
             raise
         except (Exception, SystemExit) as error:  # whatever a person's module raises is theirs, and one trial's
@@ -87,9 +102,9 @@ class Trainer:
             raised = failure(error, self.path)
             result, frames = Result(Outcome.ERROR, reason=str(raised)), raised.frames
             print(frames, file=sys.stderr)
-        return self._settle(trial, keeper, reporter, result, frames)
+        return self._settle(trial, keeper, reporter, teller, result, frames)
 
-    def _train(self, trial: Trial, lease: Lease, reporter: TrialReporter, folder: Path) -> Result:
+    def _train(self, trial: Trial, lease: Lease, reporter: TrialReporter, teller: Teller, folder: Path) -> Result:
         seed = trial_seed(self.record.seed, trial.number)
         seed_everything(seed)
         if self.objective.function is not None:
@@ -100,7 +115,7 @@ class Trainer:
             self._use_device()
             run = self._run(trial, seed, reporter, folder, lease)
             return loop.play(run, self.objective)
-        return self._train_task(trial, seed, reporter)
+        return self._train_task(trial, seed, reporter, teller)
 
     def _use_device(self) -> None:
         """A bare "cuda" in a person's own code means this worker's."""
@@ -124,7 +139,7 @@ class Trainer:
             sampled=sampled,
         )
 
-    def _train_task(self, trial: Trial, seed: int, reporter: TrialReporter) -> Result:
+    def _train_task(self, trial: Trial, seed: int, reporter: TrialReporter, teller: Teller) -> Result:
         """Dialin's own loop: recipe and model are sampled in one transaction before it."""
         raised: BaseException | None = None
         with self.storage.sampling(trial):
@@ -141,6 +156,7 @@ class Trainer:
         if raised is not None:
             raise raised
         assert self.data is not None
+        teller.trains(task, self.data, recipe.batch_size, self.device, self.objective.precision)
         return train(task, self.data, recipe, self.objective, device=self.device, seed=seed, reporter=reporter)
 
     def _told(self, recipe: Recipe) -> dict[str, Any]:
@@ -160,9 +176,16 @@ class Trainer:
         return {"recipe": space.in_words(trial.params), "settings": dict(trial.params), "device": str(self.device)}
 
     def _settle(
-        self, trial: Trial, keeper: LeaseKeeper, reporter: TrialReporter, result: Result, traceback: str
+        self,
+        trial: Trial,
+        keeper: LeaseKeeper,
+        reporter: TrialReporter,
+        teller: Teller,
+        result: Result,
+        traceback: str,
     ) -> SettledTrial:
         weights = self._save_weights(reporter, result)
+        teller.end(result, kept=weights is not None)  # while the trial is still held: pictures are hung on running ones
         epochs, seconds = self.storage.cost(self.storage.lease_of(trial))
         attrs: dict[str, Any] = {"outcome": result.outcome.value, "seconds": round(seconds, 3), "epochs": epochs}
         optional = {"reason": result.reason, "traceback": traceback, "best_epoch": result.best_epoch}

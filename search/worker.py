@@ -29,6 +29,8 @@ from search.keeper import LeaseKeeper
 from search.loading import LoadedObjective, resolve
 from search.preview import load_data
 from search.reporting import Interrupted
+from search.telling import Teller
+from search.trackers import make_trackers
 from search.trainer import Trainer
 from search.trial_log import printing_to
 from storage import queries, studies, workers
@@ -89,7 +91,10 @@ class Worker:
             folder=self._folder,
             path=loaded.path,
             interrupt=interrupt,
+            teller=self._teller,
         )
+        self._files = assignment.files
+        self._trackers = make_trackers(assignment.log, self._folder)
 
     @property
     def slot(self) -> Slot:
@@ -104,7 +109,21 @@ class Worker:
                 while not self.interrupt.requested and (trial := self._next()) is not None:
                     self._work_on(trial, keeper)
         finally:
+            self._trackers.close()
             workers.end(self._storage, self._claimant.worker_id)
+
+    def _teller(self, trial: Trial, lease: Lease) -> Teller:
+        return Teller(
+            self._trackers,
+            self._storage,
+            self._record,
+            trial,
+            lease,
+            files=self._files,
+            slot=self._slot.name,
+            interrupt=self.interrupt,
+            late=self._trainer.objective.trains_itself,
+        )
 
     def _register(self, assignment: Assignment) -> Slot:
         by_name = {slot.name: slot for slot in assignment.places}

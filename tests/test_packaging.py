@@ -22,13 +22,13 @@ LAYERS = (
     search.knobs search.narrowing search.wishes search.settings search.optimizers
     search.schedules search.arguments""",
     """objectives objectives.*""",
-    """search.training search.curve search.evaluation search.steps
+    """search.training search.curve search.evaluation search.steps search.predictions
     search.batches search.checkpoints search.randomness search.failures search.snapshots
     search.reporting search.loop""",
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
     search.keeper search.bare search.trainer search.loading
     search.preflight search.preload search.preview search.reporter
-    search.trial_log""",
+    search.trial_log search.artifacts search.telling search.trackers search.trackers.*""",
     """search.cli search.cli_train search.cli_look search.options search.live search.feed search.launch search.solo
     search.printing search.dashboard search.check search.template search.knob_table""",
 )

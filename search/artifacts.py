@@ -1,0 +1,39 @@
+"""Files that hang on trials and that optuna-dashboard shows: where they lie, and how one gets there.
+
+The worker hangs a trial's pictures up, `dialin dashboard` serves them. They are Optuna's own artifacts: a file named
+by a UUID under the files root, and its description among the trial's system attributes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+from optuna.trial import Trial
+
+
+class Artifacts(FileSystemArtifactStore):
+    """One folder for all studies of a files root; it is made when the first file comes."""
+
+    def __init__(self, files: Path) -> None:
+        self._folder = files / "artifacts"
+        super().__init__(self._folder)
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        super().write(artifact_id, content_body)
+
+    def attach(self, trial: Trial, path: Path) -> None:
+        """Hang a copy of a file on a running trial; one of the same name, by an owner before, is overwritten.
+
+        Raises:
+            OSError: the folder cannot be written.
+            LeaseLost, KeyError, ...: the trial is another's by now.
+        """
+        for meta in get_all_artifact_meta(trial):
+            if meta.filename == path.name:
+                with open(path, "rb") as file:
+                    self.write(meta.artifact_id, file)
+                return
+        upload_artifact(artifact_store=self, file_path=str(path), study_or_trial=trial)

@@ -1,0 +1,65 @@
+"""TensorBoard: every metric by epoch, and the recipe for the HParams tab, in a folder a trial.
+
+tensorboard --logdir dialin-files
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from search.trackers.tracker import Ending, Point, TrialInfo
+
+
+class TensorBoard:
+    """Writes below `tensorboard/` of the study's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "tensorboard"
+        self._writer: SummaryWriter | None = None
+        self._info: TrialInfo | None = None
+        self._last = 0
+
+    def start(self, info: TrialInfo) -> None:
+        """A trial that goes on has its history written anew, in place of what its owners before wrote."""
+        folder = self._folder / info.name
+        before = [*folder.glob("events.out.tfevents.*")]
+        # A TensorBoard that has read the old files forgets their steps when it meets the new one.
+        self._writer = SummaryWriter(str(folder), purge_step=0 if before else None)
+        for file in before:
+            file.unlink(missing_ok=True)
+        self._info, self._last = info, 0
+        # Without the summary of the experiment (`exp`): it names the knobs of all trials, and each has its own.
+        # TensorBoard gathers them from the trials when there is none.
+        _exp, recipe, _end = hparams(dict(info.recipe), {})
+        self._writer._get_file_writer().add_summary(recipe)
+        for point in info.history:
+            self._write(self._writer, point)
+        self._writer.flush()
+
+    def epoch(self, point: Point) -> None:
+        """Flushed at once: a worker that is killed has told what it recorded."""
+        assert self._writer is not None
+        self._write(self._writer, point)
+        self._writer.flush()
+
+    def end(self, ending: Ending) -> None:
+        """The trial's value is the scalar `value`, which the HParams tab sorts by."""
+        writer, info = self._writer, self._info
+        assert writer is not None
+        assert info is not None
+        self._writer = None
+        if ending.final and ending.value is not None and math.isfinite(ending.value):
+            writer.add_scalar("value", ending.value, ending.best_epoch or self._last)
+        if ending.final:
+            _exp, _recipe, end = hparams(dict(info.recipe), {})
+            writer._get_file_writer().add_summary(end)
+        writer.close()
+
+    def _write(self, writer: SummaryWriter, point: Point) -> None:
+        self._last = point.epoch
+        for name, value in point.metrics.items():
+            writer.add_scalar(name, value, point.epoch, walltime=point.at)
