@@ -119,7 +119,9 @@ class Teller(Listener):
         before = curves.recorded(self._storage, self._lease.trial_id, after) if after > 0 else []
         attrs = self._trial.user_attrs
         own = attrs.get("model", {})
-        summary = " ".join([attrs.get("recipe", ""), *(f"{name} {value}" for name, value in plain(own).items())])
+        words = [
+            f"{name} {f'{value:.3g}' if isinstance(value, float) else value}" for name, value in plain(own).items()
+        ]
         self._trackers.start(
             TrialInfo(
                 study=self._record.name,
@@ -128,7 +130,7 @@ class Teller(Listener):
                 metric=self._record.metric,
                 epochs=self._record.epochs,
                 recipe=plain({**attrs.get("settings", {}), **own}),
-                summary=summary.strip(),
+                summary=" ".join([attrs.get("recipe", ""), *words]).strip(),
                 worker=f"{self._slot}, {socket.gethostname()} pid {os.getpid()}",
                 resumed_from=max(0, after) if before else 0,
                 history=tuple(Point(one.epoch, one.metrics, one.seconds, one.ended_at) for one in before),

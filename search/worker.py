@@ -34,7 +34,7 @@ from search.trackers import make_trackers
 from search.trainer import Trainer
 from search.trial_log import printing_to
 from storage import queries, studies, workers
-from storage.claims import BudgetSpent, Claimant, LeaseLost, StudyStopped
+from storage.claims import BudgetSpent, Claimant, Lease, LeaseLost, StudyStopped
 from storage.errors import DialinError, UsageError
 from storage.queries import SettledTrial
 from storage.shared import SharedStorage, open_storage

@@ -33,7 +33,9 @@ class Plain:
         if ending.outcome == "complete" and ending.value is not None and self._info is not None:
             say += f": {self._info.metric} {ending.value:.4g}"
             say += f" in epoch {ending.best_epoch}" if ending.best_epoch else ""
-        if ending.reason:
+        if ending.reason.startswith(say):
+            say = ending.reason  # "pruned after epoch 3 of 15"
+        elif ending.reason:
             say += ("; " if ":" in say else ": ") + ending.reason
         print(say, flush=True)
         self._info = None
