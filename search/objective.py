@@ -84,7 +84,7 @@ def supervised(net: nn.Module, loss: Loss) -> Task:
 def _in_full_precision(criterion: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     """The loss in float32 where the network computes under autocast, which refuses some losses altogether."""
     kind = targets.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
         return criterion(outputs, targets)
     with torch.autocast(kind, enabled=False):
         floating = isinstance(outputs, Tensor) and outputs.is_floating_point()
