@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from storage import leases, urls
+from storage import leases, limits, urls
 from storage.claims import Claimant, Lease, Settlement
 from storage.engine import make_engine, writing
 from storage.optuna_internals import models
@@ -107,11 +107,15 @@ class Backend(RDBStorage):
             self.leases[trial.trial_id] = leases.take(session, self.claimant, study_id, trial.trial_id)
         return trial
 
-    def enqueue(self, session: Session, study_id: int, params: Mapping[str, Any]) -> None:
-        """A WAITING trial that will suggest `params`, as `enqueue_trial` makes it, in the caller's transaction."""
+    def enqueue(self, session: Session, study_id: int, params: Mapping[str, Any]) -> int:
+        """A WAITING trial that will suggest `params`, as `enqueue_trial` makes it, in the caller's transaction.
+
+        Its number in return.
+        """
         template = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": dict(params)})
-        self._get_prepared_new_trial(study_id, template, session)
+        trial = self._get_prepared_new_trial(study_id, template, session)
         session.flush()
+        return int(trial.number)
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """As Optuna's, but without a second look at the database, which would wait for its own transaction."""
@@ -131,7 +135,7 @@ class Backend(RDBStorage):
                 if state == TrialState.RUNNING:
                     self._start(session, trial)
                 elif state.is_finished():
-                    self._finish(session, trial, state)
+                    self._finish(session, trial, state, values)
                 trial.state = state
         except IntegrityError:
             return False
@@ -145,7 +149,7 @@ class Backend(RDBStorage):
         if self.claimant is not None:
             self.leases[trial.trial_id] = leases.take(session, self.claimant, trial.study_id, trial.trial_id)
 
-    def _finish(self, session: Session, trial: Any, state: TrialState) -> None:
+    def _finish(self, session: Session, trial: Any, state: TrialState, values: Sequence[float] | None) -> None:
         trial.datetime_complete = datetime.now()
         lease = self.leases.get(trial.trial_id)
         if lease is None:
@@ -153,6 +157,8 @@ class Backend(RDBStorage):
         settlement = self.settlements.get(trial.trial_id) or Settlement(Outcome.of(state))
         self.set_attrs(session, trial.trial_id, settlement.attrs)
         leases.settle(session, lease, settlement)
+        if settlement.outcome is Outcome.COMPLETE and values:
+            limits.value_reached(session, lease, values[0])
 
     def set_attrs(
         self, session: Session, trial_id: int, attrs: Mapping[str, Any], table: Any = models.TrialUserAttributeModel

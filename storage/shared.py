@@ -19,7 +19,7 @@ from optuna.trial import BaseTrial, FrozenTrial, TrialState
 from sqlalchemy import func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from storage import leases
+from storage import leases, limits
 from storage.backend import Backend
 from storage.claims import Checkpoint, Claimant, Epoch, Lease, LeaseLost, Settlement
 from storage.engine import database_now
@@ -152,6 +152,8 @@ class SharedStorage(CachedStorage):
     def record_epoch(self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None) -> StudyState:
         """One epoch, with its checkpoint where there is one, and the lease renewed; the study's state in return.
 
+        The epoch's device time counts towards the study's budget, which it may end.
+
         Raises:
             LeaseLost: another worker owns the trial, or somebody settled or deleted it. Nothing is recorded.
         """
@@ -177,7 +179,7 @@ class SharedStorage(CachedStorage):
             session.execute(upsert)
             if checkpoint is not None:
                 leases.add_checkpoint(session, lease, CheckpointKind.STATE, checkpoint)
-        return state
+            return limits.spend(session, lease.study_id, epoch.seconds * epoch.devices) or state
 
     def _intermediate_value(self, lease: Lease, step: int, value: float) -> Any:
         table = models.TrialIntermediateValueModel

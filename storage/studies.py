@@ -15,10 +15,11 @@ from typing import Any
 
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy import Row, Select, literal, select, update
+from sqlalchemy import Row, Select, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from storage import limits
 from storage.claims import new_uuid
 from storage.engine import database_now
 from storage.errors import UsageError
@@ -216,23 +217,67 @@ def stop(storage: SharedStorage, study_id: int, reason: str) -> None:
         )
 
 
-def resume(storage: SharedStorage, study_id: int, *, trials: int | None = None, more: int = 0) -> None:
+def resume(
+    storage: SharedStorage,
+    study_id: int,
+    *,
+    trials: int | None = None,
+    more: int = 0,
+    budget_seconds: float | None = None,
+    until: float | None = None,
+) -> None:
     """Let workers go on, with a new budget of `trials`, or with `more` on top of the old one.
 
+    `budget_seconds` of device time, all that the study may spend from its beginning, and `until` take the place of the
+    old limits; an old `until` that was reached is cleared.
+
     Raises:
-        UsageError: the new budget is below what is already taken.
+        UsageError: a new budget is below what is already taken or spent, the old budget of device time is spent and
+            there is no new one, a new `until` is reached already, or the study is gone.
     """
     with storage.backend.write() as session:
-        new = StudyRow.trials + more if trials is None else literal(trials)
-        changed = session.execute(
-            update(StudyRow)
-            .where(StudyRow.study_id == study_id, StudyRow.taken <= new)
-            .values(state=StudyState.RUNNING, reason="", errors_in_a_row=0, trials=new)
-            .returning(StudyRow.study_id)
-        ).one_or_none()
-        if changed is None:
-            asked, taken = session.execute(select(new, StudyRow.taken).where(StudyRow.study_id == study_id)).one()
-            raise UsageError(f"--trials {asked} is less than the {taken} trials already started")
+        query = select(StudyRow, models.StudyModel.study_name).join(
+            models.StudyModel, models.StudyModel.study_id == StudyRow.study_id
+        )
+        found = session.execute(query.where(StudyRow.study_id == study_id).with_for_update(of=StudyRow)).one_or_none()
+        if found is None:
+            raise UsageError("the study is gone: somebody deleted it")
+        row, name = found
+        new = row.trials + more if trials is None else trials
+        if new < row.taken:
+            raise UsageError(f"--trials {new} is less than the {row.taken} trials already started")
+        row.budget_seconds, row.until = limits.renewed(session, row, name, budget_seconds, until)
+        row.state, row.reason, row.errors_in_a_row, row.trials = StudyState.RUNNING, "", 0, new
+
+
+def enqueue(storage: SharedStorage, record: StudyRecord, params: Mapping[str, Any]) -> int:
+    """A trial that will suggest `params` and sample the rest, before others; its number.
+
+    It takes its ticket when it starts: beyond the budget of trials it waits until that is enlarged.
+
+    Raises:
+        UsageError: the study is gone.
+    """
+    try:
+        with storage.backend.write() as session:
+            models.StudyModel.find_or_raise_by_id(record.study_id, session, for_update=True)  # one number a trial
+            return storage.backend.enqueue(session, record.study_id, params)
+    except KeyError:
+        raise UsageError(f"study {record.name!r} is gone: somebody deleted it") from None
+
+
+def delete(storage: SharedStorage, record: StudyRecord) -> None:
+    """The study with all its rows, Optuna's and ours, also while workers train: they find their leases gone.
+
+    Its files are the caller's to remove.
+
+    Raises:
+        UsageError: it is gone already.
+    """
+    try:
+        storage.delete_study(record.study_id)
+    except KeyError:
+        raise UsageError(f"study {record.name!r} is gone: somebody deleted it") from None
 
 
 _Records = Select[StudyRow, str, StudyDirection]

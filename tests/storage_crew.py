@@ -21,6 +21,7 @@ from storage.claims import BudgetSpent, Claimant, Epoch, Settlement, new_uuid
 from storage.outcomes import Outcome
 from storage.shared import open_storage
 from storage.studies import StudySpec
+from storage.tables import StudyState
 
 PROCESSES = 8
 READY_SECONDS = 120
@@ -95,6 +96,42 @@ def claim_among_newcomers(url: str, name: str) -> int:
         return ran
     finally:
         storage.backend.engine.dispose()
+
+
+def settle_at_once(url: str, name: str, value: float) -> tuple[int, str]:
+    """Claim a trial, and settle it when all have one; its number and the study's state after that."""
+    storage = open_storage(url, Claimant(new_uuid()))
+    study = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
+    trial = study.ask()
+    together()
+    storage.settle(study, trial, Settlement(Outcome.COMPLETE), value)
+    state = studies.find(storage, name).state
+    storage.backend.engine.dispose()
+    return trial.number, state
+
+
+def train_until_stopped(url: str, name: str, devices: int) -> int:
+    """Claim a trial and record epochs until one is answered by the study's end, then hand it back; their number."""
+    storage = open_storage(url, Claimant(new_uuid()))
+    lease = storage.lease_of(optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler()).ask())
+    together()
+    epoch, state = 0, StudyState.RUNNING
+    while state is StudyState.RUNNING:
+        epoch += 1
+        state = storage.record_epoch(lease, Epoch(epoch, 0.5, {}, 0.25, 10, "cpu", devices))
+    storage.hand_back(lease)
+    storage.backend.engine.dispose()
+    return epoch
+
+
+def enqueue_at_once(url: str, name: str, count: int) -> list[int]:
+    """Enqueue some trials; their numbers."""
+    storage = open_storage(url)
+    record = studies.find(storage, name)
+    together()
+    numbers = [studies.enqueue(storage, record, {"x": 0.5}) for _ in range(count)]
+    storage.backend.engine.dispose()
+    return numbers
 
 
 def adopt_one(url: str, study_id: int) -> int | None:
