@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from search.data import Data, split
     from search.datasets import DataCorrupt, DataMissing, data_root, find_dataset
     from search.errors import ObjectiveError
+    from search.loop import Run
     from search.metrics import Metric, NamedMetric
     from search.objective import Objective, Task, supervised
     from search.optimizers import Optimizer
@@ -26,6 +27,7 @@ __all__ = [
     "Objective",
     "ObjectiveError",
     "Optimizer",
+    "Run",
     "Schedule",
     "Task",
     "data_root",
@@ -38,6 +40,7 @@ _MODULES = {
     "search.data": ("Data", "split"),
     "search.datasets": ("DataCorrupt", "DataMissing", "data_root", "find_dataset"),
     "search.errors": ("ObjectiveError",),
+    "search.loop": ("Run",),
     "search.metrics": ("Metric", "NamedMetric"),
     "search.objective": ("Objective", "Task", "supervised"),
     "search.optimizers": ("Optimizer",),

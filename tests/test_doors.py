@@ -1,0 +1,146 @@
+"""The doors of a person's own loop and of bare Optuna functions, through the command with real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from command import Dialin
+from optuna.trial import TrialState
+from studies import OBJECTIVES, Inside, assert_settled, rows, states, trials, value
+
+LOOP = OBJECTIVES / "own_loop.py"
+SCRIPTS = Path(__file__).resolve().parent / "optuna_scripts"
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    return Inside(capsys, monkeypatch)
+
+
+class TestBareFunctions:
+    """Three scripts of Optuna's kind, as they are."""
+
+    def test_a_script_that_reports_is_pruned_through_its_reports(self, inside: Inside, storage_url: str) -> None:
+        script = SCRIPTS / "iris_pruning.py"
+        said = inside("run", script, "--workers", 2, "--pruner", "median", "--seed", 1, "--storage", storage_url)
+        assert said.status == 0, said.err
+        assert "12 trials, as iris_pruning.py says" in said.out
+        found = assert_settled(storage_url, "iris_pruning-1", 12)
+        assert set(states(found)) == {TrialState.COMPLETE, TrialState.PRUNED}
+        for trial in found:
+            whole = trial.state == TrialState.COMPLETE
+            assert (sorted(trial.intermediate_values) == [*range(30)]) is whole
+            assert trial.last_step is not None
+            assert trial.value == (trial.intermediate_values[29] if whole else trial.value)
+        epochs = value(storage_url, "SELECT count(*) FROM dialin_epochs")
+        assert epochs == sum(len(trial.intermediate_values) for trial in found)
+
+        assert inside("resume", "--objective", script, "--trials", "+3", "--storage", storage_url).status == 0
+        assert_settled(storage_url, "iris_pruning-1", 15)
+
+    def test_a_script_that_reports_nothing_has_exact_budgets_too(self, inside: Inside, storage_url: str) -> None:
+        script = SCRIPTS / "iris_models.py"
+        said = inside("run", f"{script}:objective", "--trials", 7, "--workers", 2, "--storage", storage_url)
+        assert said.status == 0, said.err
+        found = assert_settled(storage_url, "iris_models-1", 7)
+        assert states(found) == {TrialState.COMPLETE: 7}
+        [best] = json.loads(inside("best", "--format", "json", "--storage", storage_url).out)
+        assert best["value"] == max(trial.value or 0.0 for trial in found) > 0.9
+        assert best["recipe"] == found[best["trial"]].params
+        assert value(storage_url, "SELECT count(*) FROM dialin_epochs WHERE seconds > 0") == 7
+
+    def test_a_torch_script_trains_on_its_data_in_the_working_folder(
+        self, dialin: Dialin, shared_data: Path, tmp_path: Path, postgres_url: str
+    ) -> None:
+        shutil.copytree(shared_data / "FashionMNIST", tmp_path / "FashionMNIST", copy_function=os.symlink)
+        ended = dialin("run", SCRIPTS / "fashion_torch.py", "--trials", 2, "--workers", 2, "--storage", postgres_url)
+        assert ended.returncode == 0, ended.stderr
+        found = assert_settled(postgres_url, "fashion_torch-1", 2)
+        assert all(0.0 < accuracy < 1.0 for trial in found for accuracy in trial.intermediate_values.values())
+        assert {"n_layers", "lr", "optimizer", "n_units_l0"} <= set(found[0].params)
+
+    def test_optuna_itself_runs_the_same_function(self) -> None:
+        namespace: dict[str, object] = {"__name__": "imported"}
+        exec((SCRIPTS / "iris_pruning.py").read_text(), namespace)
+        study = optuna.create_study()
+        study.optimize(namespace["objective"], n_trials=2)  # type: ignore[arg-type]  # a script's own names
+        assert len(study.trials) == 2
+
+    def test_the_other_direction_can_be_asked_for(self, inside: Inside, sqlite_url: str, tmp_path: Path) -> None:
+        (tmp_path / "plain.py").write_text("def objective(trial):\n    return trial.suggest_float('x', 0, 1)\n")
+        said = inside("run", "plain.py", "--direction", "maximize", "--trials", 3, "--storage", sqlite_url)
+        assert said.status == 0, said.err
+        found = assert_settled(sqlite_url, "plain-1", 3)
+        [best] = json.loads(inside("best", "--format", "json", "--storage", sqlite_url).out)
+        assert best["value"] == max(trial.value or 0.0 for trial in found)
+        assert inside("run", "plain.py", "--epochs", 3, "--storage", sqlite_url).err == (
+            f"dialin: {tmp_path / 'plain.py'} is a function, which trains as long as it will: leave --epochs out\n"
+        )
+
+    def test_a_function_that_raises_stops_the_study_and_shows_its_own_frames(
+        self, inside: Inside, sqlite_url: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "broken.py").write_text("def objective(trial):\n    return 1 / 0\n")
+        said = inside("run", "broken.py", "--workers", 1, "--storage", sqlite_url)
+        assert said.status == 1
+        assert "broken.py:2: ZeroDivisionError: division by zero" in said.out
+        found = trials(sqlite_url, "broken-1")
+        assert states(found) == {TrialState.FAIL: 3}
+        assert "search/" not in found[0].user_attrs["traceback"]
+
+
+class TestOwnLoops:
+    def test_a_loop_is_searched_as_anything_else(self, inside: Inside, storage_url: str, tmp_path: Path) -> None:
+        said = inside("run", LOOP, "--workers", 2, "--pruner", "none", "--storage", storage_url)
+        assert said.status == 0, said.err
+        found = assert_settled(storage_url, "own_loop-1", 4)
+        assert states(found) == {TrialState.COMPLETE: 4}
+        assert [trial.params["optimizer"] for trial in found[:3]] == ["momentum", "adam", "adamw"]
+        for trial in found:
+            assert sorted(trial.intermediate_values) == [*range(1, 7)]
+            assert trial.value == max(trial.intermediate_values.values())
+            assert trial.user_attrs["model"] == {"width": trial.params["width"]}
+            assert trial.user_attrs["settings"]["batch_size"] == trial.params["batch_size"]
+        assert inside("best", "--weights", "best.pt", "--storage", storage_url).status == 0
+        weights = torch.load(tmp_path / "best.pt", weights_only=True)
+        assert [*weights] == ["0.weight", "0.bias", "3.weight", "3.bias"]
+        [log] = [*tmp_path.glob("**/trial-00000/log.txt")] or [*Path.home().glob("**/trial-00000/log.txt")]
+        assert log.read_text().count("has ended") == 6
+
+    def test_a_killed_workers_loop_goes_on_from_its_checkpoint(
+        self, dialin: Dialin, storage_url: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "slow").touch()
+        files = tmp_path / "files"
+        options = ("--trials", 1, "--epochs", 30, "--workers", 2, "--files", files, "--storage", storage_url)
+        run = dialin.start("run", LOOP, *options)
+
+        def kept() -> int:
+            try:
+                found = rows(storage_url, "SELECT epoch FROM dialin_checkpoints")
+            except Exception:  # the tables are not there yet
+                return 0
+            return max((epoch for (epoch,) in found), default=0)
+
+        run.wait_until(kept)
+        holder = "SELECT pid FROM dialin_workers JOIN dialin_leases USING (worker_id)"
+        os.kill(value(storage_url, holder), signal.SIGKILL)
+        checkpoint = kept()
+        (tmp_path / "slow").unlink()
+        assert run.wait() == 0, run.stderr
+        [trial] = assert_settled(storage_url, "own_loop-1", 1)
+        assert sorted(trial.intermediate_values) == [*range(1, 31)]
+        again = "SELECT min(epoch) FROM dialin_epochs WHERE generation = 2"
+        assert value(storage_url, again) == checkpoint + 1, "it began again, or left an epoch out"
+        [left] = files.glob("*/trial-00000/own.g*/epochs.txt")
+        lines = [int(line) for line in left.read_text().split()]
+        assert left.parent.name == "own.g2"
+        assert lines[0] == 1, "what the owner before left in run.dir was lost"
+        assert lines[-1] == 30
