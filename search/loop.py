@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 import optuna
 import torch
@@ -187,7 +187,7 @@ class Run:
             if self._last != epoch:
                 raise ObjectiveError(f"epoch {epoch} ended without run.report({self._metric.name}=...)")
 
-    def report(self, *, epoch: int | None = None, **metrics: float) -> None:
+    def report(self, *, epoch: int | None = None, **metrics: SupportsFloat) -> None:
         """Record an epoch: its metrics, a checkpoint where one is due; the lease is renewed.
 
         epoch: its number from 1, for a framework that counts itself; by default the next. The searched metric
