@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from search.devices import Slot
+from search.shared_data import NotPacked, Packed
 from storage.claims import new_uuid
 
 
@@ -25,6 +26,7 @@ class Assignment:
         files: root folder of checkpoints and logs.
         data: folder handed to the objective's `data`.
         log: names of trackers (`search.trackers`) beside the trial's own log.
+        shared: what `data` returned where it was called already; None: the worker calls it.
         worker_id: UUID, made by whoever starts the worker.
     """
 
@@ -36,4 +38,5 @@ class Assignment:
     files: Path
     data: Path
     log: tuple[str, ...] = ()
+    shared: Packed | NotPacked | None = None
     worker_id: str = field(default_factory=new_uuid)

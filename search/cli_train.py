@@ -239,7 +239,7 @@ def _train(
     data: Path,
     log: tuple[str, ...],
 ) -> None:
-    assignment = Assignment(url, record.name, found.reference, (), found.plan.threads, files, data, log)
+    assignment = Assignment(url, record.name, found.reference, (), found.plan.threads, files, data, log, found.shared)
     ending = launch.follow(console, storage, record, assignment, found.plan)
     raise typer.Exit(_conclude(console, storage, ending))
 

@@ -56,10 +56,10 @@ def failure(error: BaseException, path: Path, doing: str = "") -> RaisedError:
 
 def _place(error: BaseException, path: Path) -> str:
     """Return "file:line" of the innermost frame that is a person's own, or "" where there is none."""
-    if isinstance(error, SyntaxError) and error.filename and _is_theirs(error.filename, path):
+    if isinstance(error, SyntaxError) and error.filename and is_theirs(error.filename, path):
         return f"{short(Path(error.filename).resolve())}:{error.lineno or 1}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if _is_theirs(frame.filename, path):
+        if is_theirs(frame.filename, path):
             return f"{short(Path(frame.filename).resolve())}:{frame.lineno}"
     return ""
 
@@ -97,14 +97,15 @@ def person_frames(error: BaseException, path: Path) -> str:
         if id(one) in seen:
             continue
         seen.add(id(one))
-        own = [frame for frame in one.stack if _is_theirs(frame.filename, path)]
+        own = [frame for frame in one.stack if is_theirs(frame.filename, path)]
         one.stack = traceback.StackSummary.from_list(own)
         waiting += [other for other in (one.__cause__, one.__context__) if other is not None]
         waiting += one.exceptions or []
     return "".join(told.format())
 
 
-def _is_theirs(filename: str, path: Path) -> bool:
+def is_theirs(filename: str, path: Path) -> bool:
+    """Whether a file is a person's own, when their objective's module is the file `path`."""
     if filename.startswith("<"):
         return False
     file, path = Path(filename).resolve(), path.resolve()

@@ -21,6 +21,7 @@ from search.assignment import Assignment
 from search.devices import Slot
 from search.failures import RaisedError
 from search.preflight import Placement, Preflight, look_in_child
+from search.shared_data import NamelessFile, Packed
 from storage import workers
 from storage.claims import new_uuid
 from storage.errors import DialinError, UsageError
@@ -48,7 +49,8 @@ def preflight(reference: str, data: Path, placement: Placement, direction: str |
         DialinError: the child died without a word.
     """
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    child = _process(look_in_child, theirs, reference, data, placement, direction)
+    file = _nameless_file()
+    child = _process(look_in_child, theirs, reference, data, placement, direction, file)
     theirs.close()
     try:
         answer = ours.recv()
@@ -64,9 +66,18 @@ def preflight(reference: str, data: Path, placement: Placement, direction: str |
         ours.close()
     child.join()
     if isinstance(answer, Preflight):
-        return answer
+        shared = answer.shared
+        return replace(answer, shared=replace(shared, file=file) if isinstance(shared, Packed) else shared)
     message, frames, status = answer
     raise RaisedError(message, frames) if status == UsageError.exit_status else DialinError(message)
+
+
+def _nameless_file() -> NamelessFile | None:
+    """Where what the workers share will be; without it each of them loads its own."""
+    try:
+        return NamelessFile.make()
+    except OSError:
+        return None
 
 
 @dataclass

@@ -69,6 +69,8 @@ def follow(
             _watch(storage, study, fleet, view, interrupts)
         finally:
             fleet.kill()
+            if assignment.shared is not None:
+                assignment.shared.remove()
             with suppress(SQLAlchemyError, StorageInternalError):
                 fleet.deaths()  # what they held may be adopted at once
             view.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from search.devices import Gpu, SlotPlan, plan_slots, usable_cpus
+from search.shared_data import NamelessFile, NotPacked, Packed
 from storage.errors import DialinError
 
 
@@ -42,26 +43,40 @@ class Preflight:
     first_trials: tuple[dict[str, Any], ...]
     plan: SlotPlan
     notes: tuple[str, ...]
+    shared: Packed | NotPacked | None = None
 
 
-def look(reference: str, data: Path, placement: Placement, direction: str | None = None) -> Preflight:
+def look(
+    reference: str,
+    data: Path,
+    placement: Placement,
+    direction: str | None = None,
+    file: NamelessFile | None = None,
+) -> Preflight:
     """Load the objective, plan the slots and train one batch on the first of them. Raises DialinErrors.
 
-    What trains itself is only loaded; `direction` is that of a bare function.
+    What trains itself is only loaded; `direction` is that of a bare function. What `data` returned is packed into
+    the file, when there is one and more than one worker will want it.
     """
     import torch
 
     from search.devices import gpus
     from search.loading import resolve
-    from search.preview import first_batch
+    from search.packing import load_to_share
+    from search.preview import build_task, load_data, try_out
     from search.space import starting_points
 
     loaded = resolve(reference).to(direction)
     plan = placement.plan(gpus() if placement.devices != "cpu" else [])
     torch.set_num_threads(plan.threads)
     objective = loaded.objective
+    shared: Packed | NotPacked | None = None
     if not objective.trains_itself:
-        first_batch(loaded, data, torch.device(plan.slots[0].devices[0]))
+        if file is None or len(plan.slots) == 1:
+            found = load_data(loaded, data)
+        else:
+            found, shared = load_to_share(loaded, data, file)
+        try_out(loaded, found, build_task(loaded), torch.device(plan.slots[0].devices[0]))
     return Preflight(
         reference=loaded.reference,
         name=loaded.name,
@@ -73,15 +88,21 @@ def look(reference: str, data: Path, placement: Placement, direction: str | None
         first_trials=tuple(starting_points(objective)) if objective.function is None else (),
         plan=plan,
         notes=(*loaded.notes, *plan.notes),
+        shared=shared,
     )
 
 
 def look_in_child(
-    connection: Connection, reference: str, data: Path, placement: Placement, direction: str | None
+    connection: Connection,
+    reference: str,
+    data: Path,
+    placement: Placement,
+    direction: str | None,
+    file: NamelessFile | None,
 ) -> None:
     """The body of the child process: sends a Preflight, or what is wrong (message, frames, exit status)."""
     try:
-        answer: Any = look(reference, data, placement, direction)
+        answer: Any = look(reference, data, placement, direction, file)
     except DialinError as error:
         answer = (str(error), getattr(error, "frames", ""), error.exit_status)
     with contextlib.suppress(BrokenPipeError):  # Ctrl-C before this process was up: nobody listens

@@ -27,7 +27,7 @@ from search.devices import Slot
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
 from search.loading import LoadedObjective, resolve
-from search.preview import load_data
+from search.packing import shared_or_loaded
 from search.reporting import Interrupted
 from search.telling import Teller
 from search.trackers import make_trackers
@@ -69,7 +69,9 @@ class Worker:
         # The study's length, which `--epochs` may have set, is the horizon of every schedule.
         objective = replace(loaded.objective, epochs=self._record.epochs)
         # Before the first claim: a machine without the data must not spend trials to find out.
-        data = None if objective.trains_itself else load_data(loaded, assignment.data)
+        data = None
+        if not objective.trains_itself:
+            data = shared_or_loaded(assignment.shared, loaded, assignment.data, _log.warning)
         self._slot = self._register(assignment)
         self._folder = assignment.files / self._record.folder
         self._study = optuna.load_study(
