@@ -13,7 +13,7 @@ import numpy
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from search import Data
 from search.packing import CannotShare, pack, unpack
@@ -125,6 +125,11 @@ class TestWhatIsShared:
         assert found.valid.dataset.asked == [0, 2]
         assert dataset.asked == [0], "its state is each process's own"
         assert found.collate([torch.tensor(3)]).tolist() == [6]
+
+    def test_a_loaders_processes_read_it_too(self, there_and_back: Callable[[Any], Any]) -> None:
+        found = there_and_back(Memo(torch.arange(10)))
+        assert torch.cat([*DataLoader(found, batch_size=5, num_workers=1)]).tolist() == [*range(10)]
+        assert found.asked == [0], "a loader's process has its own, as ever"
 
     def test_only_what_is_in_memory_is_packed(self, tmp_path: Path) -> None:
         class Files(Dataset[bytes]):

@@ -66,7 +66,6 @@ objective = Objective(
 SPLITS = {
     "tensors": "return split(points, labels, valid=0.3, augment=lambda x, generator: x + 0.1)",
     "a dataset": "return Data(Points(points, labels), Points(points[:32], labels[:32]))",
-    "a dataset read by two processes": "return Data(Points(points, labels), (points, labels), loader_workers=2)",
 }
 CURVES = (
     "SELECT t.number, e.epoch, e.metrics FROM dialin_epochs e JOIN trials t ON t.trial_id = e.trial_id "
