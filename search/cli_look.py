@@ -70,6 +70,9 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
         f"objective {record.objective}, {record.direction} {record.metric}, {record.epochs} epochs, "
         f"{record.sampler} + {record.pruner}, seed {record.seed}; {shown(storage)}",
     )
+    for heading, text in (("narrowed to", printing.narrowing(record)), ("limits", printing.limits(record))):
+        if text:
+            printing.say(console, f"{heading}: {text}")
     if best:
         printing.say(console, printing.best_line(best[0], found))
     saved = f", {found.epochs_saved} saved by pruning" if found.epochs_saved else ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +17,7 @@ from search.launch import Ending
 from search.loading import reference_here
 from search.preflight import Placement, Preflight
 from search.strategy import check_names, quiet_optuna
+from search.wishes import parse_space, to_json
 from storage import queries, studies
 from storage.errors import UsageError
 from storage.shared import SharedStorage, open_storage
@@ -86,6 +88,10 @@ def run(
     per_device: options.PerDevice = None,
     sampler: Sampler = "tpe",
     pruner: Pruner = "hyperband",
+    fix: options.Fix = None,
+    ranges: options.Range = None,
+    until: options.Until = None,
+    budget: options.Budget = None,
     seed: Seed = None,
     data: options.DataFolder = None,
     log: options.Log = None,
@@ -99,9 +105,11 @@ def run(
     quiet_optuna()
     check_names(sampler, pruner)
     data_root, log_to = options.data_root(data), trackers.check(log or ())
+    space = to_json(parse_space(fix or (), ranges or ()))
+    until, budget_seconds = options.finite(until), options.seconds_of(budget)
     _refuse_early(storage, study)
     console = Console()
-    found = _preflight(console, objective, data_root, Placement(workers, devices, per_device), direction)
+    found = _preflight(console, objective, data_root, Placement(workers, devices, per_device), direction, space)
     _refuse_foreign_options(found, direction, epochs)
     # Nothing is made before the objective is known to work.
     files_root, shared = options.make_files_root(files, storage), open_storage(storage)
@@ -115,6 +123,9 @@ def run(
         seed=seed if seed is not None else secrets.randbelow(2**31),
         sampler=sampler,
         pruner=pruner,
+        until=until,
+        budget_seconds=budget_seconds,
+        space=space,
     )
     first = found.first_trials[: spec.trials]
     record = studies.create(shared, spec, name=study, stem=found.name, first_trials=first)
@@ -148,7 +159,8 @@ def resume(
     reference = reference_here(record.objective, objective, f"dialin resume {record.name}")
     _refuse_finished(shared, record, trials)
     console = Console()
-    found = _preflight(console, reference, data_root, Placement(workers, devices, per_device), record.direction)
+    placement = Placement(workers, devices, per_device)
+    found = _preflight(console, reference, data_root, placement, record.direction, record.space)
     studies.check_same(record, found.reference, found.metric, found.direction)
     if found.sha256 != record.objective_sha256:
         printing.say(console, f"{found.reference} has changed since {record.name} was made")
@@ -220,10 +232,17 @@ def _refuse_foreign_options(found: Preflight, direction: str | None, epochs: int
         raise UsageError(f"{found.reference} is a function, which trains as long as it will: leave --epochs out")
 
 
-def _preflight(console: Console, reference: str, data: Path, placement: Placement, direction: str | None) -> Preflight:
+def _preflight(
+    console: Console,
+    reference: str,
+    data: Path,
+    placement: Placement,
+    direction: str | None,
+    space: Mapping[str, Any],
+) -> Preflight:
     fleet.warm_up()
     with console.status(f"checking {reference} on one batch"):
-        found = fleet.preflight(reference, data, placement, direction)
+        found = fleet.preflight(reference, data, placement, direction, space)
     for note in found.notes:
         printing.say(console, note)
     return found
@@ -258,11 +277,12 @@ def _conclude(console: Console, storage: SharedStorage, ending: Ending) -> int:
         printing.say(console, printing.failure_line(failure))
     if best:
         printing.say(console, printing.best_line(best[0], status))
+    met = printing.limit_met(study, best[0] if best else None)
     printing.say(console, "go on with:")
-    if status.finished:
+    if status.finished or met:
         printing.say(console, f"  dialin best {study.name} --top 5")
         printing.say(console, f"  dialin best {study.name} --weights best.pt")
-        printing.say(console, f"  {printing.resume_command(study)} --trials +20")
+        printing.say(console, f"  {printing.resume_command(study)}{printing.more(status)}")
         printing.say(console, "  dialin dashboard")
         return 0
     printing.say(console, f"  {printing.resume_command(study)}")

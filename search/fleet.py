@@ -8,7 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
@@ -20,7 +20,7 @@ from typing import Any
 from search.assignment import Assignment
 from search.devices import Slot
 from search.failures import RaisedError
-from search.preflight import Placement, Preflight, look_in_child
+from search.preflight import NOTHING, Placement, Preflight, look_in_child
 from search.shared_data import NamelessFile, Packed
 from storage import workers
 from storage.claims import new_uuid
@@ -41,8 +41,16 @@ def warm_up() -> None:
         del os.environ["PYTHONSAFEPATH"]
 
 
-def preflight(reference: str, data: Path, placement: Placement, direction: str | None = None) -> Preflight:
+def preflight(
+    reference: str,
+    data: Path,
+    placement: Placement,
+    direction: str | None = None,
+    space: Mapping[str, Any] = NOTHING,
+) -> Preflight:
     """Check an objective and this machine in a child process; `direction` is that of a bare function's study.
+
+    `space`: the study's narrowing, as it is stored.
 
     Raises:
         RaisedError: what is wrong, in one line, perhaps with the person's own frames.
@@ -50,7 +58,7 @@ def preflight(reference: str, data: Path, placement: Placement, direction: str |
     """
     ours, theirs = multiprocessing.Pipe(duplex=False)
     file = _nameless_file()
-    child = _process(look_in_child, theirs, reference, data, placement, direction, file)
+    child = _process(look_in_child, theirs, reference, data, placement, direction, dict(space), file)
     theirs.close()
     try:
         answer = ours.recv()

@@ -5,7 +5,9 @@ Imports no torch.
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -83,7 +85,63 @@ Log = Annotated[
         "repeated.",
     ),
 ]
+Fix = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fix",
+        metavar="NAME=VALUE",
+        help="Do not search this knob: lr=0.01, optimizer=adamw, or one of the model's own. Repeatable.",
+    ),
+]
+Range = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--range",
+        metavar="NAME=LOW:HIGH|A,B,C",
+        help="Search this knob from LOW to HIGH (lr=1e-4:1e-2, the real rate), or among choices (batch_size=32,64). "
+        "Repeatable. `dialin objectives OBJECTIVE` prints the names.",
+    ),
+]
+Until = Annotated[
+    float | None,
+    typer.Option("--until", metavar="VALUE", help="Stop as soon as a trial's metric is as good as this."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="TIME",
+        help="Stop after so much training, counted on all devices together: 90s, 30m, 8h, 2d, 1h30m.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+# Days, hours, minutes, seconds, in this order.
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+def seconds_of(budget: str | None) -> float | None:
+    """`1h30m` -> 5400.0; None stays None.
+
+    Raises:
+        UsageError: it is not a duration, or none at all.
+    """
+    if budget is None:
+        return None
+    found = _DURATION.fullmatch(budget.strip().lower())
+    counts = found.groups(default="0") if found else ()
+    seconds = sum(float(count) * unit for count, unit in zip(counts, (86400, 3600, 60, 1), strict=False))
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"--budget must be a time such as 90s, 30m, 8h, 2d or 1h30m, but got {budget!r}")
+    return seconds
+
+
+def finite(until: float | None) -> float | None:
+    """What --until says. Raises UsageError for nan and infinity."""
+    if until is not None and not math.isfinite(until):
+        raise UsageError(f"--until must be a number that a trial can reach, but got {until}")
+    return until
 
 
 def open_existing(url: str) -> SharedStorage:

@@ -6,14 +6,18 @@ The parent stays free of torch and of a person's code: whatever that code does, 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from search.devices import Gpu, SlotPlan, plan_slots, usable_cpus
 from search.shared_data import NamelessFile, NotPacked, Packed
 from storage.errors import DialinError
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,13 @@ def look(
     data: Path,
     placement: Placement,
     direction: str | None = None,
+    space: Mapping[str, Any] = NOTHING,
     file: NamelessFile | None = None,
 ) -> Preflight:
     """Load the objective, plan the slots and train one batch on the first of them. Raises DialinErrors.
 
-    What trains itself is only loaded; `direction` is that of a bare function. What `data` returned is packed into
-    the file, when there is one and more than one worker will want it.
+    What trains itself is only loaded; `direction` is that of a bare function, `space` the study's narrowing as stored.
+    What `data` returned is packed into the file, when there is one and more than one worker will want it.
     """
     import torch
 
@@ -64,9 +69,11 @@ def look(
     from search.loading import resolve
     from search.packing import load_to_share
     from search.preview import build_task, load_data, try_out
+    from search.settings import check_knobs, of_study
     from search.space import starting_points
 
     loaded = resolve(reference).to(direction)
+    loaded = replace(loaded, objective=of_study(loaded.objective, space))
     plan = placement.plan(gpus() if placement.devices != "cpu" else [])
     torch.set_num_threads(plan.threads)
     objective = loaded.objective
@@ -77,6 +84,8 @@ def look(
         else:
             found, shared = load_to_share(loaded, data, file)
         try_out(loaded, found, build_task(loaded), torch.device(plan.slots[0].devices[0]))
+    else:
+        check_knobs(objective)
     return Preflight(
         reference=loaded.reference,
         name=loaded.name,
@@ -98,11 +107,12 @@ def look_in_child(
     data: Path,
     placement: Placement,
     direction: str | None,
+    space: Mapping[str, Any],
     file: NamelessFile | None,
 ) -> None:
     """The body of the child process: sends a Preflight, or what is wrong (message, frames, exit status)."""
     try:
-        answer: Any = look(reference, data, placement, direction, file)
+        answer: Any = look(reference, data, placement, direction, space, file)
     except DialinError as error:
         answer = (str(error), getattr(error, "frames", ""), error.exit_status)
     with contextlib.suppress(BrokenPipeError):  # Ctrl-C before this process was up: nobody listens

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search.loading import builtin_objectives
+from search.wishes import from_json, wish
 from storage.outcomes import Outcome
 from storage.queries import FailedTrial, RankedTrial, RunningTrial, SettledTrial, StudyStatus
 from storage.studies import StudyRecord
@@ -101,6 +102,40 @@ def running_row(trial: RunningTrial, epochs: int) -> tuple[str, ...]:
         number(trial.now),
         number(trial.best),
     )
+
+
+def narrowing(study: StudyRecord) -> str:
+    """What --fix and --range said: `lr=0.0001:0.01, optimizer=adamw`; empty when all of the space is searched."""
+    return ", ".join(f"{name}={wish(name, value)}" for name, value in from_json(study.space).items())
+
+
+def limits(study: StudyRecord) -> str:
+    """When the study stops before its trials are used up; empty when nothing was said."""
+    said = []
+    if study.until is not None:
+        said.append(f"until {study.metric} is {number(study.until)} or better")
+    if study.budget_seconds is not None:
+        spent, budget = duration(study.spent_seconds), duration(study.budget_seconds)
+        said.append(f"{spent} of {budget} device time spent")
+    return "; ".join(said)
+
+
+def limit_met(study: StudyRecord, best: RankedTrial | None) -> bool:
+    """Whether the study is stopped because it has got what --until or --budget said."""
+    if study.state is not StudyState.STOPPED:
+        return False
+    if study.budget_seconds is not None and study.spent_seconds >= study.budget_seconds:
+        return True
+    if study.until is None or best is None:
+        return False
+    return best.value >= study.until if study.direction == "maximize" else best.value <= study.until
+
+
+def more(status: StudyStatus) -> str:
+    """The options that `dialin resume` needs to train more of a study that has got what it was to get."""
+    study = status.study
+    spent = study.budget_seconds is not None and study.spent_seconds >= study.budget_seconds
+    return (" --trials +20" if status.finished else "") + (" --budget +1h" if spent else "")
 
 
 def resume_command(study: StudyRecord) -> str:

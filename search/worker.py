@@ -29,6 +29,7 @@ from search.keeper import LeaseKeeper
 from search.loading import LoadedObjective, resolve
 from search.packing import shared_or_loaded
 from search.reporting import Interrupted
+from search.settings import of_study
 from search.telling import Teller
 from search.trackers import make_trackers
 from search.trainer import Trainer
@@ -65,6 +66,7 @@ class Worker:
         loaded = resolve(assignment.objective).to(self._record.direction)
         searched = loaded.objective.searched
         studies.check_same(self._record, loaded.reference, searched.name, searched.direction)
+        loaded = replace(loaded, objective=of_study(loaded.objective, self._record.space))
         check_space(self._storage, self._record, loaded)
         # The study's length, which `--epochs` may have set, is the horizon of every schedule.
         objective = replace(loaded.objective, epochs=self._record.epochs)
