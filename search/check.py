@@ -7,13 +7,11 @@ Called by `dialin check`, which prints each line as it comes; `first_batch` (in 
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,6 +22,8 @@ from torch import Tensor
 
 from search import optimizers, schedules
 from search.batches import EvaluationBatches, TrainingBatches
+from search.check_lines import CheckLine, duration, memory_line
+from search.check_own import check_own
 from search.data import Data, size
 from search.errors import ObjectiveError
 from search.evaluation import evaluate
@@ -43,21 +43,6 @@ UNTIMED_STEPS = 2
 EVALUATED = (256, 8192)
 # Schedules are fractions of the run: a longer one has the same shape and takes longer to compute.
 MOST_STEPS = 10_000
-MIB = 1024**2
-
-
-@dataclass(frozen=True)
-class CheckLine:
-    """One thing that was checked: whether it works, what to know about it, and the seconds the check took.
-
-    `numbers` holds what `detail` says in words, for programs; bytes, seconds and counts, as the keys say.
-    """
-
-    what: str
-    ok: bool
-    detail: str
-    seconds: float
-    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +88,8 @@ def check(
 ) -> Iterator[CheckLine]:
     """Try an objective with every optimizer and schedule, measure an epoch, estimate a study.
 
+    What trains itself is run up to its first report; see search/check_own.py.
+
     Args:
         loaded: the objective, as `search.loading.resolve` found it.
         data_root: what the objective's `data` is called with.
@@ -120,6 +107,9 @@ def check(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
+        if loaded.objective.trains_itself:
+            yield from check_own(loaded, data_root, torch.device(device), trials, workers)
+            return
         started = time.perf_counter()
         bench, told = _prepare(loaded, data_root, torch.device(device))
         yield CheckLine("first batch", True, told, time.perf_counter() - started)
@@ -193,8 +183,7 @@ def _costs(bench: _Bench, trials: int, workers: int) -> Iterator[CheckLine]:
         yield line
         if line.ok:
             measured[batch_size] = line.numbers
-    peak, whose = _peak_memory(bench.device)
-    yield CheckLine("memory", True, f"at most {peak / MIB:,.0f} MiB {whose}", 0.0, {"peak_bytes": peak})
+    yield memory_line(bench.device)
     if measured:
         yield _study(bench, measured, trials, workers)
 
@@ -244,15 +233,6 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_memory(device: torch.device) -> tuple[float, str]:
-    """Return the most bytes in use so far, and whose they are."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device), f"of {device}, by tensors"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts KiB, macOS bytes: getrusage(2) of each.
-    return peak * (1 if sys.platform == "darwin" else 1024), "of memory, by a process like this one"
-
-
 def _study(bench: _Bench, measured: Mapping[int, Mapping[str, float]], trials: int, workers: int) -> CheckLine:
     """Estimate a study that has every batch size equally often, a step's time linear in the batch size."""
     objective, known = bench.loaded.objective, sorted(measured)
@@ -275,17 +255,3 @@ def _study(bench: _Bench, measured: Mapping[int, Mapping[str, float]], trials: i
     )
     numbers = {"study_seconds": seconds, "trial_seconds": trial, "trials": trials, "workers": workers}
     return CheckLine("study", True, detail, 0.0, numbers)
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people: "4.2 ms", "0.42 s", "3 min 20 s", "2 h 5 min"."""
-    if seconds < 0.1:
-        return f"{1000 * seconds:.2g} ms"
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -37,8 +37,13 @@ def print_space(console: Console, loaded: LoadedObjective) -> None:
         cells = [knob.name, knob.range, _default(knob), knob.condition]
         table.add_row(*cells, *([knob.text] if wide else []))
     said = f"{loaded.reference}: {objective.description}" if objective.description else loaded.reference
-    for line in (said, f"{searched.direction} {searched.name}, {objective.epochs} epochs, {objective.trials} trials"):
+    length = f"{objective.epochs} epochs, " if objective.epochs else ""
+    for line in (said, f"{searched.direction} {searched.name}, {length}{objective.trials} trials"):
         console.print(line, markup=False, highlight=False)
+    if objective.trains_itself:
+        console.print("its own knobs are known when it trains: `dialin check` shows those of one trial")
+    if not knobs:
+        return
     console.print(table)
     if any(knob.name == "lr_multiple" for knob in knobs):
         rows = optimizers.resolve_all(objective.optimizers).values()

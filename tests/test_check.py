@@ -11,7 +11,8 @@ from made_objectives import ROOT, made, raising, two_classes
 from torch import Tensor, nn
 
 from search import check as check_module
-from search.check import CheckLine, check, duration
+from search.check import check
+from search.check_lines import CheckLine, duration
 from search.data import Data
 from search.errors import ObjectiveError
 from search.loading import resolve
