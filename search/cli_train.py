@@ -137,6 +137,8 @@ def resume(
     trials: Annotated[
         str | None, typer.Option("--trials", metavar="N|+N", help="New budget, or so many trials more.")
     ] = None,
+    until: options.Until = None,
+    budget: options.MoreBudget = None,
     objective: options.OwnObjective = None,
     workers: options.Workers = None,
     devices: options.Devices = None,
@@ -148,10 +150,12 @@ def resume(
 ) -> None:
     """Go on with a study: trials that were left go on where they stopped, under their own numbers.
 
-    Sampler, pruner, seed and length come from the study.
+    Sampler, pruner, seed, length, and what --fix and --range said come from the study. A value of --until that was
+    reached no longer stops it.
     """
     quiet_optuna()
     total, more = _budget(trials)
+    until, seconds = options.finite(until), options.seconds_of(budget and budget.removeprefix("+"))
     log_to = trackers.check(log or ())
     shared = options.open_existing(storage)
     files_root, data_root = options.make_files_root(files, storage), options.data_root(data)
@@ -164,7 +168,9 @@ def resume(
     studies.check_same(record, found.reference, found.metric, found.direction)
     if found.sha256 != record.objective_sha256:
         printing.say(console, f"{found.reference} has changed since {record.name} was made")
-    studies.resume(shared, record.study_id, trials=total, more=more)
+    if seconds is not None and budget is not None and budget.startswith("+"):
+        seconds += record.spent_seconds if record.budget_seconds is None else record.budget_seconds
+    studies.resume(shared, record.study_id, trials=total, more=more, until=until, budget_seconds=seconds)
     _train(console, shared, studies.find(shared, record.name), found, storage, files_root, data_root, log_to)
 
 

@@ -114,6 +114,14 @@ Budget = Annotated[
         help="Stop after so much training, counted on all devices together: 90s, 30m, 8h, 2d, 1h30m.",
     ),
 ]
+MoreBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="TIME|+TIME",
+        help="New limit of training on all devices together, or so much more.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
