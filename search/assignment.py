@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from search.by_value import ByValue
 from search.devices import Slot
 from search.shared_data import NotPacked, Packed
 from storage.claims import new_uuid
@@ -20,7 +21,7 @@ class Assignment:
     Attributes:
         storage: the database's URL, with its password.
         study: name of the study.
-        objective: reference that `search.loading.resolve` understands on this machine.
+        objective: reference that `search.loading.resolve` understands on this machine, or the objective by value.
         places: slots to train on, of which the worker takes the first free one.
         threads: CPU threads to use.
         files: root folder of checkpoints and logs.
@@ -32,7 +33,7 @@ class Assignment:
 
     storage: str
     study: str
-    objective: str
+    objective: str | ByValue
     places: tuple[Slot, ...]
     threads: int
     files: Path

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from search import fleet, launch, options, printing, trackers
+from search import children, fleet, launch, options, printing, trackers
 from search.assignment import Assignment
 from search.launch import Ending
 from search.loading import reference_here
@@ -246,7 +246,7 @@ def _preflight(
     direction: str | None,
     space: Mapping[str, Any],
 ) -> Preflight:
-    fleet.warm_up()
+    children.warm_up()
     with console.status(f"checking {reference} on one batch"):
         found = fleet.preflight(reference, data, placement, direction, space)
     for note in found.notes:

@@ -104,10 +104,15 @@ def person_frames(error: BaseException, path: Path) -> str:
     return "".join(told.format())
 
 
+def typed_in(filename: str) -> bool:
+    """Whether this is Python's name for what a person typed into a shell or a notebook."""
+    return filename.startswith(("<ipython-input", "<python-input", "<stdin>"))
+
+
 def is_theirs(filename: str, path: Path) -> bool:
     """Whether a file is a person's own, when their objective's module is the file `path`."""
     if filename.startswith("<"):
-        return False
+        return typed_in(filename)
     file, path = Path(filename).resolve(), path.resolve()
     if file == path:
         return True

@@ -1,23 +1,22 @@
 """Many workers on this machine, one a slot, forked from a process that has imported torch once.
 
-`dialin run` and `dialin resume` use it. The fork server is multiprocessing's own; this process never imports torch.
+`search.launch` uses it. This process never imports torch.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from search import children
 from search.assignment import Assignment
+from search.by_value import ByValue
 from search.devices import Slot
 from search.failures import RaisedError
 from search.preflight import NOTHING, Placement, Preflight, look_in_child
@@ -28,21 +27,8 @@ from storage.errors import DialinError, UsageError
 from storage.shared import SharedStorage
 
 
-def warm_up() -> None:
-    """Start the process that workers are forked from; it imports torch while this one goes on."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["search.preload"])
-    # Python puts the current folder first on that process's import path, unless told not to: a person's
-    # random.py must not stand in for Python's. `search.preload` takes the word back.
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        with _ignoring_interrupts():
-            forkserver.ensure_running()
-    finally:
-        del os.environ["PYTHONSAFEPATH"]
-
-
 def preflight(
-    reference: str,
+    objective: str | ByValue,
     data: Path,
     placement: Placement,
     direction: str | None = None,
@@ -58,7 +44,7 @@ def preflight(
     """
     ours, theirs = multiprocessing.Pipe(duplex=False)
     file = _nameless_file()
-    child = _process(look_in_child, theirs, reference, data, placement, direction, dict(space), file)
+    child = children.start(look_in_child, theirs, objective, data, placement, direction, dict(space), file)
     theirs.close()
     try:
         answer = ours.recv()
@@ -68,7 +54,7 @@ def preflight(
     except EOFError:
         child.join()
         raise DialinError(
-            f"{reference} ended its process (exit code {child.exitcode}) when it was tried on one batch"
+            f"{objective} ended its process (exit code {child.exitcode}) when it was tried on one batch"
         ) from None
     finally:
         ours.close()
@@ -118,7 +104,7 @@ class Fleet:
 
     def _start(self, assignment: Assignment) -> Member:
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = _process(_run_worker, theirs, assignment)
+        process = children.start(_run_worker, theirs, assignment)
         theirs.close()
         return Member(assignment.places[0], assignment.worker_id, process, ours)
 
@@ -176,23 +162,3 @@ def _run_worker(connection: Connection, assignment: Assignment) -> None:
     from search.worker import run_in_fleet
 
     run_in_fleet(assignment, connection)
-
-
-def _process(target: Any, *args: Any) -> BaseProcess:
-    process = multiprocessing.get_context("forkserver").Process(target=target, args=args)
-    try:
-        process.start()
-    except (EOFError, ConnectionError):
-        raise DialinError("the process that workers are forked from was killed: is there memory enough?") from None
-    return process
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Processes started in this block ignore what reaches a whole process group: Ctrl-C, `timeout`'s SIGTERM."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

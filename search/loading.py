@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from search.by_value import DEFAULT_NAME, ByValue
 from search.errors import ObjectiveError
 from search.failures import HOME, PACKAGES, failure, short
 from storage.errors import UsageError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from search.metrics import Direction
     from search.objective import Objective
 
-DEFAULT_NAME = "objective"
 _FILE_HELP = "a file is named ./my_model.py[:name], a module pkg.module[:name]"
 _WRITE = "write objective = Objective(model=..., data=...), with `from search import Objective`"
 
@@ -95,18 +95,21 @@ def reference_here(stored: str, given: str | None, command: str) -> str:
     raise UsageError(f"the study searches {stored}, which is not built in: {command} --objective {stored}")
 
 
-def resolve(reference: str) -> LoadedObjective:
+def resolve(given: str | ByValue) -> LoadedObjective:
     """Find, import and check an objective.
 
     Args:
-        reference: a built-in's name, a dotted path or a file; each with ":name" when the module calls its
-            objective something else than `objective`.
+        given: a built-in's name, a dotted path or a file; each with ":name" when the module calls its
+            objective something else than `objective`. Or the objective itself, which has come by value.
 
     Raises:
         UsageError: there is no such objective or file.
         ObjectiveError: the module fails when imported, or what it holds is no Objective.
     """
-    target, name = _split(reference)
+    if isinstance(given, ByValue):
+        given.show_cells()
+        return LoadedObjective(given.reference, given.name, given.objective, given.source_sha256, given.path)
+    target, name = _split(given)
     importlib.invalidate_caches()  # A file written a moment ago is found too.
     if target.endswith(".py") or "/" in target:
         return _from_file(target, name)
@@ -117,7 +120,7 @@ def resolve(reference: str) -> LoadedObjective:
     dotted = all(part.isidentifier() for part in target.split("."))
     if dotted and ("." in target or name != DEFAULT_NAME):
         return _from_dotted(target, name)
-    raise UsageError(_unknown(reference))
+    raise UsageError(_unknown(given))
 
 
 def _split(reference: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from search.by_value import ByValue
 from search.devices import Gpu, SlotPlan, plan_slots, usable_cpus
 from search.shared_data import NamelessFile, NotPacked, Packed
 from storage.errors import DialinError
@@ -48,10 +49,11 @@ class Preflight:
     plan: SlotPlan
     notes: tuple[str, ...]
     shared: Packed | NotPacked | None = None
+    folds: int = 1
 
 
 def look(
-    reference: str,
+    given: str | ByValue,
     data: Path,
     placement: Placement,
     direction: str | None = None,
@@ -72,7 +74,7 @@ def look(
     from search.settings import check_knobs, of_study
     from search.space import starting_points
 
-    loaded = resolve(reference).to(direction)
+    loaded = resolve(given).to(direction)
     loaded = replace(loaded, objective=of_study(loaded.objective, space))
     plan = placement.plan(gpus() if placement.devices != "cpu" else [])
     torch.set_num_threads(plan.threads)
@@ -103,7 +105,7 @@ def look(
 
 def look_in_child(
     connection: Connection,
-    reference: str,
+    given: str | ByValue,
     data: Path,
     placement: Placement,
     direction: str | None,
@@ -112,7 +114,7 @@ def look_in_child(
 ) -> None:
     """The body of the child process: sends a Preflight, or what is wrong (message, frames, exit status)."""
     try:
-        answer: Any = look(reference, data, placement, direction, space, file)
+        answer: Any = look(given, data, placement, direction, space, file)
     except DialinError as error:
         answer = (str(error), getattr(error, "frames", ""), error.exit_status)
     with contextlib.suppress(BrokenPipeError):  # Ctrl-C before this process was up: nobody listens

@@ -28,7 +28,7 @@ LAYERS = (
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
     search.keeper search.bare search.trainer search.loading
     search.preflight search.preload search.preview search.reporter
-    search.trial_log search.artifacts search.telling search.trackers search.trackers.*
+    search.trial_log search.by_value search.children search.artifacts search.telling search.trackers search.trackers.*
     search.shared_data search.module_state search.packing""",
     """search.cli search.cli_train search.cli_look search.options search.live search.feed search.launch search.solo
     search.printing search.dashboard search.check search.check_lines search.check_own

@@ -13,7 +13,7 @@ import torch
 from command import Dialin
 from studies import SLOW, Inside, all_have_ended, assert_settled, rows, wait_until
 
-from search import Data, fleet
+from search import Data, children
 from search.packing import pack, unpack
 from search.shared_data import NamelessFile, Packed
 
@@ -141,7 +141,7 @@ def overwrite(packed: Packed, value: int, said: Connection) -> None:
 def test_a_process_that_writes_changes_its_own_copy_only() -> None:
     data = Data((torch.zeros(3000, 10),), (torch.ones(5000),))
     packed = pack(data, NamelessFile.make())
-    fleet.warm_up()
+    children.warm_up()
     context = multiprocessing.get_context("forkserver")
     pipes, processes = [], []
     for value in (1, 2):

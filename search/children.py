@@ -1,0 +1,101 @@
+"""Child processes, forked from one that has imported torch once; `search.fleet` starts the first check and workers so.
+
+The fork server is multiprocessing's own; this process never imports torch. A script or notebook that calls
+`search.run` is never run again in a child: what its objective defines travels by value (`search.by_value`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import forkserver, spawn
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from storage.errors import DialinError
+
+_starting = threading.Lock()
+
+
+def warm_up() -> None:
+    """Start the process that children are forked from; it imports torch while this one goes on."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["search.preload"])
+    # Python puts the current folder first on that process's import path, unless told not to: a person's
+    # random.py must not stand in for Python's. `search.preload` takes the word back.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        with _ignoring_interrupts():
+            forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+
+
+def start(target: Callable[..., None], *args: Any) -> BaseProcess:
+    """Run `target(*args)` in a child with this process's environment, folder and import path as they are now.
+
+    Raises:
+        DialinError: the fork server is gone.
+    """
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_enter, args=(dict(os.environ), target, args), name=target.__name__
+    )
+    try:
+        with _without_main():
+            process.start()
+    except (EOFError, ConnectionError):
+        raise DialinError("the process that workers are forked from was killed: is there memory enough?") from None
+    return process
+
+
+def on_main_thread() -> bool:
+    """Whether signal handlers can be set here: Python allows it on the main thread only."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _enter(environment: Mapping[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """The fork server's environment is that of its start: a notebook may have set CUDA_VISIBLE_DEVICES since."""
+    os.environ.clear()
+    os.environ.update(environment)
+    target(*args)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes started by this thread in here do not run the `__main__` module's file again.
+
+    multiprocessing does that so that a child finds what `__main__` defines. Nothing of ours is looked for there,
+    and a script with a bare `search.run(objective)` would start a search in each of its workers. There is no
+    switch for it: what the child is told is put together by one function, whose answer is shortened.
+    """
+    mine = threading.get_ident()
+    with _starting:
+        whole = spawn.get_preparation_data
+
+        def shortened(name: str) -> dict[str, Any]:
+            told = dict(whole(name))
+            if threading.get_ident() == mine:
+                told.pop("init_main_from_name", None)
+                told.pop("init_main_from_path", None)
+            return told
+
+        spawn.get_preparation_data = shortened
+        try:
+            yield
+        finally:
+            spawn.get_preparation_data = whole
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Processes started in this block ignore what reaches a whole process group: Ctrl-C, `timeout`'s SIGTERM."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if on_main_thread() else ()
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
