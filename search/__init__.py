@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.data import Data, split
+    from search.data import Data, Folds, split
     from search.datasets import DataCorrupt, DataMissing, data_root, find_dataset
     from search.errors import ObjectiveError
     from search.loop import Run
@@ -22,6 +22,7 @@ __all__ = [
     "Data",
     "DataCorrupt",
     "DataMissing",
+    "Folds",
     "Metric",
     "NamedMetric",
     "Objective",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "search.data": ("Data", "split"),
+    "search.data": ("Data", "Folds", "split"),
     "search.datasets": ("DataCorrupt", "DataMissing", "data_root", "find_dataset"),
     "search.errors": ("ObjectiveError",),
     "search.loop": ("Run",),

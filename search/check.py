@@ -51,6 +51,7 @@ class _Bench:
 
     loaded: LoadedObjective
     data: Data
+    folds: int
     task: Task
     device: torch.device
     weights: dict[str, Any]
@@ -133,7 +134,9 @@ def _prepare(loaded: LoadedObjective, data_root: Path, device: torch.device) -> 
         f"{preview.train} samples to train, {preview.valid} to validate; {preview.parameters:,} parameters; "
         f"untrained: loss {preview.loss:.3g}, {metric} {value:.3g}"
     )
-    return _Bench(loaded, data, task, device, weights), told
+    if len(data.folds) > 1:
+        told = f"{len(data.folds)} folds, each with {told}"
+    return _Bench(loaded, data.folds[0], len(data.folds), task, device, weights), told
 
 
 def _tried(what: str, bench: _Bench, work: Callable[[], tuple[str, dict[str, float]]]) -> CheckLine:
@@ -247,10 +250,11 @@ def _study(bench: _Bench, measured: Mapping[int, Mapping[str, float]], trials: i
         + between(batch_size, "evaluation_seconds")
         for batch_size in objective.batch_sizes
     ]
-    trial = objective.epochs * sum(epochs) / len(epochs)
+    trial = bench.folds * objective.epochs * sum(epochs) / len(epochs)
     seconds = trial * -(-trials // workers)
+    length = f"{bench.folds} folds of {objective.epochs} epochs" if bench.folds > 1 else f"{objective.epochs} epochs"
     detail = (
-        f"{trials} trials of {objective.epochs} epochs on {workers} worker{'s' * (workers > 1)}: "
+        f"{trials} trials of {length} on {workers} worker{'s' * (workers > 1)}: "
         f"about {duration(seconds)} with every epoch trained, none saved by pruning"
     )
     numbers = {"study_seconds": seconds, "trial_seconds": trial, "trials": trials, "workers": workers}

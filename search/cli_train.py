@@ -119,6 +119,7 @@ def run(
         metric=found.metric,
         direction=found.direction,
         epochs=epochs or found.epochs,
+        folds=found.folds,
         trials=trials or found.trials,
         seed=seed if seed is not None else secrets.randbelow(2**31),
         sampler=sampler,

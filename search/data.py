@@ -6,9 +6,9 @@ search. Where a dataset's files lie is `search/datasets.py`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from search.errors import ObjectiveError
 
 Split = tuple[Tensor, ...] | Dataset[Any]
 """Tensors of one length, the last of them the targets; or a map-style Dataset with items of any structure."""
+
+DEFAULT_VALID = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,27 @@ class Data(NamedArguments):
         if self.loader_workers < 0:
             raise ObjectiveError(f"loader_workers must be at least 0, but got {self.loader_workers}")
 
+    @property
+    def folds(self) -> tuple[Data, ...]:
+        """Itself alone: what has no folds is one."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Data for cross-validation, as `split(..., folds=5)` makes it: a trial trains on each of its `folds` in turn.
+
+    The trial's value is the mean over the folds. ObjectiveError: fewer than two, or something else than Data.
+    """
+
+    folds: tuple[Data, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.folds, tuple) or not all(isinstance(fold, Data) for fold in self.folds):
+            raise ObjectiveError(f"folds must be a tuple of Data, but got {self.folds!r:.80}")
+        if len(self.folds) < 2:
+            raise ObjectiveError(f"folds must be at least 2, but got {len(self.folds)}")
+
 
 def size(part: Split) -> int:
     """How many samples a split has."""
@@ -78,38 +101,92 @@ def _checked(name: str, part: Any) -> None:
         raise ObjectiveError(f"the {name} split is empty")
 
 
+@overload
 def split(
     *tensors: Tensor,
-    valid: float | int = 0.1,
+    valid: float | int | None = None,
     test: float | int | Split = 0.0,
     stratify: bool = False,
     seed: int = 0,
     scale: Callable[[Tensor], Tensor] | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-) -> Data:
+    folds: None = None,
+) -> Data: ...
+@overload
+def split(
+    *tensors: Tensor,
+    valid: None = None,
+    test: float | int | Split = 0.0,
+    stratify: bool = False,
+    seed: int = 0,
+    scale: Callable[[Tensor], Tensor] | None = None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    folds: int,
+) -> Folds: ...
+def split(
+    *tensors: Tensor,
+    valid: float | int | None = None,
+    test: float | int | Split = 0.0,
+    stratify: bool = False,
+    seed: int = 0,
+    scale: Callable[[Tensor], Tensor] | None = None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    folds: int | None = None,
+) -> Data | Folds:
     """Cut tensors of one length into a `Data`, always the same way for the same seed.
 
-    `valid` and `test` are a share (float below 1) or a number of samples (int); `test` may also be an
-    official test split as it is. With `stratify` each part has the classes of the last tensor (integer
-    labels) in equal shares, to within one.
+    `valid` (default: 0.1) and `test` are a share (float below 1) or a number of samples (int); `test` may also
+    be an official test split as it is. With `folds=k` each of k parts, equal to within one sample, is in turn
+    the validation split of what is no test split, and the rest trains. With `stratify` each part has the
+    classes of the last tensor (integer labels) in equal shares, to within one.
     """
     _checked("whole", tensors)
     count = len(tensors[0])
     held_out = test if isinstance(test, int | float) else 0
-    valid_size, test_size = _part("valid", valid, count), _part("test", held_out, count)
-    if valid_size < 1 or valid_size + test_size >= count:
-        raise ObjectiveError(f"split leaves nothing: {count} samples, valid={valid}, test={held_out}")
+    share = valid if valid is not None else DEFAULT_VALID
+    valid_size, test_size = _part("valid", share, count), _part("test", held_out, count)
+    if folds is None and (valid_size < 1 or valid_size + test_size >= count):
+        raise ObjectiveError(f"split leaves nothing: {count} samples, valid={share}, test={held_out}")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     if stratify:
         order = _spread_classes(tensors[-1], order)
-    sizes = [valid_size, test_size, count - valid_size - test_size]
-    # Sorted, so that each part lies in memory as the whole did.
-    valid_part, test_part, train_part = (
-        tuple(tensor[rows.sort().values] for tensor in tensors) for rows in order.split(sizes)
-    )
+
+    def cut(rows: Tensor) -> tuple[Tensor, ...]:
+        """Sorted, so that a part lies in memory as the whole did."""
+        return tuple(tensor[rows.sort().values] for tensor in tensors)
+
     official: Split | None = test if not isinstance(test, int | float) else None
+    if folds is not None:
+        if valid is not None:
+            raise ObjectiveError(f"each of the folds is a validation split: leave valid={valid} out")
+        test_rows, rest = order.split([test_size, count - test_size])
+        parts = _cut_folds(tensors, rest, folds)
+        own_test = official if official is not None else cut(test_rows) if test_size else None
+        return Folds(tuple(Data(train, part, own_test, scale, augment) for train, part in parts))
+    valid_part, test_part, train_part = map(cut, order.split([valid_size, test_size, count - valid_size - test_size]))
     own_test = test_part if test_size else None
     return Data(train_part, valid_part, official if official is not None else own_test, scale, augment)
+
+
+def _cut_folds(
+    tensors: tuple[Tensor, ...], order: Tensor, folds: int
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """(train, valid) of each fold, all of them views of one copy: what is not in a fold is whatever follows it.
+
+    Nearly twice the data in memory, for any number of folds: the samples once, and all again but the last fold.
+    """
+    count = len(order)
+    if not isinstance(folds, int) or isinstance(folds, bool) or not 2 <= folds <= count:
+        raise ObjectiveError(f"folds must be from 2 to the {count} samples there are, but got {folds!r}")
+    parts = order.tensor_split(folds)
+    rows = torch.cat([order, *parts[:-1]])
+    copies = [tensor[rows] for tensor in tensors]
+    start = 0
+    for part in parts:
+        end = start + len(part)
+        after = end + count - len(part)
+        yield tuple(copy[end:after] for copy in copies), tuple(copy[start:end] for copy in copies)
+        start = end
 
 
 def _part(name: str, share: float | int, count: int) -> int:

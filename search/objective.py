@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from search import narrowing, optimizers, schedules
 from search.arguments import NamedArguments, at_least_one, choices, one_of, positive
-from search.data import Data
+from search.data import Data, Folds
 from search.errors import ObjectiveError
 from search.metrics import Direction, Metric, NamedMetric, reported, resolve
 from search.optimizers import OPTIMIZERS, Optimizer
@@ -97,7 +97,7 @@ class Objective(NamedArguments):
 
     model(trial) -> a network (then `loss` is needed) or a Task; `trial.suggest_*` in it adds the model's
     own knobs.
-    data(root) -> Data; root is the folder given with --data, else $DIALIN_DATA, else ~/.cache/dialin.
+    data(root) -> Data or Folds; root is the folder given with --data, else $DIALIN_DATA, else ~/.cache/dialin.
     train(run): a training loop of one's own in place of model, data and loss; see search/loop.py. `metric` is
     then any name that it reports, with `direction` where the name is not one of search/metrics.py.
     function(trial) -> float: a bare Optuna objective in place of all of them; `dialin run old.py:objective`
@@ -126,7 +126,7 @@ class Objective(NamedArguments):
 
     # None only where `train` or `function` stands in their place, which __post_init__ sees to.
     model: Callable[[optuna.trial.Trial], nn.Module | Task] = None  # type: ignore[assignment]  # see above
-    data: Callable[[Path], Data] = None  # type: ignore[assignment]  # see above
+    data: Callable[[Path], Data | Folds] = None  # type: ignore[assignment]  # see above
     loss: Loss | None = None
     metric: Measured | Sequence[Measured] = "accuracy"
     direction: Direction | None = None

@@ -80,11 +80,13 @@ def look(
     torch.set_num_threads(plan.threads)
     objective = loaded.objective
     shared: Packed | NotPacked | None = None
+    folds = 1
     if not objective.trains_itself:
         if file is None or len(plan.slots) == 1:
             found = load_data(loaded, data)
         else:
             found, shared = load_to_share(loaded, data, file)
+        folds = len(found.folds)
         try_out(loaded, found, build_task(loaded), torch.device(plan.slots[0].devices[0]))
     else:
         check_knobs(objective)
@@ -100,6 +102,7 @@ def look(
         plan=plan,
         notes=(*loaded.notes, *plan.notes),
         shared=shared,
+        folds=folds,
     )
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 
 from search import space
 from search.batches import EvaluationBatches, TrainingBatches
-from search.data import Data, Split, size
+from search.data import Data, Folds, Split, size
 from search.errors import ObjectiveError
 from search.evaluation import evaluate
 from search.failures import RaisedError, failure
@@ -66,8 +66,12 @@ def first_batch(loaded: LoadedObjective, data_root: Path, device: torch.device |
     return try_out(loaded, load_data(loaded, data_root), build_task(loaded), torch.device(device))
 
 
-def try_out(loaded: LoadedObjective, data: Data, task: Task, device: torch.device) -> Preview:
-    """Do `first_batch` with data and a task at hand; the task is moved to the device and trained one step."""
+def try_out(loaded: LoadedObjective, data: Data | Folds, task: Task, device: torch.device) -> Preview:
+    """Do `first_batch` with data and a task at hand; the task is moved to the device and trained one step.
+
+    Of folds, which are alike, the first is looked at.
+    """
+    data = data.folds[0]
     recipe = default_recipe(loaded.objective, min(loaded.objective.batch_sizes))
     with blamed("moving the model to the device", loaded):
         task.net.to(device)
@@ -94,12 +98,12 @@ def blamed(doing: str, loaded: LoadedObjective) -> Iterator[None]:
         raise failure(error, loaded.path, doing) from error
 
 
-def load_data(loaded: LoadedObjective, data_root: Path) -> Data:
+def load_data(loaded: LoadedObjective, data_root: Path) -> Data | Folds:
     """Call the objective's `data`. Raises ObjectiveError when it fails or returns something else."""
     with blamed("data()", loaded):
         seed_everything(0)
         data: Any = loaded.objective.data(data_root)
-        if not isinstance(data, Data):
+        if not isinstance(data, Data | Folds):
             raise ObjectiveError(
                 f"data() must return a Data, but returned {_a(data)}: write Data(train, valid) or split(x, y)"
             )

@@ -128,7 +128,7 @@ class Teller(Listener):
                 key=self._record.folder,
                 number=self._trial.number,
                 metric=self._record.metric,
-                epochs=self._record.epochs,
+                epochs=self._record.length,
                 recipe=plain({**attrs.get("settings", {}), **own}),
                 summary=" ".join([attrs.get("recipe", ""), *words]).strip(),
                 worker=f"{self._slot}, {socket.gethostname()} pid {os.getpid()}",

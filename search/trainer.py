@@ -20,7 +20,7 @@ from optuna.trial import Trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from search import bare, loop, space
-from search.data import Data
+from search.data import Data, Folds
 from search.failures import failure
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
@@ -57,7 +57,7 @@ class Trainer:
     study: optuna.Study
     record: StudyRecord
     objective: Objective
-    data: Data | None
+    data: Data | Folds | None
     data_root: Path
     device: torch.device
     folder: Path
@@ -85,7 +85,7 @@ class Trainer:
             self.storage,
             trial,
             lease,
-            epochs=self.record.epochs,
+            epochs=self.record.length,
             folder=folder,
             root=self.folder,
             device=str(self.device),
@@ -157,7 +157,16 @@ class Trainer:
             raise raised
         assert self.data is not None
         teller.trains(task, self.data, recipe.batch_size, self.device, self.objective.precision)
-        return train(task, self.data, recipe, self.objective, device=self.device, seed=seed, reporter=reporter)
+        return train(
+            task,
+            self.data,
+            recipe,
+            self.objective,
+            device=self.device,
+            seed=seed,
+            reporter=reporter,
+            new_task=lambda: self.objective.task(trial),
+        )
 
     def _told(self, recipe: Recipe) -> dict[str, Any]:
         """What a trial's page says of its recipe."""

@@ -74,6 +74,7 @@ class Worker:
         data = None
         if not objective.trains_itself:
             data = shared_or_loaded(assignment.shared, loaded, assignment.data, _log.warning)
+            check_folds(self._record, len(data.folds))
         self._slot = self._register(assignment)
         self._folder = assignment.files / self._record.folder
         self._study = optuna.load_study(
@@ -82,7 +83,7 @@ class Worker:
             sampler=strategy.make_sampler(
                 self._record.sampler, self._record.seed, workers.ordinal(self._storage, assignment.worker_id)
             ),
-            pruner=strategy.make_pruner(self._record.pruner, self._record.epochs),
+            pruner=strategy.make_pruner(self._record.pruner, self._record.length),
         )
         self._trainer = Trainer(
             storage=self._storage,
@@ -171,6 +172,19 @@ class Worker:
             _log.warning("trial %d: %s; going on with another", trial.number, lost)
         finally:
             keeper.lease = None
+
+
+def check_folds(record: studies.StudyRecord, folds: int) -> None:
+    """Are there as many folds as the study was made with?
+
+    Raises:
+        UsageError: no; a trial's epochs would be numbered otherwise than those before.
+    """
+    if folds != record.folds:
+        raise UsageError(
+            f"data() returns {folds} fold{'s' * (folds > 1)}, but study {record.name!r} was made with {record.folds}: "
+            "start a new study for that"
+        )
 
 
 def check_space(storage: SharedStorage, record: studies.StudyRecord, loaded: LoadedObjective) -> None:

@@ -158,7 +158,7 @@ def test_evaluate_measures_any_split_with_fresh_metrics() -> None:
     objective = simple()
     task = objective.task(None)  # type: ignore[arg-type]
     metrics = (resolve("accuracy"), resolve("loss"))
-    data = objective.data(Path())
+    [data] = objective.data(Path()).folds
     found = [evaluate(task, EvaluationBatches(data.valid, data, 10, device=CPU), metrics, CPU) for _ in range(2)]
     assert found[0] == found[1]
     assert set(found[0]) == {"accuracy", "loss"}

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import torch
 
-from search.objective import Objective
+from search.objective import Objective, Task
 from search.randomness import seed_everything
 from search.reporting import EpochResult, Result, Verdict
 from search.space import Recipe, recipe_from_params, starting_points
@@ -70,7 +70,10 @@ def fit(
 ) -> Result:
     """Train the objective with its model's `knobs`."""
     seed_everything(seed)
-    task = objective.task(optuna.trial.FixedTrial(knobs))
-    data = objective.data(Path())
+
+    def new_task() -> Task:
+        return objective.task(optuna.trial.FixedTrial(knobs))
+
+    task, data = new_task(), objective.data(Path())
     recipe = recipe or first_recipe(objective)
-    return train(task, data, recipe, objective, device=device, seed=seed, reporter=recorder)
+    return train(task, data, recipe, objective, device=device, seed=seed, reporter=recorder, new_task=new_task)

@@ -1,0 +1,71 @@
+"""A study of an objective with folds, with real workers on both databases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from command import Dialin
+from optuna.trial import TrialState
+from studies import Inside, assert_settled, rows
+
+FOLDED = '''"""Which side of a line, over three folds."""
+import torch
+from torch import nn
+
+from search import Objective, split
+
+
+def model(trial):
+    return nn.Linear(2, trial.suggest_int("classes", 2, 3))
+
+
+def data(root):
+    points = torch.randn(90, 2, generator=torch.Generator().manual_seed(0))
+    return split(points, (points.sum(1) > 0).long(), folds=3, stratify=True)
+
+
+objective = Objective(model=model, data=data, loss=nn.CrossEntropyLoss(), epochs=2, trials=3)
+'''
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    return Inside(capsys, monkeypatch)
+
+
+def test_a_study_of_folds_has_one_value_for_each_fold(
+    dialin: Dialin, inside: Inside, tmp_path: Path, storage_url: str
+) -> None:
+    objective = tmp_path / "folded.py"
+    objective.write_text(FOLDED)
+    run = dialin("run", objective, "--workers", 2, "--pruner", "none", DIALIN_STORAGE=storage_url)
+    assert run.returncode == 0, run.stderr
+    found = assert_settled(storage_url, "folded-1", 3)
+    assert {trial.state for trial in found} == {TrialState.COMPLETE}
+    assert rows(storage_url, "SELECT epochs, folds FROM dialin_studies") == [(2, 3)]
+    for trial in found:
+        assert [*trial.intermediate_values] == [2, 4, 6]
+        assert trial.value == trial.intermediate_values[6]
+        assert trial.user_attrs["epochs"] == 6
+    best = max(found, key=lambda trial: trial.value or 0.0)
+    epochs = rows(storage_url, "SELECT epoch FROM dialin_epochs WHERE trial_id = :id ORDER BY 1", id=best._trial_id)
+    assert [epoch for (epoch,) in epochs] == [1, 2, 3, 4, 5, 6]
+    kept = inside("best", "folded-1", "--weights", tmp_path / "best.pt", "--storage", storage_url)
+    assert kept.status == 0
+    weights = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert {*weights} == {"fold-1", "fold-2", "fold-3"}
+
+    objective.write_text(FOLDED.replace("folds=3", "folds=2"))
+    again = dialin("resume", "folded-1", "--trials", "+1", "--objective", objective, DIALIN_STORAGE=storage_url)
+    assert again.returncode == 1
+    assert "data() returns 2 folds, but study 'folded-1' was made with 3" in again.stdout
+
+
+def test_a_check_counts_the_folds(inside: Inside, tmp_path: Path) -> None:
+    objective = tmp_path / "folded.py"
+    objective.write_text(FOLDED)
+    said = inside("check", objective)
+    assert "3 folds, each with 60 samples to train, 30 to validate" in said.out
+    assert "3 folds of 2 epochs" in said.out
