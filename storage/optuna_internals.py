@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
 models: Any = _models  # their columns are declared without types
 
-__all__ = ["CachedStorage", "VersionManager", "models", "trial_id_of"]
+__all__ = ["CachedStorage", "VersionManager", "forget_study", "models", "trial_id_of"]
+
+
+def forget_study(storage: CachedStorage, study_id: int) -> None:
+    """Drop what the cache holds of a study, as its `delete_study` does before it deletes."""
+    with storage._lock:
+        gone = storage._studies.pop(study_id, None)
+        for number in gone.trials if gone is not None else ():
+            trial_id = storage._study_id_and_number_to_trial_id.pop((study_id, number), None)
+            if trial_id is not None and storage._trial_id_to_study_id_and_number.get(trial_id) == (study_id, number):
+                del storage._trial_id_to_study_id_and_number[trial_id]
 
 
 def trial_id_of(trial: BaseTrial) -> int:

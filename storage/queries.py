@@ -12,19 +12,45 @@ from optuna.trial import TrialState
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from storage.details import EpochLine, Owner, TrialDetail, trial
 from storage.engine import database_now
+from storage.listing import StudyLine, listing, logged
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import CheckpointKind, CheckpointRow, EpochRow, LeaseRow, TrialRow, WorkerRow
 
+__all__ = [
+    "EpochLine",
+    "FailedTrial",
+    "Owner",
+    "RankedTrial",
+    "RunningTrial",
+    "SettledTrial",
+    "StudyLine",
+    "StudyStatus",
+    "TrialDetail",
+    "best",
+    "listing",
+    "logged",
+    "param_distributions",
+    "ranking",
+    "settled",
+    "status",
+    "trial",
+    "weights_of",
+]
+
 _FINITE = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial that is not settled. `adoptable`: its worker is gone. `seen_ago`: seconds since its last sign."""
+    """A trial that is not settled. `now`: its last finite value. `adoptable`: its worker is gone.
+
+    `seen_ago`: seconds since the worker's last sign.
+    """
 
     number: int
     epoch: int
@@ -133,16 +159,18 @@ def _running(session: Session, study: StudyRecord) -> tuple[RunningTrial, ...]:
     value = models.TrialIntermediateValueModel
     best = func.max(value.intermediate_value) if study.direction == "maximize" else func.min(value.intermediate_value)
     curve = (
-        select(value.trial_id, func.max(value.step).label("epoch"), best.label("best"))
+        select(value.trial_id, func.max(value.step).label("step"), best.label("best"))
         .join(LeaseRow, LeaseRow.trial_id == value.trial_id)
         .where(value.intermediate_value_type == _FINITE, LeaseRow.study_id == study.study_id)
         .group_by(value.trial_id)
         .subquery()
     )
+    # Not every epoch has a value: within a fold none has.
+    epoch = select(func.max(EpochRow.epoch)).where(EpochRow.trial_id == LeaseRow.trial_id).scalar_subquery()
     rows = session.execute(
         select(
             models.TrialModel.number,
-            curve.c.epoch,
+            func.coalesce(epoch, curve.c.step, 0),
             curve.c.best,
             value.intermediate_value,
             WorkerRow.slot,
@@ -154,12 +182,12 @@ def _running(session: Session, study: StudyRecord) -> tuple[RunningTrial, ...]:
         .join(LeaseRow, LeaseRow.trial_id == models.TrialModel.trial_id)
         .outerjoin(WorkerRow, WorkerRow.worker_id == LeaseRow.worker_id)
         .outerjoin(curve, curve.c.trial_id == models.TrialModel.trial_id)
-        .outerjoin(value, (value.trial_id == curve.c.trial_id) & (value.step == curve.c.epoch))
+        .outerjoin(value, (value.trial_id == curve.c.trial_id) & (value.step == curve.c.step))
         .where(LeaseRow.study_id == study.study_id, models.TrialModel.state == TrialState.RUNNING)
         .order_by(models.TrialModel.number)
     ).all()
     return tuple(
-        RunningTrial(number, epoch or 0, now, best, slot or "?", host or "?", pid or 0, ago or 0.0, bool(adoptable))
+        RunningTrial(number, epoch, now, best, slot or "?", host or "?", pid or 0, ago or 0.0, bool(adoptable))
         for number, epoch, best, now, slot, host, pid, ago, adoptable in rows
     )
 

@@ -23,7 +23,7 @@ from storage import leases, limits
 from storage.backend import Backend
 from storage.claims import Checkpoint, Claimant, Epoch, Lease, LeaseLost, Settlement
 from storage.engine import database_now
-from storage.optuna_internals import CachedStorage, models, trial_id_of
+from storage.optuna_internals import CachedStorage, forget_study, models, trial_id_of
 from storage.outcomes import Outcome
 from storage.tables import CheckpointKind, CheckpointRow, EpochRow, LeaseRow, StudyRow, StudyState
 
@@ -36,6 +36,7 @@ class SharedStorage(CachedStorage):
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
         self._sampling: FrozenTrial | None = None
+        self._uids: dict[int, str | None] = {}
 
     @property
     def backend(self) -> Backend:
@@ -118,12 +119,21 @@ class SharedStorage(CachedStorage):
         return copy.deepcopy(trial) if trial is not None else super().get_trial(trial_id)
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        self._forget_if_replaced(study_id)
         trials = super().get_all_trials(study_id, deepcopy, states)
         sampled = self._sampling
         if sampled is None:
             return trials
         mine = trial_id_of(sampled)
         return [copy.deepcopy(sampled) if trial_id_of(t) == mine else t for t in trials]
+
+    def _forget_if_replaced(self, study_id: int) -> None:
+        """SQLite gives the ids of a deleted study to the next: what is cached of the old one is not the new one's."""
+        with self._backend.read() as session:
+            uid = session.scalar(select(StudyRow.uid).where(StudyRow.study_id == study_id))
+        if self._uids.setdefault(study_id, uid) != uid:
+            self._uids[study_id] = uid
+            forget_study(self, study_id)
 
     def _sampled(self, trial_id: int) -> FrozenTrial | None:
         trial = self._sampling

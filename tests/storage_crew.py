@@ -6,6 +6,7 @@ and gives back plain values.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import optuna
 from optuna.samplers import RandomSampler
 
 from storage import studies, workers
-from storage.claims import BudgetSpent, Claimant, Epoch, Settlement, new_uuid
+from storage.claims import BudgetSpent, Claimant, Epoch, LeaseLost, Settlement, new_uuid
 from storage.outcomes import Outcome
 from storage.shared import open_storage
 from storage.studies import StudySpec
@@ -122,6 +123,27 @@ def train_until_stopped(url: str, name: str, devices: int) -> int:
     storage.hand_back(lease)
     storage.backend.engine.dispose()
     return epoch
+
+
+def train_until_lost(url: str, name: str) -> str:
+    """Claim a trial and record epochs until it is lost; whoever claimed the first deletes the study meanwhile."""
+    storage = open_storage(url, Claimant(new_uuid()))
+    record = studies.find(storage, name)
+    trial = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler()).ask()
+    lease = storage.lease_of(trial)
+    storage.record_epoch(lease, Epoch(1, 0.5, {}, 0.25, 10, "cpu"))
+    together()
+    try:
+        if trial.number == 0:
+            studies.delete(storage, record)
+            return "deleted"
+        for epoch in itertools.count(2):
+            storage.record_epoch(lease, Epoch(epoch, 0.5, {}, 0.25, 10, "cpu"))
+    except LeaseLost:
+        return "lost"
+    finally:
+        storage.backend.engine.dispose()
+    raise AssertionError
 
 
 def enqueue_at_once(url: str, name: str, count: int) -> list[int]:

@@ -81,9 +81,10 @@ def run_trial(
     return trial
 
 
-def an_epoch(number: int, value: float = 0.5, **changes: Any) -> Epoch:
+def an_epoch(number: int, value: float | None = 0.5, **changes: Any) -> Epoch:
     """One epoch's results."""
-    epoch = Epoch(number, value, {"accuracy": value, "loss": 1.0}, seconds=0.25, samples=64, device="cpu")
+    metrics = {"loss": 1.0} if value is None else {"accuracy": value, "loss": 1.0}
+    epoch = Epoch(number, value, metrics, seconds=0.25, samples=64, device="cpu")
     return replace(epoch, **changes)
 
 

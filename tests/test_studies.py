@@ -71,6 +71,7 @@ def test_a_taken_name_is_an_error_that_names_resume(storage: SharedStorage) -> N
 
 def test_a_study_is_stored_as_asked(storage: SharedStorage) -> None:
     spec = replace(SPEC, direction="minimize", metric="loss", epochs=7, trials=9, seed=2**31 - 1, objective="./ä.py")
+    spec = replace(spec, folds=5, until=0.25, budget_seconds=1.5, space={"lr": {"low": 1e-4, "high": 0.5}})
     made = studies.create(storage, spec, stem="asked", first_trials=[{"x": 0.5, "c": "a"}])
     assert {name: getattr(made, name) for name in vars(spec)} == vars(spec)
     assert (made.taken, made.returned, made.state, made.reason) == (0, 0, StudyState.RUNNING, "")
@@ -92,6 +93,20 @@ def test_two_studies_of_one_name_never_share_a_folder(storage: SharedStorage) ->
     second = create(storage, "a/b c")
     assert first.folder != second.folder
     assert second.folder.startswith("a_b_c-")
+
+
+def test_a_study_is_not_taken_for_a_deleted_one_of_its_id(empty: SharedStorage) -> None:
+    worker = worker_on(empty.backend.url)
+    old = create(worker)
+    for value in (0.5, 0.75):
+        run_trial(worker, old, value=value)
+    assert [trial.value for trial in empty.get_all_trials(old.study_id)] == [0.5, 0.75]
+    studies.delete(worker, old)
+    new = create(worker)
+    assert empty.get_all_trials(new.study_id) == []
+    trial = run_trial(worker, new, value=0.25)
+    assert [trial.value for trial in empty.get_all_trials(new.study_id)] == [0.25]
+    assert empty.get_trial(trial._trial_id).value == 0.25
 
 
 # -- Finding
