@@ -31,7 +31,7 @@ LAYERS = (
     search.trial_log search.by_value search.children search.artifacts search.telling search.trackers search.trackers.*
     search.shared_data search.module_state search.packing""",
     """search.cli search.cli_train search.cli_look search.options search.live search.feed search.launch search.solo
-    search.printing search.dashboard search.check search.check_lines search.check_own
+    search.searches search.printing search.dashboard search.check search.check_lines search.check_own
     search.template search.knob_table""",
 )
 # What a layer must not know: values need no database and no terminal, and the database needs no tensors.

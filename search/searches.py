@@ -1,0 +1,251 @@
+"""A search from what a person asks for to its end: what `dialin run`, `dialin resume` and `search.run` are thin over.
+
+Everything is checked before a study is made, in an order that tells mistakes early. The parent imports no torch.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from search import children, fleet, launch, options, printing
+from search.assignment import Assignment
+from search.by_value import ByValue
+from search.launch import Ending
+from search.preflight import Placement, Preflight
+from search.strategy import check_names, quiet_optuna
+from storage import queries, studies
+from storage.errors import UsageError
+from storage.shared import SharedStorage, open_storage
+from storage.studies import StudyRecord, StudySpec
+from storage.urls import DEFAULT_URL, parse, sqlite_file
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a search trains on this machine, and where its things are.
+
+    Attributes:
+        storage: the database's URL.
+        files: root folder of checkpoints and logs; None: beside the database.
+        data: folder of data sets; None: the usual one.
+        placement: devices and workers.
+        log: names of trackers.
+    """
+
+    storage: str = DEFAULT_URL
+    files: Path | None = None
+    data: Path | None = None
+    placement: Placement = field(default_factory=Placement)
+    log: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NewStudy:
+    """What a person says of a study to be made; None is the objective's own, or a free name, or a random seed."""
+
+    name: str | None = None
+    trials: int | None = None
+    epochs: int | None = None
+    direction: str | None = None
+    sampler: str = "tpe"
+    pruner: str = "hyperband"
+    space: Mapping[str, Any] = field(default_factory=dict)
+    until: float | None = None
+    budget_seconds: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class MoreOfStudy:
+    """What a person says of a study to go on with; None: as it is. UsageError: it cannot be read.
+
+    Attributes:
+        trials: "100", or "+20" for so many more.
+        until: a new value at which the study stops.
+        budget: "8h" of device time in all, or "+1h" on top of what there was.
+    """
+
+    trials: str | None = None
+    until: float | None = None
+    budget: str | None = None
+
+    def __post_init__(self) -> None:
+        self.total_and_more()
+        self._seconds()
+
+    def total_and_more(self) -> tuple[int | None, int]:
+        """`50` -> (50, 0), `+50` -> (None, 50)."""
+        if self.trials is None:
+            return None, 0
+        if not self.trials.removeprefix("+").isdecimal() or int(self.trials) < 1:
+            raise UsageError(f"--trials must be a number such as 100, or +50 for 50 more, but got {self.trials!r}")
+        return (None, int(self.trials)) if self.trials.startswith("+") else (int(self.trials), 0)
+
+    def budget_seconds(self, study: StudyRecord) -> float | None:
+        """Device time that the study may spend from its beginning; None: as it is."""
+        seconds = self._seconds()
+        if seconds is None or self.budget is None or not self.budget.startswith("+"):
+            return seconds
+        return seconds + (study.spent_seconds if study.budget_seconds is None else study.budget_seconds)
+
+    def _seconds(self) -> float | None:
+        return options.seconds_of(self.budget and self.budget.removeprefix("+"))
+
+
+@dataclass(frozen=True)
+class Search:
+    """A study that exists, with an objective that works, ready to be trained on this machine."""
+
+    storage: SharedStorage
+    study: StudyRecord
+    found: Preflight
+    assignment: Assignment
+
+
+def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: Place) -> Search:
+    """Try the objective on a batch and make a study of it.
+
+    Raises:
+        DialinErrors: whatever is wrong with what was asked for; then there is no study.
+    """
+    quiet_optuna()
+    check_names(wanted.sampler, wanted.pruner)
+    data = options.data_root(place.data)
+    _refuse_early(place.storage, wanted.name)
+    found = _preflight(console, objective, data, place.placement, wanted.direction, wanted.space)
+    _refuse_foreign_options(found, wanted)
+    # Nothing is made before the objective is known to work.
+    files, storage = options.make_files_root(place.files, place.storage), open_storage(place.storage)
+    spec = StudySpec(
+        objective=found.reference,
+        objective_sha256=found.sha256,
+        metric=found.metric,
+        direction=found.direction,
+        epochs=wanted.epochs or found.epochs,
+        folds=found.folds,
+        trials=wanted.trials or found.trials,
+        seed=wanted.seed if wanted.seed is not None else secrets.randbelow(2**31),
+        sampler=wanted.sampler,
+        pruner=wanted.pruner,
+        until=wanted.until,
+        budget_seconds=wanted.budget_seconds,
+        space=wanted.space,
+    )
+    first = found.first_trials[: spec.trials]
+    study = studies.create(storage, spec, name=wanted.name, stem=found.name, first_trials=first)
+    return _ready(storage, study, objective, found, place, files, data)
+
+
+def go_on(
+    console: Console,
+    storage: SharedStorage,
+    study: StudyRecord,
+    objective: str | ByValue,
+    wanted: MoreOfStudy,
+    place: Place,
+) -> Search:
+    """Try the objective again, and open the study for workers.
+
+    Raises:
+        DialinErrors: whatever is wrong with what was asked for; then the study is as it was.
+    """
+    quiet_optuna()
+    total, more = wanted.total_and_more()
+    files, data = options.make_files_root(place.files, place.storage), options.data_root(place.data)
+    _refuse_finished(storage, study, wanted)
+    found = _preflight(console, objective, data, place.placement, study.direction, study.space)
+    studies.check_same(study, found.reference, found.metric, found.direction)
+    if found.sha256 != study.objective_sha256:
+        printing.say(console, f"{found.reference} has changed since {study.name} was made")
+    studies.resume(
+        storage,
+        study.study_id,
+        trials=total,
+        more=more,
+        budget_seconds=wanted.budget_seconds(study),
+        until=wanted.until,
+    )
+    return _ready(storage, studies.find(storage, study.name), objective, found, place, files, data)
+
+
+def train(console: Console, search: Search) -> Ending:
+    """Start a worker in each slot and show the study until they have all ended. Raises DialinError."""
+    return launch.follow(console, search.storage, search.study, search.assignment, search.found.plan)
+
+
+def say_ending(console: Console, storage: SharedStorage, ending: Ending) -> None:
+    """Where the study stands, what failed, and the best so far."""
+    status = ending.status
+    name, state = status.study.name, printing.state_of(status)
+    printing.say(console, f"{name}: {printing.progress(status)}, {printing.counts(status.counts)}; {state}")
+    for failure in status.failures:
+        printing.say(console, printing.failure_line(failure))
+    for best in queries.best(storage, status.study):
+        printing.say(console, printing.best_line(best, status))
+
+
+def _ready(
+    storage: SharedStorage,
+    study: StudyRecord,
+    objective: str | ByValue,
+    found: Preflight,
+    place: Place,
+    files: Path,
+    data: Path,
+) -> Search:
+    what = objective if isinstance(objective, ByValue) else found.reference
+    threads = found.plan.threads
+    assignment = Assignment(
+        place.storage, study.name, what, (), threads, files, data, log=place.log, shared=found.shared
+    )
+    return Search(storage, study, found, assignment)
+
+
+def _preflight(
+    console: Console,
+    objective: str | ByValue,
+    data: Path,
+    placement: Placement,
+    direction: str | None,
+    space: Mapping[str, Any],
+) -> Preflight:
+    children.warm_up()
+    with console.status(f"checking {objective} on one batch"):
+        found = fleet.preflight(objective, data, placement, direction, space)
+    for note in found.notes:
+        printing.say(console, note)
+    return found
+
+
+def _refuse_foreign_options(found: Preflight, wanted: NewStudy) -> None:
+    """What only a bare function is told, or cannot be."""
+    if wanted.direction not in (None, found.direction):
+        raise UsageError(
+            f"{found.reference} says itself that it is to {found.direction} {found.metric}: no --direction"
+        )
+    if wanted.epochs is not None and found.epochs == 0:
+        raise UsageError(f"{found.reference} is a function, which trains as long as it will: leave --epochs out")
+
+
+def _refuse_early(url: str, name: str | None) -> None:
+    """A database that does not open, or a name that is taken, is said before anything slow; makes no SQLite file."""
+    file = sqlite_file(parse(url))
+    if file is not None and file.parent.is_dir() and not file.exists():
+        return
+    storage = open_storage(url)
+    if name is not None and name in studies.names(storage):
+        raise studies.taken(name)
+
+
+def _refuse_finished(storage: SharedStorage, study: StudyRecord, wanted: MoreOfStudy) -> None:
+    if wanted.trials is None and queries.status(storage, study).finished:
+        raise UsageError(
+            f"{study.name} is finished ({study.taken} of {study.trials} trials): "
+            f"{printing.resume_command(study)} --trials +20 goes on"
+        )
