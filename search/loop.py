@@ -109,14 +109,18 @@ class Run:
         reporter: Reporter,
         sampling: Callable[[], AbstractContextManager[None]],
         sampled: Callable[[Recipe], None] = lambda _recipe: None,
+        recorded: Callable[[], Mapping[int, float]] = dict,
     ) -> None:
-        """`folder()` makes `dir`; `sampling()` is the block in which a recipe is sampled, and `sampled` hears of it."""
+        """`folder()` makes `dir`; `sampling()` is the block in which a recipe is sampled, and `sampled` hears of it.
+
+        `recorded()` gives the values on record by epoch, also those of owners before.
+        """
         self.trial: Any = narrowed(trial, objective.knobs)
         self.device, self.seed, self.data = device, seed, data
         self.length = objective.epochs
         self._objective, self._metric = objective, objective.searched
         self._folder, self._reporter = folder, reporter
-        self._sampling, self._sampled = sampling, sampled
+        self._sampling, self._sampled, self._recorded = sampling, sampled, recorded
         self._recipe: OwnRecipe | None = None
         self._dir: Path | None = None
         self._kept: dict[str, Stateful] = {}
@@ -150,6 +154,11 @@ class Run:
             return int(state["epoch"])
         return self._last
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to train: all epochs are reported, or it is out of patience."""
+        return self._last >= self.length or self._out_of_patience()
+
     def keep(self, **parts: Stateful) -> None:
         """Name what a checkpoint holds. In a trial that goes on, each is put back to where the checkpoint was.
 
@@ -177,7 +186,7 @@ class Run:
         """The epochs still to train, from 1 or after the checkpoint of what is kept. Each must be reported."""
         state = self._checkpoint() if self._kept else None
         if state is not None:
-            self._go_on_after(state["epoch"])
+            self.go_on_after(state["epoch"])
             restore_random_state(state["random"], self.device)
         self._since = time.perf_counter()
         for epoch in range(self._last + 1, self.length + 1):
@@ -197,7 +206,7 @@ class Run:
         """
         number = epoch if epoch is not None else self._last + 1
         if epoch is not None and self._last == 0 and epoch > 1:
-            self._go_on_after(epoch - 1)
+            self.go_on_after(epoch - 1)
         values = {name: _as_float(name, value) for name, value in metrics.items()}
         if self._metric.name not in values:
             raise ObjectiveError(f"run.report got {', '.join(values) or 'nothing'}, but no {self._metric.name!r}")
@@ -224,21 +233,33 @@ class Run:
             self._asked, self._loaded = True, self._reporter.restore()
         return self._loaded
 
-    def _go_on_after(self, epoch: int) -> None:
-        """What the checkpoint knows of the epochs up to this one holds; later ones are trained again."""
+    def go_on_after(self, epoch: int) -> None:
+        """A framework has loaded its own checkpoint of this epoch. Later ones are trained again.
+
+        What is on record of the epochs up to this one counts for the trial's value.
+        """
         state = self._checkpoint()
         self._last = epoch
         if state is not None and state["best"] is not None and state["best"]["epoch"] <= epoch:
             self._best = state["best"]
+        for number, value in sorted(self._recorded().items()):
+            if number <= epoch and math.isfinite(value) and self._is_to_be_told(number, value):
+                self._best = {"value": value, "epoch": number, "weights": None}  # they died with who had them
 
     def _judge(self, value: float) -> float:
         """The value, NaN if it is not finite. The weights are copied when it is the best so far, or always the last."""
         if not math.isfinite(value):
             return math.nan
-        better = self._best is None or self._metric.better(value, than=self._best["value"])
-        if better or self._objective.value == "last":
+        if self._is_to_be_told(self._last, value):
             self._best = {"value": value, "epoch": self._last, "weights": self._weights()}
         return value
+
+    def _is_to_be_told(self, epoch: int, value: float) -> bool:
+        """Whether the trial's value is this epoch's: better than what there is, or later where the last one counts."""
+        best = self._best
+        if best is None or self._objective.value == "last":
+            return best is None or epoch > best["epoch"]
+        return self._metric.better(value, than=best["value"])
 
     def _weights(self) -> dict[str, Any] | None:
         """The state_dict of the one network that is kept; of several, theirs by name."""

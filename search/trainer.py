@@ -137,6 +137,7 @@ class Trainer:
             reporter=reporter,
             sampling=lambda: self.storage.sampling(trial),
             sampled=sampled,
+            recorded=lambda: self.storage.get_trial(lease.trial_id).intermediate_values,
         )
 
     def _train_task(self, trial: Trial, seed: int, reporter: TrialReporter, teller: Teller) -> Result:

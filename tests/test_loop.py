@@ -32,7 +32,9 @@ def own(train: Train, **options: Any) -> Objective:
     return Objective(train=train, **options)
 
 
-def run_of(objective: Objective, recorder: Recorder, folder: Path = Path("own")) -> loop.Run:
+def run_of(
+    objective: Objective, recorder: Recorder, folder: Path = Path("own"), recorded: dict[int, float] | None = None
+) -> loop.Run:
     return loop.Run(
         FixedTrial(starting_points(objective)[0]),
         objective,
@@ -42,6 +44,7 @@ def run_of(objective: Objective, recorder: Recorder, folder: Path = Path("own"))
         folder=lambda: folder,
         reporter=recorder,
         sampling=contextlib.nullcontext,
+        recorded=lambda: recorded or {},
     )
 
 
@@ -271,6 +274,31 @@ class TestGoingOn:
         recorder = Recorder(restored={"epoch": 3, "kept": {}, "best": best, "random": {}})
         result = play(own(lambda run: run.report(epoch=2, accuracy=0.5)), recorder)
         assert (result.value, result.best_epoch) == (0.5, 2)
+
+    @pytest.mark.parametrize(
+        ("options", "epoch", "told"),
+        [({}, 3, (0.9, 2)), ({}, 1, (0.5, 2)), ({"value": "last"}, 3, (0.5, 4)), ({"metric": "loss"}, 3, (0.1, 1))],
+    )
+    def test_what_is_on_record_of_the_epochs_before_counts(
+        self, options: dict[str, Any], epoch: int, told: tuple[float, int]
+    ) -> None:
+        """The framework's checkpoint is newer than ours: epochs 1 to 4 are on record, the last for nothing."""
+
+        def train(run: Any) -> None:
+            run.go_on_after(epoch)
+            run.report(**{objective.searched.name: 0.5})
+
+        objective = own(train, epochs=5, **options)
+        run = run_of(objective, Recorder(), recorded={1: 0.1, 2: 0.9, 3: math.nan, 4: 1.0})
+        result = loop.play(run, objective)
+        assert (result.value, result.best_epoch) == told
+        assert not run.over
+
+    def test_a_trial_whose_epochs_were_all_reported_before_ends_well(self) -> None:
+        objective = own(lambda run: run.go_on_after(3), epochs=3)
+        run = run_of(objective, Recorder(), recorded={1: 0.1, 2: 0.9, 3: 0.4})
+        result = loop.play(run, objective)
+        assert (result.outcome, result.value, run.over) == (Outcome.COMPLETE, 0.9, True)
 
     def test_a_checkpoint_of_other_parts_is_refused(self) -> None:
         recorder = Recorder(restored={"epoch": 1, "kept": {"net": {}}, "best": None, "random": {}})

@@ -32,7 +32,7 @@ LAYERS = (
     search.shared_data search.module_state search.packing""",
     """search.cli search.cli_train search.cli_look search.options search.live search.feed search.launch search.solo
     search.searches search.printing search.dashboard search.check search.check_lines search.check_own
-    search.template search.knob_table""",
+    search.template search.knob_table search.integrations search.integrations.*""",
 )
 # What a layer must not know: values need no database and no terminal, and the database needs no tensors.
 OUTSIDE = {"sqlalchemy", "psycopg", "typer", "rich", "optuna_dashboard", "storage"}
