@@ -10,11 +10,13 @@ _SIGINT = signal.signal(signal.SIGINT, signal.SIG_DFL)
 import os
 import sys
 from collections.abc import Callable
+from importlib import metadata
+from typing import Annotated
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from search import cli_look, cli_train
+from search import cli_look, cli_one, cli_train
 from storage.errors import DialinError
 from storage.schema import one_line
 
@@ -35,6 +37,8 @@ EXAMPLES: dict[Callable[..., None], str] = {
     cli_train.worker: "dialin worker digits-1 --storage postgresql://...",
     cli_train.resume: "dialin resume digits-1 --trials +50",
     cli_train.stop: "dialin stop digits-1",
+    cli_one.train: "dialin train digits lr=0.01 optimizer=adamw --epochs 5",
+    cli_one.try_: "dialin try digits-1 lr=0.05 optimizer=momentum",
     cli_look.status: "dialin status digits-1 --json",
     cli_look.best: "dialin best digits-1 --top 5 --format yaml --weights best.pt",
     cli_look.dashboard: "dialin dashboard --port 8081",
@@ -43,7 +47,22 @@ EXAMPLES: dict[Callable[..., None], str] = {
     cli_look.init: "dialin init my_model.py",
 }
 for _command, _example in EXAMPLES.items():
-    app.command(epilog=f"Example: {_example}")(_command)
+    app.command(_command.__name__.rstrip("_"), epilog=f"Example: {_example}")(_command)  # try_ is `dialin try`
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dialin {metadata.version('dialin')}")
+        raise typer.Exit
+
+
+@app.callback(no_args_is_help=True)
+def dialin(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Before any command."""
 
 
 def main() -> None:

@@ -64,7 +64,8 @@ def _refuse_unused(objective: Objective, name: str) -> None:
     users = [row.name for row in optimizers.OPTIMIZERS.values() if ours in {knob.name for knob in row.knobs}]
     shapes = [row.name for row in schedules.SCHEDULES.values() if ours in {knob.name for knob in row.knobs}]
     kind = "optimizer" if users else "schedule"
-    raise ObjectiveError(f"{name} is only for {kind} {', '.join(users or shapes)}, which is not searched here")
+    takers = users or shapes
+    raise ObjectiveError(f"{name} is only for {kind} {', '.join(takers)}: choose one too, as in {kind}={takers[0]}")
 
 
 def _check_models(objective: Objective, own: Mapping[str, Any]) -> None:
@@ -123,6 +124,8 @@ def params_of(objective: Objective, settings: Mapping[str, Any]) -> dict[str, An
         ObjectiveError: a name that is not searched, a value outside what the study samples, or a real rate or
             momentum without the optimizer that it is meant for.
     """
+    if objective.function is not None:
+        return dict(settings)  # what it suggests is known only when it trains
     rows, shapes = optimizers.resolve_all(objective.optimizers), schedules.resolve_all(objective.schedules)
     row = _row_of("optimizer", settings, rows)
     shape = _row_of("schedule", settings, shapes)
@@ -131,6 +134,9 @@ def params_of(objective: Objective, settings: Mapping[str, Any]) -> dict[str, An
     for name, value in settings.items():
         ours, number = _in_our_units(name, value, row, knobs)
         if ours not in knobs:
+            if objective.trains_itself and name not in (*ALWAYS, *COMPLEMENTS):
+                params[name] = value
+                continue
             raise _unknown(name, objective, knobs)
         _refuse_without_row(name, ours, row, rows)
         _refuse_without_row(name, ours, shape, shapes)
@@ -171,7 +177,7 @@ def _refuse_without_row(name: str, ours: str, row: Any, rows: Mapping[str, Any])
     if not users or len(users) == len(rows) or (row is not None and row.name in users):
         return
     kind = "optimizer" if isinstance(next(iter(rows.values())), Optimizer) else "schedule"
-    raise ObjectiveError(f"{name} is only for {kind} {', '.join(users)}: name it too, as in {kind}={users[0]}")
+    raise ObjectiveError(f"{name} is only for {kind} {', '.join(users)}: choose one too, as in {kind}={users[0]}")
 
 
 def _checked(name: str, value: Any, knob: Knob, number: Any, row: Optimizer | None) -> dict[str, Any]:
@@ -197,14 +203,19 @@ def _checked(name: str, value: Any, knob: Knob, number: Any, row: Optimizer | No
 def recipe_of(objective: Objective, settings: Mapping[str, Any]) -> tuple[Recipe, Objective]:
     """The recipe with these settings, in which every other knob takes its default, and the objective fixed to it.
 
+    Whatever trial the fixed objective is asked with, this recipe comes out; the model's own knobs are still open.
+
     Raises:
         ObjectiveError: as `check_knobs`; a setting for another optimizer or schedule than the recipe's.
     """
     fixed = narrowed_by(objective, settings)
-    recipe = space.recipe_from_params(space.default_params(fixed), fixed)
-    fixed = replace(fixed, optimizers=(recipe.optimizer,), schedules=(recipe.schedule,))
+    row, shape = space.recipe_from_params(defaults := space.default_params(fixed), fixed).rows
+    fixed = replace(fixed, optimizers=(row,), schedules=(shape,))
     check_knobs(fixed)
-    return recipe, fixed
+    fixed = narrowed_by(
+        fixed, {name: value for name, value in defaults.items() if name not in ("optimizer", "schedule")}
+    )
+    return space.recipe_from_params({}, fixed), fixed
 
 
 def middle_trial() -> optuna.Trial:

@@ -77,6 +77,11 @@ class Recipe:
                 has = "needs" if given is None else "has no"
                 raise ValueError(f"optimizer {self.optimizer.name!r} {has} {takes}")
 
+    @property
+    def rows(self) -> tuple[Optimizer, Schedule]:
+        """The rows of both tables."""
+        return self.optimizer, self.schedule
+
     def factors(self, steps: int) -> torch.Tensor:
         """The factor of `lr` at each of `steps` optimizer steps, the whole run: float64 of shape (steps,)."""
         return schedules.factors(self.schedule, self.shape, steps, self.warmup)

@@ -235,7 +235,10 @@ class TestParametersOfOneTrial:
         [
             ({"lr": 0.05}, "lr=0.05 depends on the optimizer: name it too, as in optimizer=momentum"),
             ({"lr": 50, "optimizer": "sgd"}, "lr=50 is outside what this study searches: 0.003 .. 3 for sgd"),
-            ({"momentum": 0.9}, "momentum is only for optimizer momentum, nesterov: name it too"),
+            (
+                {"momentum": 0.9},
+                "momentum is only for optimizer momentum, nesterov: choose one too, as in",
+            ),
             ({"momentum": 0.9, "optimizer": "adam"}, "momentum is only for optimizer momentum, nesterov"),
             ({"momentum": 0.1, "optimizer": "momentum"}, "is outside what this study searches: 0.5 .. 0.99"),
             ({"optimizer": "adm"}, "optimizer adm is not searched here: choose among sgd, momentum"),

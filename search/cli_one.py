@@ -1,0 +1,177 @@
+"""The commands for one recipe: train it here and now, or have a study try it. Registered by `search.cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search import options, printing
+from search.wishes import parse_settings
+from storage import queries, studies
+from storage.errors import DialinError, UsageError
+from storage.queries import StudyStatus
+from storage.urls import DEFAULT_URL
+
+if TYPE_CHECKING:
+    import torch
+
+    from search.foreground import Trained
+    from search.objective import Objective
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME=VALUE]...",
+        help="Knobs by name, such as lr=0.01 optimizer=adamw width=64; `dialin objectives OBJECTIVE` prints them.",
+    ),
+]
+
+
+def train(
+    objective: options.ObjectiveName,
+    settings: Settings = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, metavar="N", help="How long.", show_default="the objective's")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="Write the best epoch's weights: a state_dict.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", metavar="0|cpu", help="A GPU by its number, or cpu.", show_default="a free GPU, else cpu"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of weights, order and augmentation.")] = 0,
+    data: options.DataFolder = None,
+) -> None:
+    """Train one recipe in the foreground: no study, no database, a line an epoch.
+
+    What is not given takes its default, of the model's own knobs the middle of their range. breakpoint() works, and
+    prints go to the terminal. Ctrl-C ends it with the best so far.
+    """
+    import torch
+
+    from search.foreground import Order, train_here
+    from search.loading import resolve
+    from search.strategy import quiet_optuna
+
+    quiet_optuna()
+    if weights is not None and not weights.expanduser().absolute().parent.is_dir():
+        raise UsageError(f"cannot write {weights}: there is no such folder")
+    given = parse_settings(settings or ())
+    loaded = resolve(objective)
+    for note in loaded.notes:
+        typer.echo(note)
+    order = Order(loaded, given, epochs, _place(device), seed, options.data_root(data))
+    trained = train_here(order, typer.echo)
+    result = trained.result
+    if weights is not None and result.weights is not None:
+        torch.save(result.weights, weights)
+    _conclude(loaded.objective, trained, weights)
+
+
+def _place(device: str | None) -> torch.device:
+    """Where to train, with as many CPU threads as one worker would have."""
+    import torch
+
+    from search.devices import gpus
+    from search.preflight import Placement
+
+    if device is not None and device.removeprefix("cuda:") != "cpu" and not device.removeprefix("cuda:").isdecimal():
+        raise UsageError(f"--device is cpu or the number of a GPU, but got {device!r}")
+    named = device.removeprefix("cuda:") if device is not None else None
+    plan = Placement(1, named, None).plan(gpus() if named != "cpu" else [])
+    torch.set_num_threads(plan.threads)
+    return torch.device(plan.slots[0].devices[0])
+
+
+def _conclude(objective: Objective, trained: Trained, weights: Path | None) -> None:
+    from storage.outcomes import Outcome
+
+    result, metric = trained.result, objective.searched.name
+    if trained.interrupted:
+        typer.echo("interrupted")
+    if result.value is None:
+        said = result.reason or "no epoch was finished"
+        if trained.interrupted:
+            typer.echo(said)
+            raise typer.Exit(130)
+        raise DialinError(f"{result.outcome.text}: {said}")
+    at = f" in epoch {result.best_epoch}" if result.best_epoch else ""
+    typer.echo(f"best: {metric} {printing.number(result.value)}{at}")
+    if result.reason:
+        typer.echo(f"{result.outcome.text}: {result.reason}")
+    if weights is not None:
+        kept = f"weights are in {weights}" if result.weights is not None else "there are no weights to write"
+        typer.echo(kept)
+    if trained.interrupted:
+        raise typer.Exit(130)
+    if result.outcome not in (Outcome.COMPLETE, Outcome.PRUNED):
+        raise typer.Exit(1)
+
+
+def try_(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[STUDY] NAME=VALUE...",
+            help="The study (default: the newest), then knobs by name: lr=0.05 optimizer=momentum width=64.",
+        ),
+    ],
+    objective: options.OwnObjective = None,
+    storage: options.Storage = DEFAULT_URL,
+) -> None:
+    """Have a study try these values next; what is not given is sampled.
+
+    lr and weight_decay are the real ones, so the optimizer must be known: given too, or the only one.
+    """
+    from search.loading import reference_here
+    from search.strategy import quiet_optuna
+
+    quiet_optuna()
+    study, settings = _study_and_settings(words)
+    shared = options.open_existing(storage)
+    record = studies.find(shared, study)
+    reference = reference_here(record.objective, objective, f"dialin try {record.name} {' '.join(words[-1:])}")
+    params = _params(reference, record, settings)
+    number = studies.enqueue(shared, record, params)
+    said = " ".join(f"{name}={value}" for name, value in settings.items())
+    typer.echo(f"trial {number} of {record.name} waits with {said}; the rest is sampled")
+    typer.echo(_who_trains(queries.status(shared, studies.find(shared, record.name))))
+
+
+def _study_and_settings(words: list[str]) -> tuple[str | None, dict[str, Any]]:
+    study = None if "=" in words[0] else words[0]
+    settings = parse_settings(words if study is None else words[1:])
+    if not settings:
+        raise UsageError(f"say what to try, as in: dialin try {study} lr=0.05 optimizer=momentum")
+    return study, settings
+
+
+def _params(reference: str, record: studies.StudyRecord, settings: dict[str, Any]) -> dict[str, Any]:
+    from search.loading import resolve
+    from search.preview import blamed
+    from search.settings import of_study, params_of
+
+    loaded = resolve(reference).to(record.direction)
+    searched = loaded.objective.searched
+    studies.check_same(record, loaded.reference, searched.name, searched.direction)
+    with blamed("model()", loaded):
+        return params_of(of_study(loaded.objective, record.space), settings)
+
+
+def _who_trains(status: StudyStatus) -> str:
+    """What will train an enqueued trial, or what to type so that something does."""
+    study = status.study
+    resume = printing.resume_command(study)
+    if study.taken + status.waiting > study.trials:
+        return f"the budget of {study.trials} trials is spoken for: {resume} --trials +1 makes room for it"
+    if study.state != "running":
+        return f"{study.name} is stopped: {resume} trains it"
+    alive = sum(not trial.adoptable for trial in status.running)
+    if alive:
+        return f"the next of its workers that is free trains it ({alive} now)"
+    return f"no worker is there: {resume} trains it"
