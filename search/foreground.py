@@ -17,7 +17,7 @@ import optuna
 import torch
 
 from search import bare, loop, space
-from search.data import size
+from search.data import Folds, size
 from search.loading import LoadedObjective
 from search.narrowing import narrowed
 from search.objective import Objective
@@ -58,6 +58,7 @@ class Lines:
     def __init__(self, objective: Objective, say: Say) -> None:
         self._metric, self._length, self._say = objective.searched, objective.epochs, say
         self._order = [metric.name for metric in objective.metrics]
+        self.folds = 1
         self.best = Result(Outcome.COMPLETE)
 
     def restore(self) -> None:
@@ -69,8 +70,8 @@ class Lines:
 
     def report(self, result: EpochResult, state: Callable[[], dict[str, Any]] | None) -> Verdict:
         """Print it. Nothing is ever pruned."""
-        width = len(str(self._length))
-        of = f"/{self._length}" if self._length else ""
+        length = self._length * self.folds
+        width, of = len(str(length)), f"/{length}" if length else ""
         names = [name for name in self._order if name in result.metrics]
         names += [name for name in result.metrics if name not in names]
         values = "  ".join(f"{name} {number(result.metrics[name])}" for name in names)
@@ -129,14 +130,25 @@ def _train(order: Order, trial: optuna.Trial, lines: Lines, say: Say) -> Result:
         task = objective.task(trial)
     _tell_knobs(trial, objective, say)
     parameters = sum(parameter.numel() for parameter in task.net.parameters())
-    first = data
+    first = data.folds[0] if isinstance(data, Folds) else data
+    folds = f" in each of {len(data.folds)} folds" if isinstance(data, Folds) else ""
+    lines.folds = len(data.folds) if isinstance(data, Folds) else 1
     say(
-        f"{size(first.train):,} training and {size(first.valid):,} validation samples, {parameters:,} parameters, "
-        f"on {order.device}, seed {order.seed}"
+        f"{size(first.train):,} training and {size(first.valid):,} validation samples{folds}, "
+        f"{parameters:,} parameters, on {order.device}, seed {order.seed}"
     )
     recipe = space.sample(trial, objective)
     with blamed("", loaded):
-        return train(task, data, recipe, objective, device=order.device, seed=order.seed, reporter=lines)
+        return train(
+            task,
+            data,
+            recipe,
+            objective,
+            device=order.device,
+            seed=order.seed,
+            reporter=lines,
+            new_task=lambda: objective.task(trial),
+        )
 
 
 def _own_loop(order: Order, trial: optuna.Trial, lines: Lines) -> Result:
