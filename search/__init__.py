@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from search.data import Data, Folds, split
+    from search.data import Data, Folds, balanced, split
     from search.datasets import DataCorrupt, DataMissing, data_root, find_dataset
     from search.errors import ObjectiveError
     from search.loop import Run
@@ -31,6 +31,7 @@ __all__ = [
     "Run",
     "Schedule",
     "Task",
+    "balanced",
     "data_root",
     "find_dataset",
     "split",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "search.data": ("Data", "Folds", "split"),
+    "search.data": ("Data", "Folds", "balanced", "split"),
     "search.datasets": ("DataCorrupt", "DataMissing", "data_root", "find_dataset"),
     "search.errors": ("ObjectiveError",),
     "search.loop": ("Run",),

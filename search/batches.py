@@ -6,16 +6,17 @@ other Dataset goes through a DataLoader.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from search.data import Data, Split, size
 from search.errors import ObjectiveError
+from search.randomness import seed_of
+from search.streams import Stream
 
 # Large batches to evaluate on: at most so many samples, and no more of them than make so many bytes of
 # float32 inputs, so that a network for large images, trained at a small batch, does not run out of memory.
@@ -32,10 +33,14 @@ class _Source(Protocol):
 
 
 class TrainingBatches:
-    """One split in shuffled batches. Its length is the batches of an epoch, `samples` what they hold.
+    """One split in shuffled batches. Its length is the batches of an epoch.
 
-    A last batch of a single sample is left out when there are others: BatchNorm cannot train on it. (Other
-    samples are left out in other epochs.)
+    An epoch is a pass over the split, or `epoch_batches` of an endless stream of passes, so that epoch 3 of four
+    batches begins with the stream's ninth. With weights a pass is as many samples, drawn with replacement. The
+    order within a pass is a function of (seed, pass). A last batch of a single sample is left out when there are
+    others: BatchNorm cannot train on it. (Other samples are left out in other passes.)
+
+    ObjectiveError: an IterableDataset without `epoch_batches`.
     """
 
     def __init__(
@@ -46,34 +51,64 @@ class TrainingBatches:
         *,
         seed: int,
         device: torch.device,
+        epoch_batches: int | None = None,
     ) -> None:
         self._data, self._augment, self._batch_size = data, augment, batch_size
-        self._seed, self._device = seed, device
+        self._seed, self._device, self._epoch_batches = seed, device, epoch_batches
+        if isinstance(data.train, IterableDataset):
+            if epoch_batches is None:
+                raise ObjectiveError(
+                    f"the train split {type(data.train).__name__} is an IterableDataset, which has no epochs of its "
+                    "own: give the Objective epoch_batches, the batches of one"
+                )
+            self._stream = Stream(data.train, data, batch_size, seed)
+            self._sizes = [batch_size]
+            return
         self._source = _source(data.train, data, device)
-        self._length = size(data.train)
-        sizes = [len(rows) for rows in self._cut(torch.arange(self._length))]
-        self._count, self.samples = len(sizes), sum(sizes)
+        self._sizes = [len(rows) for rows in self._cut(torch.arange(size(data.train)))]
 
     def __len__(self) -> int:
-        return self._count
+        return self._epoch_batches or len(self._sizes)
+
+    def samples(self, epoch: int) -> int:
+        """How many samples an epoch holds; of an IterableDataset as many as full batches would."""
+        first = (epoch - 1) * len(self)
+        return sum(self._sizes[number % len(self._sizes)] for number in range(first, first + len(self)))
 
     def epoch(self, epoch: int) -> Iterator[Any]:
         """The batches of an epoch: order, augmentation and DataLoader seed are functions of (seed, epoch)."""
-        # Shuffled on the CPU: a GPU's generator would give another order.
-        order = torch.randperm(self._length, generator=self._generator("order", epoch, torch.device("cpu")))
         generator = self._generator("augment", epoch, self._device)
-        for batch in self._source.gather(self._cut(order), _seed_of("loader", self._seed, epoch)):
+        for batch in self._batches(epoch):
             scaled = _scaled(batch, self._data)
             if self._data.augment is not None:
                 scaled = _with_inputs(scaled, _inputs(scaled, "augment"), self._data.augment, generator)
             yield scaled if self._augment is None else self._augment(scaled, generator)
+
+    def _batches(self, epoch: int) -> Iterator[Any]:
+        first = (epoch - 1) * len(self)
+        if isinstance(self._data.train, IterableDataset):
+            return (moved(batch, self._device) for batch in self._stream.take(first, len(self)))
+        order: list[Tensor] = []
+        while len(order) < len(self):
+            passes, done = divmod(first + len(order), len(self._sizes))
+            order += self._pass(passes + 1)[done : done + len(self) - len(order)]
+        return self._source.gather(order, seed_of("loader", self._seed, epoch))
+
+    def _pass(self, number: int) -> Sequence[Tensor]:
+        """The rows of each batch of one pass over the split."""
+        # Shuffled on the CPU: a GPU's generator would give another order.
+        generator, count = self._generator("order", number, torch.device("cpu")), size(self._data.train)
+        if self._data.weights is None:
+            return self._cut(torch.randperm(count, generator=generator))
+        weights = self._data.weights.to("cpu", torch.float64)
+        return self._cut(torch.multinomial(weights, count, replacement=True, generator=generator))
 
     def _cut(self, order: Tensor) -> Sequence[Tensor]:
         pieces = order.split(self._batch_size)
         return pieces[:-1] if len(pieces) > 1 and len(pieces[-1]) == 1 < self._batch_size else pieces
 
     def _generator(self, purpose: str, epoch: int, device: torch.device) -> torch.Generator:
-        return torch.Generator(device).manual_seed(_seed_of(purpose, self._seed, epoch))
+        return torch.Generator(device).manual_seed(seed_of(purpose, self._seed, epoch))
 
 
 class EvaluationBatches:
@@ -86,11 +121,6 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[Any]:
         for batch in self._source.gather(self._order, seed=0):
             yield _scaled(batch, self._data)
-
-
-def _seed_of(purpose: str, seed: int, epoch: int) -> int:
-    """Streams that do not overlap; the same in every process, as Python hashes a string seed with SHA-512."""
-    return random.Random(f"{purpose} {seed} {epoch}").getrandbits(63)
 
 
 def _large(part: Split, batch_size: int) -> int:

@@ -63,7 +63,14 @@ class _Bench:
         return sorted({min(sizes), max(sizes)})
 
     def batches(self, batch_size: int) -> TrainingBatches:
-        return TrainingBatches(self.data, self.task.augment, batch_size, seed=0, device=self.device)
+        return TrainingBatches(
+            self.data,
+            self.task.augment,
+            batch_size,
+            seed=0,
+            device=self.device,
+            epoch_batches=self.loaded.objective.epoch_batches,
+        )
 
     def steps(self, recipe: Recipe, batches: Iterable[Any]) -> Iterator[Tensor]:
         """Train from the same weights at the full rate; yield each batch's mean loss, left on the device."""
@@ -169,8 +176,9 @@ def _optimizer(bench: _Bench, row: Optimizer) -> tuple[str, dict[str, float]]:
 
 def _schedule(bench: _Bench, row: schedules.Schedule) -> tuple[str, dict[str, float]]:
     """Compute the factors of a whole run."""
-    per_epoch = -(-size(bench.data.train) // max(bench.sizes))
-    steps = min(MOST_STEPS, bench.loaded.objective.epochs * per_epoch)
+    objective = bench.loaded.objective
+    per_epoch = -(-len(bench.batches(max(bench.sizes))) // objective.accumulate)
+    steps = min(MOST_STEPS, objective.epochs * per_epoch)
     table = schedules.factors(row, row.defaults, steps)
     if not bool(table.isfinite().all()) or bool((table < 0).any()):
         raise ObjectiveError(f"its factors over {steps} steps are not all finite and at least 0")
@@ -246,8 +254,7 @@ def _study(bench: _Bench, measured: Mapping[int, Mapping[str, float]], trials: i
         return low + min(max(share, 0.0), 1.0) * (high - low)
 
     epochs = [
-        -(-size(bench.data.train) // batch_size) * between(batch_size, "step_seconds")
-        + between(batch_size, "evaluation_seconds")
+        len(bench.batches(batch_size)) * between(batch_size, "step_seconds") + between(batch_size, "evaluation_seconds")
         for batch_size in objective.batch_sizes
     ]
     trial = bench.folds * objective.epochs * sum(epochs) / len(epochs)

@@ -51,7 +51,9 @@ class Curve:
         self._task, self._objective, self._device = task, objective, device
         task.net.to(device)
         self._stepper = Stepper(task, build_for(task, recipe), objective, device)
-        self._batches = TrainingBatches(data, task.augment, recipe.batch_size, seed=seed, device=device)
+        self._batches = TrainingBatches(
+            data, task.augment, recipe.batch_size, seed=seed, device=device, epoch_batches=objective.epoch_batches
+        )
         self._held_out = EvaluationBatches(data.valid, data, recipe.batch_size, device=device)
         steps = -(-len(self._batches) // objective.accumulate)
         self._rates: list[float] = (recipe.lr * recipe.factors(objective.epochs * steps)).tolist()
@@ -83,7 +85,7 @@ class Curve:
                     values |= evaluate(self._task, held_out, self._metrics, self._device, precision)
                 value = self._judge(values)
             seconds = time.perf_counter() - started
-            yield EpochResult(self.epoch, value, values, seconds, self._batches.samples)
+            yield EpochResult(self.epoch, value, values, seconds, self._batches.samples(self.epoch))
 
     def _train_epoch(self, batches: Iterable[Any]) -> Mean:
         """One epoch, or as much of it as has a finite loss; returns the mean training loss."""

@@ -18,7 +18,9 @@ from search.arguments import NamedArguments
 from search.errors import ObjectiveError
 
 Split = tuple[Tensor, ...] | Dataset[Any]
-"""Tensors of one length, the last of them the targets; or a map-style Dataset with items of any structure."""
+"""Tensors of one length, the last of them the targets; or a map-style Dataset with items of any structure.
+
+A training split may be an IterableDataset where the Objective says how many batches an epoch is."""
 
 DEFAULT_VALID = 0.1
 
@@ -33,6 +35,9 @@ class Data(NamedArguments):
     becomes float32 from 0 to 1, anything else stays), then `augment(inputs, generator)` on training batches
     only. Write `augment` as batched tensor code and draw from its generator, which lives on the device of
     the inputs: torch.rand(len(inputs), device=inputs.device, generator=generator).
+
+    `weights`, one for each training sample, shape (N,): samples are drawn with replacement, in proportion to
+    them. `balanced(labels)` makes them so that all classes are drawn equally often.
     """
 
     train: Split
@@ -42,14 +47,20 @@ class Data(NamedArguments):
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     collate: Callable[[list[Any]], Any] | None = None
     loader_workers: int = 0
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _checked("train", self.train)
+        if not isinstance(self.train, IterableDataset):
+            _checked("train", self.train)
         _checked("valid", self.valid)
         if self.test is not None:
             _checked("test", self.test)
         if self.loader_workers < 0:
             raise ObjectiveError(f"loader_workers must be at least 0, but got {self.loader_workers}")
+        if self.collate is not None and all(isinstance(part, tuple) for part in (self.train, self.valid)):
+            raise ObjectiveError("collate is for the items of a Dataset, but both splits are tensors: leave it out")
+        if self.weights is not None:
+            _check_weights(self.weights, self.train)
 
     @property
     def folds(self) -> tuple[Data, ...]:
@@ -76,6 +87,40 @@ class Folds:
 def size(part: Split) -> int:
     """How many samples a split has."""
     return len(part[0]) if isinstance(part, tuple) else len(part)  # type: ignore[arg-type]
+
+
+def balanced(labels: Tensor) -> Tensor:
+    """Weights for `Data` by which every class is drawn equally often: one over the number of its samples.
+
+    labels: class numbers, integers of shape (N,). Returns float64 of shape (N,). ObjectiveError: no such labels.
+    """
+    _check_labels("balanced", labels)
+    _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
+    return (1 / counts.double())[classes]
+
+
+def _check_labels(what: str, labels: Any) -> None:
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        is_tensor = isinstance(labels, Tensor)
+        found = f"{labels.dtype} of shape {tuple(labels.shape)}" if is_tensor else type(labels).__name__
+        raise ObjectiveError(f"{what} needs class labels, integers of shape (N,), as the last tensor, but got {found}")
+
+
+# torch.multinomial draws from no more.
+MOST_WEIGHTED = 2**24
+
+
+def _check_weights(weights: Any, train: Any) -> None:
+    if isinstance(train, IterableDataset):
+        raise ObjectiveError("weights are for samples that can be drawn, but the train split is an IterableDataset")
+    wanted = f"weights must be a tensor of shape ({size(train)},), a weight for each training sample"
+    if not isinstance(weights, Tensor) or weights.shape != (size(train),):
+        found = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(weights).__name__
+        raise ObjectiveError(f"{wanted}, but got {found}")
+    if len(weights) > MOST_WEIGHTED:
+        raise ObjectiveError(f"weights are for at most {MOST_WEIGHTED:,} samples, but there are {len(weights):,}")
+    if not bool(weights.isfinite().all()) or bool((weights < 0).any()) or not bool((weights > 0).any()):
+        raise ObjectiveError("weights must be finite, none below 0 and not all 0")
 
 
 def _checked(name: str, part: Any) -> None:
@@ -110,6 +155,7 @@ def split(
     seed: int = 0,
     scale: Callable[[Tensor], Tensor] | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    balance: bool = False,
     folds: None = None,
 ) -> Data: ...
 @overload
@@ -121,6 +167,7 @@ def split(
     seed: int = 0,
     scale: Callable[[Tensor], Tensor] | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    balance: bool = False,
     folds: int,
 ) -> Folds: ...
 def split(
@@ -131,6 +178,7 @@ def split(
     seed: int = 0,
     scale: Callable[[Tensor], Tensor] | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    balance: bool = False,
     folds: int | None = None,
 ) -> Data | Folds:
     """Cut tensors of one length into a `Data`, always the same way for the same seed.
@@ -138,7 +186,8 @@ def split(
     `valid` (default: 0.1) and `test` are a share (float below 1) or a number of samples (int); `test` may also
     be an official test split as it is. With `folds=k` each of k parts, equal to within one sample, is in turn
     the validation split of what is no test split, and the rest trains. With `stratify` each part has the
-    classes of the last tensor (integer labels) in equal shares, to within one.
+    classes of the last tensor (integer labels) in equal shares, to within one; with `balance` training draws
+    them equally often, by `balanced`.
     """
     _checked("whole", tensors)
     count = len(tensors[0])
@@ -155,6 +204,9 @@ def split(
         """Sorted, so that a part lies in memory as the whole did."""
         return tuple(tensor[rows.sort().values] for tensor in tensors)
 
+    def made(train: tuple[Tensor, ...], part: Split, test: Split | None) -> Data:
+        return Data(train, part, test, scale, augment, weights=balanced(train[-1]) if balance else None)
+
     official: Split | None = test if not isinstance(test, int | float) else None
     if folds is not None:
         if valid is not None:
@@ -162,10 +214,10 @@ def split(
         test_rows, rest = order.split([test_size, count - test_size])
         parts = _cut_folds(tensors, rest, folds)
         own_test = official if official is not None else cut(test_rows) if test_size else None
-        return Folds(tuple(Data(train, part, own_test, scale, augment) for train, part in parts))
+        return Folds(tuple(made(train, part, own_test) for train, part in parts))
     valid_part, test_part, train_part = map(cut, order.split([valid_size, test_size, count - valid_size - test_size]))
     own_test = test_part if test_size else None
-    return Data(train_part, valid_part, official if official is not None else own_test, scale, augment)
+    return made(train_part, valid_part, official if official is not None else own_test)
 
 
 def _cut_folds(
@@ -197,11 +249,7 @@ def _part(name: str, share: float | int, count: int) -> int:
 
 def _spread_classes(labels: Tensor, order: Tensor) -> Tensor:
     """`order` rearranged so that any stretch of it has the classes in their shares: sample r of n at r/n."""
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise ObjectiveError(
-            "stratify needs class labels, integers of shape (N,), as the last tensor, "
-            f"but got {labels.dtype} of shape {tuple(labels.shape)}"
-        )
+    _check_labels("stratify", labels)
     shuffled = labels[order]
     place = torch.empty(len(order), dtype=torch.float64)
     for label in shuffled.unique():

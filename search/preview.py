@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 
 from search import space
 from search.batches import EvaluationBatches, TrainingBatches
@@ -41,7 +41,8 @@ SAMPLES = 256
 class Preview:
     """What one step showed: samples in the splits, parameters of the network, first loss, untrained metrics.
 
-    `metrics` are in the objective's order, the searched one first; measured on at most a few hundred samples.
+    Of an IterableDataset `train` is what an epoch takes. `metrics` are in the objective's order, the searched one
+    first; measured on at most a few hundred samples.
     """
 
     train: int
@@ -75,10 +76,16 @@ def try_out(loaded: LoadedObjective, data: Data | Folds, task: Task, device: tor
     recipe = default_recipe(loaded.objective, min(loaded.objective.batch_sizes))
     with blamed("moving the model to the device", loaded):
         task.net.to(device)
-    loss = _first_step(loaded, data, task, recipe, device)
+    with blamed("the training batches", loaded):
+        epoch_batches = loaded.objective.epoch_batches
+        batches = TrainingBatches(
+            data, task.augment, recipe.batch_size, seed=0, device=device, epoch_batches=epoch_batches
+        )
+    loss = _first_step(loaded, batches, task, recipe, device)
     values = _evaluated(loaded, data, task, device)
     parameters = sum(parameter.numel() for parameter in task.net.parameters())
-    return Preview(size(data.train), size(data.valid), parameters, loss, values)
+    train = batches.samples(1) if isinstance(data.train, IterableDataset) else size(data.train)
+    return Preview(train, size(data.valid), parameters, loss, values)
 
 
 @contextmanager
@@ -141,12 +148,13 @@ def default_recipe(objective: Objective, batch_size: int, optimizer: Optimizer |
     return space.recipe_from_params(space.starting_points(narrowed)[0], narrowed)
 
 
-def _first_step(loaded: LoadedObjective, data: Data, task: Task, recipe: Recipe, device: torch.device) -> float:
+def _first_step(
+    loaded: LoadedObjective, batches: TrainingBatches, task: Task, recipe: Recipe, device: torch.device
+) -> float:
     with blamed("the optimizer", loaded):
         stepper = Stepper(task, build_for(task, recipe), loaded.objective, device)
     stepper.start_epoch()
     with blamed("the first training batch", loaded):
-        batches = TrainingBatches(data, task.augment, recipe.batch_size, seed=0, device=device)
         batch = next(batches.epoch(1))
     pair = _predicted(loaded, task, batch, device)
     if pair:

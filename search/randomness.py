@@ -6,6 +6,7 @@ Called by the worker before it makes a model, and by the trainer when it makes o
 from __future__ import annotations
 
 import random
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -40,3 +41,38 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     np.random.set_state(state["numpy"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def seed_of(purpose: str, seed: int, number: int) -> int:
+    """Streams that do not overlap; the same in every process, as Python hashes a string seed with SHA-512."""
+    return random.Random(f"{purpose} {seed} {number}").getrandbits(63)
+
+
+class OwnRandomness:
+    """Inside `with`, the CPU's global generators are its own, going on from where they stood when last inside.
+
+    What draws from them there is a function of the seed alone, and what draws outside does not notice.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._inside: dict[str, Any] | None = None
+        self._outside: dict[str, Any] = {}
+
+    def __enter__(self) -> None:
+        self._outside = random_state(_CPU)
+        if self._inside is not None:
+            restore_random_state(self._inside, _CPU)
+            return
+        random.seed(self._seed)
+        np.random.seed(self._seed % 2**32)
+        torch.default_generator.manual_seed(self._seed)  # torch.manual_seed would seed every GPU as well
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._inside = random_state(_CPU)
+        restore_random_state(self._outside, _CPU)
+
+
+_CPU = torch.device("cpu")

@@ -27,7 +27,7 @@ def test_every_sample_is_drawn_once_an_epoch(count: int, batch_size: int, sizes:
     drawn = [batch[0] for batch in found.epoch(1)]
     assert [len(batch) for batch in drawn] == sizes
     assert sorted(torch.cat(drawn).tolist()) == list(range(count))
-    assert (len(found), found.samples) == (len(sizes), count)
+    assert (len(found), found.samples(1)) == (len(sizes), count)
 
 
 @pytest.mark.parametrize(("count", "batch_size", "steps", "samples"), [(101, 10, 10, 100), (1, 10, 1, 1), (3, 1, 3, 3)])
@@ -35,7 +35,7 @@ def test_a_last_batch_of_a_single_sample_is_left_out_when_there_are_others(
     count: int, batch_size: int, steps: int, samples: int
 ) -> None:
     found = batches((torch.arange(count),), batch_size)
-    assert (len(found), found.samples) == (steps, samples)
+    assert (len(found), found.samples(1)) == (steps, samples)
     assert [sum(len(batch[0]) for batch in found.epoch(epoch)) for epoch in (1, 2)] == [samples] * 2
 
 

@@ -22,7 +22,7 @@ LAYERS = (
     search.knobs search.narrowing search.wishes search.settings search.optimizers
     search.schedules search.arguments""",
     """objectives objectives.*""",
-    """search.training search.curve search.evaluation search.steps search.predictions
+    """search.training search.curve search.evaluation search.steps search.streams search.predictions
     search.batches search.checkpoints search.randomness search.failures search.snapshots
     search.reporting search.loop""",
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
