@@ -6,6 +6,7 @@ tensorboard --logdir dialin-files
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
@@ -26,11 +27,9 @@ class TensorBoard:
     def start(self, info: TrialInfo) -> None:
         """A trial that goes on has its history written anew, in place of what its owners before wrote."""
         folder = self._folder / info.name
-        before = [*folder.glob("events.out.tfevents.*")]
-        # A TensorBoard that has read the old files forgets their steps when it meets the new one.
-        self._writer = SummaryWriter(str(folder), purge_step=0 if before else None)
-        for file in before:
-            file.unlink(missing_ok=True)
+        # TensorBoard reads the files of a folder in the order of their names, and forgets what it has read so far
+        # when one begins with a purge.
+        self._writer = SummaryWriter(str(folder), purge_step=0 if _comes_last(folder) else None)
         self._info, self._last = info, 0
         # Without the summary of the experiment (`exp`): it names the knobs of all trials, and each has its own.
         # TensorBoard gathers them from the trials when there is none.
@@ -63,3 +62,17 @@ class TensorBoard:
         self._last = point.epoch
         for name, value in point.metrics.items():
             writer.add_scalar(name, value, point.epoch, walltime=point.at)
+
+
+def _comes_last(folder: Path) -> bool:
+    """Whether there are files already; the name of one that is made when this returns comes after theirs.
+
+    Names hold the second in which a file was made. One from the future, by another machine's clock, is removed:
+    what was in it is told again.
+    """
+    before = {file: int(file.name.split(".")[3]) for file in folder.glob("events.out.tfevents.*")}
+    time.sleep(max([0.0, *(left for made in before.values() if (left := made + 1 - time.time()) <= 1)]))
+    for file, made in before.items():
+        if made >= int(time.time()):
+            file.unlink(missing_ok=True)
+    return bool(before)

@@ -1,0 +1,156 @@
+"""Real studies with `--log`: every trial where people look for it, whichever worker trained it, and in its own log."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from command import Dialin, Running
+from optuna.artifacts import get_all_artifact_meta
+from optuna.trial import FrozenTrial, TrialState
+from studies import SLOW, TINY, assert_settled, engines_disposed, optuna_url, rows, trials, value
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from storage.retention import WEIGHTS_KEPT
+
+FILES = "dialin-files"
+
+
+def curves(root: Path, name: str = "accuracy") -> dict[str, list[tuple[int, float]]]:
+    """(step, value) by trial, as TensorBoard has them."""
+    found = {}
+    for folder in sorted(root.glob("*/tensorboard/trial-*")):
+        events = EventAccumulator(str(folder)).Reload()
+        found[folder.name] = [(event.step, event.value) for event in events.Scalars(name)]
+    return found
+
+
+def recorded(found: list[FrozenTrial]) -> dict[str, list[tuple[int, float]]]:
+    """The same, as they are in the database."""
+    return {
+        f"trial-{trial.number:05d}": [(step, pytest.approx(one)) for step, one in trial.intermediate_values.items()]  # type: ignore[misc]
+        for trial in found
+    }
+
+
+def log_of(root: Path, number: int) -> str:
+    (log,) = root.glob(f"*/trial-{number:05d}/log.txt")
+    return log.read_text()
+
+
+def pictures(url: str, study: str) -> dict[int, list[str]]:
+    """Names of the files that hang on each trial, as plain Optuna finds them."""
+    with engines_disposed():
+        storage = optuna.storages.RDBStorage(optuna_url(url))
+        loaded = optuna.load_study(study_name=study, storage=storage)
+        return {
+            trial.number: sorted(meta.filename for meta in get_all_artifact_meta(trial, storage=storage))
+            for trial in loaded.trials
+        }
+
+
+def test_two_workers_tell_of_each_trial_under_its_own_name(dialin: Dialin, storage_url: str, tmp_path: Path) -> None:
+    files = tmp_path / FILES
+    run = dialin(
+        *("run", TINY, "--trials", 8, "--workers", 2, "--pruner", "none", "--files", files),
+        *("--log", "tensorboard", "--log", "plots"),
+        DIALIN_STORAGE=storage_url,
+    )
+    assert run.returncode == 0, run.stderr
+    found = assert_settled(storage_url, "tiny-1", 8)
+    assert curves(files) == recorded(found)
+    assert len({*rows(storage_url, "SELECT worker_id FROM dialin_epochs")}) == 2, "both have trained"
+    for trial in found:
+        lines = log_of(files, trial.number).splitlines()
+        assert lines[0].startswith(f"trial {trial.number} of tiny-1: {trial.user_attrs['recipe']} width ")
+        assert re.search(r"; on cpu/[01], \S+ pid \d+$", lines[0])
+        epochs = [line for line in lines if re.match(r"epoch \d/4  accuracy \S+  ", line)]
+        assert len(epochs) == 4
+        assert f"accuracy {trial.intermediate_values[4]:.4g}  " in epochs[3]
+        assert lines[-1] == f"complete: accuracy {trial.value:.4g} in epoch {trial.user_attrs['best_epoch']}"
+    hanging = pictures(storage_url, "tiny-1")
+    assert {*map(tuple, hanging.values())} <= {(), ("confusion-matrix.png", "learning-curve.png")}
+    best = sorted(found, key=lambda trial: (-(trial.value or 0), trial.number))[:WEIGHTS_KEPT]
+    assert all(hanging[trial.number] for trial in best)
+
+
+def test_the_dashboard_shows_the_pictures_of_a_trial(dialin: Dialin, start_dialin: Callable[..., Running]) -> None:
+    assert dialin("run", TINY, "--trials", 1, "--workers", 1, "--log", "plots").returncode == 0
+    running = start_dialin("dashboard", "--port", 0)
+    running.wait_for("http://")
+    address = running.stdout[running.stdout.index("http://") :].split()[0]
+
+    def get(path: str) -> Any:
+        with urllib.request.urlopen(address + path, timeout=20) as answer:
+            return answer.read()
+
+    (trial,) = json.loads(get("/api/studies/1?after=0"))["trials"]
+    hanging = {one["filename"]: one["artifact_id"] for one in trial["artifacts"]}
+    assert {*hanging} == {"learning-curve.png", "confusion-matrix.png"}
+    for artifact in hanging.values():
+        assert get(f"/artifacts/1/{trial['trial_id']}/{artifact}").startswith(b"\x89PNG")
+
+
+def test_an_adopted_trial_leaves_one_continuous_curve(
+    dialin: Dialin, start_dialin: Callable[..., Running], tmp_path: Path
+) -> None:
+    """Killed, not asked to end: whatever was not written by then is lost."""
+    arguments = ("--workers", 1, "--log", "tensorboard")
+    running = start_dialin("run", SLOW, "--trials", 1, "--epochs", 30, "--pruner", "none", *arguments)
+    files, url = tmp_path / FILES, _url(tmp_path)
+    running.wait_until(lambda: _known(tmp_path) and rows(url, "SELECT 1 FROM dialin_checkpoints"))
+    os.kill(value(url, "SELECT pid FROM dialin_workers"), signal.SIGKILL)
+    assert running.wait() == 1
+    left = len(rows(url, "SELECT epoch FROM dialin_epochs"))
+    (tmp_path / "hurry").touch()
+    assert dialin("resume", "--objective", SLOW, *arguments).returncode == 0
+    found = assert_settled(url, "slow-1", 1)
+    assert left < 30
+    assert [step for step, _ in recorded(found)["trial-00000"]] == [*range(1, 31)]
+    assert curves(files) == recorded(found)
+    log = log_of(files, 0)
+    assert re.search(r"^goes on after epoch [1-9]", log, re.M)
+    assert log.count("trial 0 of slow-1: ") == 2
+
+
+def test_a_hand_back_is_written_to_the_log(start_dialin: Callable[..., Running], tmp_path: Path) -> None:
+    running = start_dialin("run", SLOW, "--workers", 1, "--pruner", "none", "--log", "tensorboard")
+    files = tmp_path / FILES
+    running.wait_until(lambda: _known(tmp_path) and rows(_url(tmp_path), "SELECT 1 FROM dialin_epochs"))
+    running.interrupt()
+    assert running.wait() == 130
+    assert log_of(files, 0).splitlines()[-1] == "handed back"
+    (told,) = curves(files).values()
+    assert [step for step, _ in told] == [step for (step,) in rows(_url(tmp_path), "SELECT epoch FROM dialin_epochs")]
+
+
+def test_a_tracker_that_fails_costs_a_warning_in_the_log_and_nothing_else(dialin: Dialin, tmp_path: Path) -> None:
+    run = dialin(
+        *("run", TINY, "--trials", 2, "--workers", 1, "--pruner", "none", "--log", "mlflow", "--log", "tensorboard"),
+        MLFLOW_TRACKING_URI="nowhere://at-all",
+    )
+    assert run.returncode == 0
+    found = trials(_url(tmp_path), "tiny-1")
+    assert [trial.state for trial in found] == [TrialState.COMPLETE] * 2
+    for trial in found:
+        assert log_of(tmp_path / FILES, trial.number).count("mlflow is left out of the rest of this trial: ") == 1
+    assert curves(tmp_path / FILES) == recorded(found)
+
+
+def _url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'dialin.db'}"
+
+
+def _known(folder: Path) -> bool:
+    """Whether the study's tables are there to be asked."""
+    return (folder / "dialin.db").exists() and bool(
+        rows(_url(folder), "SELECT 1 FROM sqlite_master WHERE name = 'dialin_checkpoints'")
+    )
