@@ -6,10 +6,13 @@ by a UUID under the files root, and its description among the trial's system att
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
+from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import Trial
 
 
@@ -37,3 +40,9 @@ class Artifacts(FileSystemArtifactStore):
                     self.write(meta.artifact_id, file)
                 return
         upload_artifact(artifact_store=self, file_path=str(path), study_or_trial=trial)
+
+    def forget(self, artifact_ids: Iterable[str]) -> None:
+        """Remove files (`storage.attachments` knows a study's); those that are not there are gone already."""
+        for artifact_id in artifact_ids:
+            with suppress(ArtifactNotFound):
+                self.remove(artifact_id)

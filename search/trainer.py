@@ -194,8 +194,9 @@ class Trainer:
         result: Result,
         traceback: str,
     ) -> SettledTrial:
-        weights = self._save_weights(reporter, result)
-        teller.end(result, kept=weights is not None)  # while the trial is still held: pictures are hung on running ones
+        leading = self._leads(result)
+        weights = self._save_weights(reporter, result) if leading else None
+        teller.end(result, kept=leading)  # while the trial is still held: pictures are hung on running ones
         epochs, seconds = self.storage.cost(self.storage.lease_of(trial))
         attrs: dict[str, Any] = {"outcome": result.outcome.value, "seconds": round(seconds, 3), "epochs": epochs}
         optional = {"reason": result.reason, "traceback": traceback, "best_epoch": result.best_epoch}
@@ -211,10 +212,14 @@ class Trainer:
         recipe = attrs.get("recipe", "") or trial.user_attrs.get("recipe", "")
         return SettledTrial(trial.number, result.outcome, value, epochs, seconds, recipe, result.reason, time.time())
 
+    def _leads(self, result: Result) -> bool:
+        """Whether it is among the study's best so far, whose weights and pictures are kept."""
+        if result.outcome is not Outcome.COMPLETE or result.value is None:
+            return False
+        return worth_keeping(self.storage, self.record, result.value)
+
     def _save_weights(self, reporter: TrialReporter, result: Result) -> Checkpoint | None:
-        if result.outcome is not Outcome.COMPLETE or result.weights is None or result.value is None:
-            return None
-        if not worth_keeping(self.storage, self.record, result.value):
+        if result.weights is None:
             return None
         return reporter.save_weights(result.best_epoch or 0, result.weights)
 

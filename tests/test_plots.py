@@ -20,7 +20,7 @@ from torch import Tensor
 from search.artifacts import Artifacts
 from search.trackers import Ending, Point, TrialInfo, figures
 from search.trackers.plots import MOST_PAIRS, Plots, Seen
-from storage import studies
+from storage import attachments, studies
 from storage.claims import Claimant, new_uuid
 from storage.shared import open_storage
 from storage.studies import StudySpec
@@ -168,7 +168,7 @@ class TestFigures:
             figures.save(figures.learning_curve(INFO, told, Ending("complete", None)), tmp_path / "curve.png")
 
 
-def test_a_file_hangs_on_its_trial_once_however_often_it_is_attached(storage_url: str, tmp_path: Path) -> None:
+def test_a_file_hangs_on_its_trial_once_until_it_is_forgotten(storage_url: str, tmp_path: Path) -> None:
     with engines_disposed():
         storage = open_storage(storage_url, Claimant(new_uuid()))
         record = studies.create(storage, SPEC, stem="tiny")
@@ -182,3 +182,9 @@ def test_a_file_hangs_on_its_trial_once_however_often_it_is_attached(storage_url
         assert (meta.filename, meta.mimetype) == ("curve.png", "image/png")
         download_artifact(artifact_store=artifacts, artifact_id=meta.artifact_id, file_path=str(tmp_path / "back"))
         assert (tmp_path / "back").read_text() == "the adopter's"
+
+        assert attachments.attached(storage, record) == [meta.artifact_id]
+        other = studies.create(storage, SPEC, stem="tiny")
+        assert attachments.attached(storage, other) == []
+        artifacts.forget([meta.artifact_id, "never-there"])
+        assert [*(tmp_path / "files" / "artifacts").iterdir()] == []

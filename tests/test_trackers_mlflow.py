@@ -54,10 +54,10 @@ def test_a_trial_is_a_run_with_its_recipe_its_curve_and_its_value(folder: Path) 
     assert run.info.run_name == "trial-00012"
     assert run.info.status == "FINISHED"
     assert run.data.params == {"optimizer": "adam", "lr": "0.01", "width": "8"}
-    assert run.data.metrics["value"] == 0.8
+    assert run.data.metrics["trial_value"] == 0.8
     assert run.data.tags["dialin.outcome"] == "complete"
     assert curve(folder, run, "accuracy") == [(epoch, point(epoch).metrics["accuracy"]) for epoch in (1, 2, 3, 4)]
-    assert {*run.data.metrics} == {"accuracy", "train_loss", "lr", "value"}
+    assert {*run.data.metrics} == {"accuracy", "train_loss", "lr", "trial_value"}
 
 
 def test_an_adopter_continues_the_run_without_gap_or_double_step(folder: Path) -> None:

@@ -32,7 +32,7 @@ def test_every_metric_is_a_scalar_by_epoch(tmp_path: Path) -> None:
     tell(TensorBoard(tmp_path), INFO, [1, 2, 3, 4], COMPLETE)
     assert scalars(tmp_path, "accuracy") == curve(4)
     found = EventAccumulator(str(tmp_path / "tensorboard" / "trial-00012")).Reload()
-    assert {*found.Tags()["scalars"]} == {"accuracy", "train_loss", "lr", "value"}
+    assert {*found.Tags()["scalars"]} == {"accuracy", "train_loss", "lr", "trial_value"}
     assert [event.wall_time for event in found.Scalars("lr")] == [1e9 + epoch for epoch in (1, 2, 3, 4)]
 
 
@@ -93,7 +93,7 @@ def hparams(folder: Path) -> dict[str, dict[str, object]]:
     context = backend_context.Context(
         TBContext(logdir=str(folder), multiplexer=seen, data_provider=MultiplexerDataProvider(seen, str(folder)))
     )
-    column = api_pb2.ColParams(metric=api_pb2.MetricName(tag="value"))
+    column = api_pb2.ColParams(metric=api_pb2.MetricName(tag="trial_value"))
     request = api_pb2.ListSessionGroupsRequest(
         start_index=0, slice_size=10, col_params=[column], allowed_statuses=api_pb2.Status.values()
     )
@@ -103,5 +103,5 @@ def hparams(folder: Path) -> dict[str, dict[str, object]]:
         (session,) = group.sessions
         knobs = {name: getattr(value, value.WhichOneof("kind")) for name, value in group.hparams.items()}
         values = {metric.name.tag: metric.value for metric in session.metric_values}
-        rows[session.name] = {**knobs, "value": values["value"]}
+        rows[session.name] = {**knobs, "value": values["trial_value"]}
     return rows

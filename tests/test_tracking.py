@@ -121,6 +121,39 @@ def test_an_adopted_trial_leaves_one_continuous_curve(
     assert log.count("trial 0 of slow-1: ") == 2
 
 
+OWN_LOOP = """
+import optuna
+from search import Objective
+
+def train(run):
+    run.recipe
+    for epoch in run.epochs:
+        run.report(loss=1 / epoch)
+
+own = Objective(train=train, metric="loss", direction="minimize", epochs=3)
+
+def bare(trial):
+    x = trial.suggest_float("x", 0, 1)
+    for step in range(10, 40, 10):
+        trial.report(x / step, step)
+    return x
+"""
+
+
+@pytest.mark.parametrize(("name", "steps"), [("own", [1, 2, 3]), ("bare", [10, 20, 30])])
+def test_the_other_doors_are_told_of_too(dialin: Dialin, tmp_path: Path, name: str, steps: list[int]) -> None:
+    (tmp_path / "mine.py").write_text(OWN_LOOP)
+    arguments = ("--workers", 1, "--pruner", "none", "--log", "tensorboard", "--log", "plots", "--study", "mine")
+    run = dialin("run", f"mine.py:{name}", "--trials", 1, *arguments)
+    assert run.returncode == 0, run.stderr
+    (curve,) = curves(tmp_path / FILES, "loss" if name == "own" else "value").values()
+    assert [step for step, _ in curve] == steps
+    assert pictures(_url(tmp_path), "mine") == {0: ["learning-curve.png"]}
+    log = log_of(tmp_path / FILES, 0)
+    assert log.startswith("trial 0 of mine: ")
+    assert ("epoch 3/3  loss 0.3333  " if name == "own" else "step 30  value ") in log
+
+
 def test_a_hand_back_is_written_to_the_log(start_dialin: Callable[..., Running], tmp_path: Path) -> None:
     running = start_dialin("run", SLOW, "--workers", 1, "--pruner", "none", "--log", "tensorboard")
     files = tmp_path / FILES

@@ -22,7 +22,7 @@ from mlflow import MlflowClient  # see the line above
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from search.trackers.tracker import Ending, Point, TrialInfo
+from search.trackers.tracker import VALUE, Ending, Point, TrialInfo
 
 STUDY, TRIAL, OUTCOME = "dialin.study", "dialin.trial", "dialin.outcome"
 # What MLflow takes as a parameter's value, and metrics in one request.
@@ -74,7 +74,7 @@ class MLflow:
             return
         metrics = []
         if ending.value is not None:
-            metrics.append(Metric("value", ending.value, int(time.time() * 1000), ending.best_epoch or 0))
+            metrics.append(Metric(VALUE, ending.value, int(time.time() * 1000), ending.best_epoch or 0))
         self._client.log_batch(self._run, metrics, [], [RunTag(OUTCOME, ending.outcome)])
         failed = ending.outcome in ("error", "out_of_memory", "lost")
         self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")

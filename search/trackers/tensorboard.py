@@ -12,7 +12,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from search.trackers.tracker import Ending, Point, TrialInfo
+from search.trackers.tracker import VALUE, Ending, Point, TrialInfo
 
 
 class TensorBoard:
@@ -46,13 +46,13 @@ class TensorBoard:
         self._writer.flush()
 
     def end(self, ending: Ending) -> None:
-        """The trial's value is the scalar `value`, which the HParams tab sorts by."""
+        """The trial's value is a scalar too, which the HParams tab sorts by."""
         writer, info = self._writer, self._info
         assert writer is not None
         assert info is not None
         self._writer = None
         if ending.final and ending.value is not None and math.isfinite(ending.value):
-            writer.add_scalar("value", ending.value, ending.best_epoch or self._last)
+            writer.add_scalar(VALUE, ending.value, ending.best_epoch or self._last)
         if ending.final:
             _exp, _recipe, end = hparams(dict(info.recipe), {})
             writer._get_file_writer().add_summary(end)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+VALUE = "trial_value"
+"""The name of a trial's value beside its metrics: a bare function's metric is `value` itself."""
 HANDED_BACK = "handed back"
 """The outcome of a trial that another worker will go on with."""
 

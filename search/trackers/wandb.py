@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import wandb
 
-from search.trackers.tracker import Ending, Point, TrialInfo
+from search.trackers.tracker import VALUE, Ending, Point, TrialInfo
 
 PROJECT = "dialin"
 # How long the server may take to take a run in, and to take the rest of one that ends: what it has not got by then
@@ -68,7 +68,7 @@ class WeightsAndBiases:
             run.mark_preempting()
             run.finish(exit_code=1)
             return
-        summary = {"outcome": ending.outcome, "value": ending.value, "best_epoch": ending.best_epoch}
+        summary = {"outcome": ending.outcome, VALUE: ending.value, "best_epoch": ending.best_epoch}
         run.summary.update({key: value for key, value in summary.items() if value is not None})
         run.finish(exit_code=1 if ending.outcome in ("error", "out_of_memory", "lost") else 0)
 
