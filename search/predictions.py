@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from search.batches import EvaluationBatches
-from search.data import Data
+from search.data import Data, Folds
 from search.objective import Precision, Task
 from search.steps import autocast
 
@@ -26,7 +26,7 @@ class Cut(Exception):
 
 def predictions(
     task: Task,
-    data: Data,
+    data: Data | Folds,
     batch_size: int,
     *,
     device: torch.device,
@@ -34,10 +34,12 @@ def predictions(
     interrupted: Callable[[], bool],
     precision: Precision = "float32",
 ) -> Iterator[tuple[Any, Any]]:
-    """(outputs, targets) of each batch of `data.valid`, as the task's `predict` gives them, outputs in float32.
+    """(outputs, targets) of each batch of the validation split, as the task's `predict` gives them, outputs in float32.
 
     Args:
-        task: as it was trained; its network is on `device` already, and gets `weights`, a state_dict.
+        task: as it was trained; its network gets `weights`.
+        data: of folds, each one's validation split is asked of that fold's weights.
+        weights: a state_dict, or as `search.training` has them of folds: theirs by `fold-1`, `fold-2` and so on.
         batch_size: the recipe's; batches to evaluate are larger.
         interrupted: asked before each batch.
 
@@ -45,12 +47,14 @@ def predictions(
         Cut: it said yes.
     """
     assert task.predict is not None
-    task.net.load_state_dict(weights)
-    task.net.eval()
-    for batch in EvaluationBatches(data.valid, data, batch_size, device=device):
-        if interrupted():
-            raise Cut
-        with torch.inference_mode(), autocast(precision, device):
-            outputs, targets = task.predict(task.net, batch)
-        half = precision != "float32" and isinstance(outputs, Tensor) and outputs.is_floating_point()
-        yield (outputs.float() if half else outputs), targets
+    net = task.net.to(device)
+    for number, part in enumerate(data.folds, start=1):
+        net.load_state_dict(weights[f"fold-{number}"] if isinstance(data, Folds) else weights)
+        net.eval()
+        for batch in EvaluationBatches(part.valid, part, batch_size, device=device):
+            if interrupted():
+                raise Cut
+            with torch.inference_mode(), autocast(precision, device):
+                outputs, targets = task.predict(net, batch)
+            half = precision != "float32" and isinstance(outputs, Tensor) and outputs.is_floating_point()
+            yield (outputs.float() if half else outputs), targets

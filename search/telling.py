@@ -18,7 +18,7 @@ import torch
 from optuna.trial import Trial
 
 from search.artifacts import Artifacts
-from search.data import Data
+from search.data import Data, Folds
 from search.interrupt import Interrupt
 from search.objective import Precision, Task
 from search.predictions import predictions
@@ -79,13 +79,10 @@ class Teller(Listener):
         self._trackers.epoch(result.epoch, result.metrics, result.seconds)
 
     def trains(
-        self, task: Task, data: object, batch_size: int, device: torch.device, precision: Precision = "float32"
+        self, task: Task, data: Data | Folds, batch_size: int, device: torch.device, precision: Precision = "float32"
     ) -> None:
-        """What is trained, so that its best weights can be asked for their predictions in the end.
-
-        Of folds, each with a network of its own, there is the curve only.
-        """
-        if task.predict is not None and isinstance(data, Data):
+        """What is trained, so that its best weights can be asked for their predictions in the end."""
+        if task.predict is not None:
             self._predict = partial(
                 predictions,
                 task,
@@ -129,6 +126,7 @@ class Teller(Listener):
                 number=self._trial.number,
                 metric=self._record.metric,
                 epochs=self._record.length,
+                folds=self._record.folds,
                 recipe=plain({**attrs.get("settings", {}), **own}),
                 summary=" ".join([attrs.get("recipe", ""), *words]).strip(),
                 worker=f"{self._slot}, {socket.gethostname()} pid {os.getpid()}",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from search.data import Data
+from search.data import Data, Folds
 from search.objective import Task, supervised
 from search.predictions import Cut, predictions
 
@@ -47,6 +47,15 @@ def test_of_a_network_in_half_precision_the_outputs_are_float32() -> None:
     ((outputs, _),) = predictions(task, DATA, 4, device=CPU, weights=best, interrupted=lambda: False, precision="bf16")
     assert outputs.dtype == torch.float32
     assert torch.allclose(outputs, expected, atol=0.1)
+
+
+def test_each_fold_is_asked_of_its_own_weights() -> None:
+    task, best, expected = made()
+    worse = {name: -values for name, values in best.items()}
+    folds = Folds((DATA, Data(DATA.train, (POINTS[:2], LABELS[:2]))))
+    weights = {"fold-1": best, "fold-2": worse}
+    pairs = [*predictions(task, folds, 4, device=CPU, weights=weights, interrupted=lambda: False)]
+    assert torch.allclose(torch.cat([outputs for outputs, _ in pairs]), torch.cat([expected, -expected[:2]]))
 
 
 def test_an_interrupted_worker_is_asked_no_more() -> None:

@@ -123,7 +123,9 @@ def test_an_adopted_trial_leaves_one_continuous_curve(
 
 OWN_LOOP = """
 import optuna
-from search import Objective
+import torch
+from torch import nn
+from search import Objective, split
 
 def train(run):
     run.recipe
@@ -131,6 +133,15 @@ def train(run):
         run.report(loss=1 / epoch)
 
 own = Objective(train=train, metric="loss", direction="minimize", epochs=3)
+
+def model(trial):
+    return nn.Linear(4, 2)
+
+def data(root):
+    points = torch.randn(90, 4, generator=torch.Generator().manual_seed(0))
+    return split(points, (points.sum(1) > 0).long(), folds=3)
+
+folds = Objective(model=model, data=data, loss=nn.CrossEntropyLoss(), epochs=2)
 
 def bare(trial):
     x = trial.suggest_float("x", 0, 1)
@@ -140,18 +151,24 @@ def bare(trial):
 """
 
 
-@pytest.mark.parametrize(("name", "steps"), [("own", [1, 2, 3]), ("bare", [10, 20, 30])])
-def test_the_other_doors_are_told_of_too(dialin: Dialin, tmp_path: Path, name: str, steps: list[int]) -> None:
+@pytest.mark.parametrize(("name", "steps"), [("own", [1, 2, 3]), ("bare", [10, 20, 30]), ("folds", [*range(1, 7)])])
+def test_other_doors_and_folds_are_told_of_too(dialin: Dialin, tmp_path: Path, name: str, steps: list[int]) -> None:
     (tmp_path / "mine.py").write_text(OWN_LOOP)
     arguments = ("--workers", 1, "--pruner", "none", "--log", "tensorboard", "--log", "plots", "--study", "mine")
     run = dialin("run", f"mine.py:{name}", "--trials", 1, *arguments)
     assert run.returncode == 0, run.stderr
-    (curve,) = curves(tmp_path / FILES, "loss" if name == "own" else "value").values()
+    scalar, said = {
+        "own": ("loss", "epoch 3/3  loss 0.3333  "),
+        "bare": ("value", "step 30  value "),
+        "folds": ("accuracy", "epoch 6/6  accuracy "),
+    }[name]
+    (curve,) = curves(tmp_path / FILES, scalar).values()
     assert [step for step, _ in curve] == steps
-    assert pictures(_url(tmp_path), "mine") == {0: ["learning-curve.png"]}
+    others = ["confusion-matrix.png"] if name == "folds" else []
+    assert pictures(_url(tmp_path), "mine") == {0: [*others, "learning-curve.png"]}
     log = log_of(tmp_path / FILES, 0)
     assert log.startswith("trial 0 of mine: ")
-    assert ("epoch 3/3  loss 0.3333  " if name == "own" else "step 30  value ") in log
+    assert said in log
 
 
 def test_a_hand_back_is_written_to_the_log(start_dialin: Callable[..., Running], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -42,7 +43,7 @@ def learning_curve(info: TrialInfo, points: Sequence[Point], ending: Ending) -> 
     figure = _figure(info, ending, height=5.6)
     losses = any("train_loss" in point.metrics for point in points)
     above, *below = figure.subplots(2 if losses else 1, 1, sharex=True, squeeze=False)[:, 0]
-    _curve(above, points, info.metric, BLUE)
+    _curve(above, points, info.metric, BLUE, info)
     best = [point for point in points if point.epoch == ending.best_epoch]
     for axes in (above, *below):
         if best:
@@ -51,7 +52,7 @@ def learning_curve(info: TrialInfo, points: Sequence[Point], ending: Ending) -> 
         above.plot([best[0].epoch], [value], "o", color=GREEN, markersize=7, zorder=4)
         above.set_title(f"best: {value:.4g} in epoch {best[0].epoch}", loc="right", color=GREEN, fontsize=10)
     for axes in below:
-        _curve(axes, points, "train_loss", ORANGE)
+        _curve(axes, points, "train_loss", ORANGE, info)
     last: Axes = (above, *below)[-1]
     last.set_xlabel("epoch")
     last.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -122,10 +123,13 @@ def _figure(info: TrialInfo, ending: Ending, *, height: float) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, points: Sequence[Point], name: str, color: str) -> None:
+def _curve(axes: Axes, points: Sequence[Point], name: str, color: str, info: TrialInfo) -> None:
+    """One line; of folds, which follow each other, one each."""
     curve = [(point.epoch, point.metrics.get(name, math.nan)) for point in points]
     marker = "o" if len(curve) <= 40 else None
-    axes.plot(*zip(*curve, strict=True), color=color, linewidth=1.8, marker=marker, markersize=3.5, zorder=3)
+    fold = max(1, info.epochs // info.folds) if info.folds > 1 else math.inf
+    for _, line in groupby(curve, key=lambda one: (one[0] - 1) // fold):
+        axes.plot(*zip(*line, strict=True), color=color, linewidth=1.8, marker=marker, markersize=3.5, zorder=3)
     axes.set_ylabel(name.replace("_", " "))
     numbers = [value for _, value in curve if math.isfinite(value)]
     if name == "train_loss" and numbers and min(numbers) > 0 and max(numbers) > 100 * min(numbers):

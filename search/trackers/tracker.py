@@ -39,7 +39,8 @@ class TrialInfo:
         key: a name for the study that is unique also among databases: its folder's.
         number: the trial's number.
         metric: what is searched.
-        epochs: a full trial's; 0 where only the objective knows.
+        epochs: a full trial's, of all folds together; 0 where only the objective knows.
+        folds: how many follow each other; 1 without folds.
         recipe: knobs by name, numbers or text, the model's own among them.
         summary: the same in one line.
         worker: who trains it.
@@ -60,6 +61,7 @@ class TrialInfo:
     resumed_from: int = 0
     history: tuple[Point, ...] = ()
     attach: Callable[[Path], None] | None = None
+    folds: int = 1
 
     @property
     def name(self) -> str:
