@@ -18,6 +18,8 @@ LOG_FROM = 20.0
 # Wider than that a curve is not easier to read.
 WIDEST = 100
 NARROWEST = 20
+# Room for most numbers, so that the axes of two charts stand in one line.
+MARGIN = 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,14 @@ PLAIN = _Style((1, 1), "+", "-", "+", "|", "^")
 
 
 def chart(
-    title: str, values: Sequence[float | None], *, width: int, height: int, ascii_only: bool = False, mark: int = 0
+    title: str,
+    values: Sequence[float | None],
+    *,
+    width: int,
+    height: int,
+    ascii_only: bool = False,
+    mark: int = 0,
+    ends: tuple[int, int] | None = None,
 ) -> list[str]:
     """Lines of at most `width` characters: a title, `height` rows with the curve, an axis with first and last number.
 
@@ -47,7 +56,8 @@ def chart(
         width: columns of the terminal.
         height: rows of the curve.
         ascii_only: the terminal can show nothing else.
-        mark: the epoch to point at, 0 for none.
+        mark: which value to point at, from 1; 0 for none.
+        ends: the numbers of the first and the last epoch, by default 1 and how many there are.
     """
     style = PLAIN if ascii_only else FINE
     finite = [value for value in values if value is not None and math.isfinite(value)]
@@ -56,14 +66,14 @@ def chart(
     low, high = min(finite), max(finite)
     log = low > 0 and high / low >= LOG_FROM
     labels = _labels(low, high, height, log)
-    margin = max(map(len, labels)) + 1
+    margin = max(MARGIN, *(len(label) + 1 for label in labels))
     columns = max(NARROWEST, min(width, WIDEST) - margin - 1)
     heights = [_height(value, low, high, log) for value in values]
     rows = _draw(heights, columns, height, style)
     lines = [f"{title} (log scale)" if log else title]
     for label, row in zip(labels, rows, strict=True):
         lines.append(f"{label:>{margin}}{style.tick if label else style.down}{row}".rstrip())
-    return lines + _axis(len(values), columns, margin, style, mark)
+    return lines + _axis(len(values), columns, margin, style, mark, ends or (1, len(values)))
 
 
 def _height(value: float | None, low: float, high: float, log: bool) -> float | None:
@@ -131,10 +141,10 @@ def _character(cell: int, style: _Style) -> str:
     return " .*"[cell]
 
 
-def _axis(count: int, columns: int, margin: int, style: _Style, mark: int) -> list[str]:
+def _axis(count: int, columns: int, margin: int, style: _Style, mark: int, ends: tuple[int, int]) -> list[str]:
     line = [style.across] * columns
     if 1 <= mark <= count:
         line[round((mark - 1) / max(1, count - 1) * (columns - 1))] = style.mark
-    first, last = "1", f"{count} epoch{'s' * (count != 1)}"
+    first, last = str(ends[0]), f"epoch {ends[1]}"
     numbers = first + " " * max(1, columns - len(first) - len(last)) + last if count > 1 else last
     return [" " * margin + style.corner + "".join(line), " " * (margin + 1) + numbers]

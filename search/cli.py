@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from search import cli_look, cli_one, cli_train
+from search import cli_look, cli_one, cli_studies, cli_train
 from storage.errors import DialinError
 from storage.schema import one_line
 
@@ -37,6 +37,11 @@ EXAMPLES: dict[Callable[..., None], str] = {
     cli_train.worker: "dialin worker digits-1 --storage postgresql://...",
     cli_train.resume: "dialin resume digits-1 --trials +50",
     cli_train.stop: "dialin stop digits-1",
+    cli_studies.list_: "dialin list --json",
+    cli_studies.watch: "dialin watch digits-1",
+    cli_studies.show: "dialin show digits-1 12",
+    cli_studies.logs: "dialin logs digits-1 12 --follow",
+    cli_studies.delete: "dialin delete digits-1",
     cli_one.train: "dialin train digits lr=0.01 optimizer=adamw --epochs 5",
     cli_one.try_: "dialin try digits-1 lr=0.05 optimizer=momentum",
     cli_look.status: "dialin status digits-1 --json",

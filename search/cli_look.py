@@ -86,7 +86,7 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
             table.add_column(heading, header_style="dim")
         for trial in found.running:
             where = f"{trial.host} pid {trial.pid}, seen {trial.seen_ago:.0f} s ago"
-            note = "none: waits to be adopted" if trial.adoptable else where
+            note = "gone: waiting for another" if trial.adoptable else where
             table.add_row(*printing.running_row(trial, record.length), note)
         console.print(table)
     for failure in found.failures:

@@ -55,9 +55,16 @@ class PlainView:
 class LiveView:
     """A few lines that are drawn over, with a row for every slot."""
 
-    def __init__(self, console: Console, slots: Mapping[int, str], clock: Callable[[], float] = time.monotonic) -> None:
-        """`slots`: names of the slots on this machine by the process id of their workers."""
+    def __init__(
+        self,
+        console: Console,
+        slots: Mapping[int, str],
+        clock: Callable[[], float] = time.monotonic,
+        doing: str = "elapsed",
+    ) -> None:
+        """`slots`: names of the slots on this machine by the process id of their workers. `doing`: for so long."""
         self._slots = slots
+        self._doing = doing
         self._clock = clock
         self._started = clock()
         self._settled_at_start: int | None = None
@@ -100,8 +107,8 @@ class LiveView:
         done = status.settled - (self._settled_at_start or 0)
         left = status.study.trials - status.settled
         if done <= 0 or left <= 0:
-            return f"{printing.duration(elapsed)} elapsed"
-        return f"{printing.duration(elapsed)} elapsed, about {printing.duration(elapsed / done * left)} left"
+            return f"{printing.duration(elapsed)} {self._doing}"
+        return f"{printing.duration(elapsed)} {self._doing}, about {printing.duration(elapsed / done * left)} left"
 
     def _rows(self, status: StudyStatus) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
@@ -111,15 +118,15 @@ class LiveView:
         here = {trial.pid: trial for trial in status.running if trial.host == host and not trial.adoptable}
         for pid, name in self._slots.items():
             idle = (name, "-", "", "", "")
-            table.add_row(*(printing.running_row(here[pid], status.study.epochs) if pid in here else idle))
+            table.add_row(*(printing.running_row(here[pid], status.study.length) if pid in here else idle))
         for trial in status.running:
             if here.get(trial.pid) is not trial or trial.pid not in self._slots:
-                slot, *cells = printing.running_row(trial, status.study.epochs)
-                table.add_row("to adopt" if trial.adoptable else f"{trial.host} {slot}", *cells)
+                slot, *cells = printing.running_row(trial, status.study.length)
+                table.add_row("waiting for a worker" if trial.adoptable else f"{trial.host} {slot}", *cells)
         return table
 
 
-def make_view(console: Console, slots: Mapping[int, str]) -> View:
+def make_view(console: Console, slots: Mapping[int, str], doing: str = "elapsed") -> View:
     """The live view in a terminal that can redraw, plain lines in a file, a pipe or a dumb terminal."""
     can_redraw = console.is_terminal and os.environ.get("TERM") != "dumb"
-    return LiveView(console, slots) if can_redraw else PlainView(console)
+    return LiveView(console, slots, doing=doing) if can_redraw else PlainView(console)

@@ -44,6 +44,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{clock}" if hours else clock
 
 
+def ago(seconds: float) -> str:
+    """How long ago, roughly: `20 s ago`, `5 min ago`, `3 h ago`, `2 days ago`."""
+    for size, unit in ((86400, "day"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {unit}{'s' * (unit == 'day' and count != 1)} ago"
+    return f"{max(0, int(seconds))} s ago"
+
+
 def counts(by_outcome: Mapping[str, int]) -> str:
     """`6 complete, 5 pruned, 1 diverged`."""
     return ", ".join(f"{count} {Outcome(outcome).text}" for outcome, count in by_outcome.items()) or "none yet"
@@ -85,11 +94,12 @@ def best_line(trial: RankedTrial, status: StudyStatus) -> str:
 
 def full_recipe(trial: RankedTrial) -> str:
     """The recipe in one line, with the model's own knobs behind it."""
-    own = " ".join(f"{name} {_short(value)}" for name, value in trial.attrs.get("model", {}).items())
+    own = " ".join(f"{name} {short(value)}" for name, value in trial.attrs.get("model", {}).items())
     return f"{trial.attrs.get('recipe', '')} | {own}" if own else str(trial.attrs.get("recipe", ""))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A knob's value with three significant digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -98,7 +108,7 @@ def running_row(trial: RunningTrial, epochs: int) -> tuple[str, ...]:
     return (
         trial.slot,
         str(trial.number),
-        f"{trial.epoch}/{epochs}",
+        f"{trial.epoch}/{epochs}" if epochs else str(trial.epoch),
         number(trial.now),
         number(trial.best),
     )

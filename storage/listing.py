@@ -26,9 +26,9 @@ from storage.tables import LeaseRow, StudyRow, StudyState, TrialRow
 class StudyLine:
     """One study. Plain Optuna's have no objective, state, budget, metric or time of their making.
 
-    `settled` trials count towards the budget of `trials`; `running` ones are open, `waiting` ones enqueued. `best` is
-    the best COMPLETE trial's value; None without one, and for a study of several objectives, whose `direction` lists
-    them all.
+    `settled` trials count towards the budget of `trials`; `running` ones are open, `held` of them by a worker that
+    lives; `waiting` ones are enqueued. `best` is the best COMPLETE trial's value; None without one, and for a study of
+    several objectives, whose `direction` lists them all.
     """
 
     name: str
@@ -44,6 +44,7 @@ class StudyLine:
     direction: str
     best: float | None
     created_at: float | None
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class _Counts:
     running: int = 0
     waiting: int = 0
     leased: int = 0
+    held: int = 0
 
 
 def listing(storage: SharedStorage) -> list[StudyLine]:
@@ -86,6 +88,7 @@ def _line(
         reason=study.reason if study is not None else "",
         settled=count.settled - (study.returned if study is not None else 0),
         running=count.running,
+        held=count.held,
         waiting=count.waiting,
         trials=study.trials if study is not None else None,
         finished=study is not None and study.taken >= study.trials and not count.leased,
@@ -105,6 +108,7 @@ def _counts(session: Session) -> dict[int, _Counts]:
             func.count().filter(trial.state == TrialState.RUNNING),
             func.count().filter(trial.state == TrialState.WAITING),
             func.count(LeaseRow.trial_id).filter(trial.state == TrialState.RUNNING),
+            func.count().filter(trial.state == TrialState.RUNNING, LeaseRow.expires_at >= database_now()),
         )
         .outerjoin(LeaseRow, LeaseRow.trial_id == trial.trial_id)
         .group_by(trial.study_id)

@@ -105,7 +105,7 @@ class TestTheLiveView:
         rows = [line.split() for line in Screen({11: "cpu/0"}).drawn(status(trials=(elsewhere, left)))[3:6]]
         assert rows[0] == ["cpu/0", "-"]
         assert rows[1][:3] == ["node7", "cpu/0", "13"]
-        assert rows[2][:3] == ["to", "adopt", "14"]
+        assert rows[2][:5] == ["waiting", "for", "a", "worker", "14"]
 
     def test_the_last_counts_outcomes_and_epochs_saved(self) -> None:
         *_, last = Screen({}).drawn(status())

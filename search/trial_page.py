@@ -1,0 +1,127 @@
+"""One trial on a page: recipe, outcome, curve, cost, the end of its log; what `dialin show` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from search import printing
+from search.chart import chart
+from storage.queries import TrialDetail
+from storage.studies import StudyRecord
+
+# Rows of the curves of metric and training loss: with all the rest they fit on 24 rows.
+HEIGHTS = (7, 4)
+LOSSES = ("train_loss", "loss")
+
+
+def trial_as_json(study: StudyRecord, trial: TrialDetail, log: Path) -> dict[str, Any]:
+    """Everything about it, as plain values."""
+    return {
+        "study": study.name,
+        "trial": trial.number,
+        "state": trial.state,
+        "reason": trial.reason,
+        "metric": study.metric,
+        "value": trial.value,
+        "best_epoch": trial.best_epoch,
+        "recipe": dict(trial.attrs.get("settings", {})),
+        "model": dict(trial.attrs.get("model", {})),
+        "params": dict(trial.params),
+        "enqueued": dict(trial.enqueued),
+        "epochs": [asdict(epoch) for epoch in trial.epochs],
+        "seconds": round(trial.seconds, 3),
+        "owners": [asdict(owner) for owner in trial.owners],
+        "started_at": trial.started_at,
+        "settled_at": trial.settled_at,
+        "traceback": trial.attrs.get("traceback", ""),
+        "weights": trial.weights.path if trial.weights is not None else None,
+        "log": str(log) if log.is_file() else None,
+    }
+
+
+def print_trial(console: Console, study: StudyRecord, trial: TrialDetail, log: Path, lines: Sequence[str]) -> None:
+    """The page. `lines` are the last ones of its log."""
+    printing.say(console, f"{study.name} trial {trial.number}: {_outcome(study, trial)}")
+    for text in (*_recipe(trial), *_curves(console, study, trial), *_cost(trial)):
+        printing.say(console, text)
+    if lines:
+        printing.say(console, f"log, its end (all of it: dialin logs {study.name} {trial.number}):")
+        for line in lines:
+            printing.say(console, f"  {line}")
+    elif trial.started_at is not None:
+        printing.say(console, f"no log: there is no {log}")
+
+
+def _outcome(study: StudyRecord, trial: TrialDetail) -> str:
+    if trial.state == "waiting":
+        return "waiting for a worker, which starts it with the values below"
+    words = {"adoptable": "its worker is gone; it goes on with the next one that is free"}
+    said = words.get(trial.state, trial.state.replace("_", " "))
+    if trial.outcome is None:
+        of = f" of {study.length}" if study.length else ""
+        last = trial.epochs[-1].epoch if trial.epochs else 0
+        return f"{said}, epoch {last}{of}"
+    if trial.value is not None:
+        at = f" in epoch {trial.best_epoch}" if trial.best_epoch else ""
+        said += f", {study.metric} {printing.number(trial.value)}{at}"
+    return f"{said}: {trial.reason}" if trial.reason else said
+
+
+def _recipe(trial: TrialDetail) -> list[str]:
+    own = trial.attrs.get("model", {})
+    if trial.attrs.get("recipe"):
+        return [str(trial.attrs["recipe"]), *([f"model: {_in_words(own)}"] if own else [])]
+    values = trial.params or trial.enqueued
+    return [_in_words(values)] if values else []
+
+
+def _in_words(values: Any) -> str:
+    return " ".join(f"{name} {printing.short(value)}" for name, value in values.items())
+
+
+def _curves(console: Console, study: StudyRecord, trial: TrialDetail) -> list[str]:
+    """The searched metric, and below it the loss."""
+    if not trial.epochs:
+        return []
+    numbers = [epoch.epoch for epoch in trial.epochs]
+    mark = numbers.index(trial.best_epoch) + 1 if trial.best_epoch in numbers else 0
+    loss = next((name for name in LOSSES if name != study.metric and name in trial.epochs[0].metrics), None)
+    lines: list[str] = []
+    for name, height in zip((study.metric, loss), HEIGHTS, strict=True):
+        if name is None:
+            continue
+        values = [epoch.metrics.get(name, epoch.value if name == study.metric else None) for epoch in trial.epochs]
+        lines += chart(
+            name,
+            values,
+            width=console.width,
+            height=height,
+            ascii_only=console.options.ascii_only,
+            mark=mark,
+            ends=(numbers[0], numbers[-1]),
+        )
+    return lines
+
+
+def _cost(trial: TrialDetail) -> list[str]:
+    if not trial.epochs:
+        return []
+    count = len(trial.epochs)
+    parts = [f"{count} epoch{'s' * (count != 1)} in {printing.duration(trial.seconds)}"]
+    parts[0] += f" ({trial.seconds / count:.3g} s each)"
+    samples = trial.epochs[-1].samples
+    if samples:
+        parts.append(f"{samples:,} samples an epoch")
+    parts.append(" and ".join(dict.fromkeys(epoch.device for epoch in trial.epochs if epoch.device)) or "?")
+    if trial.weights is not None:
+        parts.append(f"weights kept in {trial.weights.path}")
+    owners = [
+        f"{owner.host} pid {owner.pid} on {owner.slot} ({owner.epochs} epochs{', now' if owner.holds else ''})"
+        for owner in trial.owners
+    ]
+    return [f"cost: {', '.join(parts)}", *([f"trained by {', then '.join(owners)}"] if owners else [])]
