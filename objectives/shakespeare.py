@@ -90,10 +90,10 @@ def from_anywhere(stretches: Tensor, generator: torch.Generator) -> Tensor:
 
 def characters(path: Path) -> Tensor:
     """The text as places in ALPHABET, uint8. DataCorrupt: it is too short or has other characters."""
-    codes = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    codes = torch.tensor([*path.read_bytes()], dtype=torch.long)
     table = torch.full((256,), 255, dtype=torch.uint8)
     table[torch.tensor([*ALPHABET.encode()])] = torch.arange(len(ALPHABET), dtype=torch.uint8)
-    text = table[codes.long()]
+    text = table[codes]
     if len(text) < 100 * CONTEXT or bool((text == 255).any()):
         raise DataCorrupt(f"corrupt file {path}: too short, or with characters that are not its own; get it again")
     return text
