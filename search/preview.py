@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 
 from search import space
@@ -161,7 +161,8 @@ def _first_step(
         _refuse_broadcast(*pair)
     told = f"outputs {shapes(pair[0])}, targets {shapes(pair[1])}" if pair else f"a batch of {shapes(batch)}"
     with blamed(f"the loss of {told}", loaded):
-        total, weight = stepper.loss(batch)
+        with _doubles_told(task.net, batch):
+            total, weight = stepper.loss(batch)
         loss = float((total / weight).detach())
     if not math.isfinite(loss):
         raise ObjectiveError(f"the first loss is {loss}: {_why_not_finite(batch, pair)}")
@@ -176,11 +177,26 @@ def _predicted(loaded: LoadedObjective, task: Task, batch: Any, device: torch.de
     if task.predict is None:
         return None
     with blamed(f"the model on a batch of {shapes(batch)}", loaded):
-        with autocast(loaded.objective.precision, device):
+        with _doubles_told(task.net, batch), autocast(loaded.objective.precision, device):
             pair: Any = task.predict(task.net, batch)
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise ObjectiveError(f"predict must return (outputs, targets), but returned {_a(pair)}")
     return pair
+
+
+@contextmanager
+def _doubles_told(net: nn.Module, batch: Any) -> Iterator[None]:
+    """What torch says of float64 against float32 depends on the layer; what to do about it does not."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        weights = {parameter.dtype for parameter in net.parameters()}
+        if torch.float64 in weights or all(tensor.dtype != torch.float64 for tensor in _tensors(batch)):
+            raise
+        raise ObjectiveError(
+            f"a batch of {shapes(batch)} goes into a network of float32: write torch.tensor(..., dtype=torch.float32) "
+            "or .float() in data()"
+        ) from error
 
 
 def _refuse_broadcast(outputs: Any, targets: Any) -> None:

@@ -266,6 +266,13 @@ def test_a_collate_function_makes_the_batches_that_a_task_trains_on(loader_worke
     assert recorder.results[0].samples == TRAINED
 
 
+def test_a_collate_function_makes_the_batches_of_a_stream_too() -> None:
+    found = batches(replace(flow(), collate=as_dict), epoch_batches=2)
+    assert [{name: len(tensor) for name, tensor in batch.items()} for batch in found.epoch(1)] == [
+        {"images": 10, "labels": 10}
+    ] * 2
+
+
 def test_a_collate_function_for_tensors_is_refused() -> None:
     with pytest.raises(ObjectiveError, match="collate is for the items of a Dataset, but both splits are tensors"):
         Data((NUMBERS,), (NUMBERS,), collate=as_dict)
