@@ -1,4 +1,4 @@
-"""Where an objective's author imports from: `from search import Data, Objective, split`.
+"""Where an objective's author imports from: `from search import Data, Objective, split`; and `search.run(objective)`.
 
 Lazily, so that a command that needs no torch imports none.
 """
@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from search.api import Search, load, run
     from search.data import Data, Folds, balanced, split
     from search.datasets import DataCorrupt, DataMissing, data_root, find_dataset
     from search.errors import ObjectiveError
@@ -30,15 +31,19 @@ __all__ = [
     "Optimizer",
     "Run",
     "Schedule",
+    "Search",
     "Task",
     "balanced",
     "data_root",
     "find_dataset",
+    "load",
+    "run",
     "split",
     "supervised",
 ]
 
 _MODULES = {
+    "search.api": ("Search", "load", "run"),
     "search.data": ("Data", "Folds", "balanced", "split"),
     "search.datasets": ("DataCorrupt", "DataMissing", "data_root", "find_dataset"),
     "search.errors": ("ObjectiveError",),

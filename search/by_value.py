@@ -15,14 +15,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from search.failures import first_line, typed_in
 from storage.errors import UsageError
+from storage.studies import NOTEBOOK
 
-# The stored reference of an objective that no file holds.
-NOTEBOOK = "notebook:"
 DEFAULT_NAME = "objective"
+if TYPE_CHECKING:
+    from search.objective import Objective
+
 # The arguments of an Objective that a person writes as functions.
 _FUNCTIONS = ("model", "train", "function", "data", "loss")
 
@@ -79,9 +81,9 @@ class ByValue:
             linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
 
 
-def by_value(objective: Any) -> ByValue:
-    """An Objective, ready to be sent. Raises UsageError: it cannot be."""
-    module, name = _home(objective)
+def by_value(objective: Objective, written: Any = None) -> ByValue:
+    """An Objective, ready to be sent; `written`: what a person wrote, if not that. Raises UsageError: it cannot be."""
+    module, name = _home(objective, objective if written is None else written)
     pickled, cells = Pickled(objective), dict(_cells())
     own = "" if name == DEFAULT_NAME else f":{name}"
     file = getattr(module, "__file__", None)
@@ -100,20 +102,20 @@ def by_value(objective: Any) -> ByValue:
     return ByValue(f"{reference}{own}", f"{tidy}{own.replace(':', '_')}", sha256, path, pickled, cells)
 
 
-def _home(objective: Any) -> tuple[ModuleType, str]:
-    """The module that holds the objective, and its name there; else the main one, and what is usual."""
+def _home(objective: Objective, written: Any) -> tuple[ModuleType, str]:
+    """The module that holds what was written, and its name there; else the main one, and what is usual."""
     functions = [getattr(objective, name, None) for name in _FUNCTIONS]
     names = dict.fromkeys(getattr(function, "__module__", None) for function in functions)
     main = sys.modules["__main__"]
     modules = [sys.modules[name] for name in names if name in sys.modules]
     for module in (*modules, main):
         for name, value in [*vars(module).items()]:
-            if value is objective and not name.startswith("_"):  # a notebook has its results as _ and _3 too
+            if value is written and not name.startswith("_"):  # a notebook has its results as _ and _3 too
                 return module, name
     return main, DEFAULT_NAME
 
 
-def _sources_sha256(objective: Any) -> str:
+def _sources_sha256(objective: Objective) -> str:
     """So that a study tells when a notebook's functions are no longer what it was made with."""
     digest = hashlib.sha256()
     for name in _FUNCTIONS:

@@ -20,9 +20,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from search import logs as trial_logs
 from search import options, printing
 from search.feed import Feed
-from search.live import View, make_view
+from search.live import View
 from search.logs import Following, log_of, workers_log
 from search.trial_page import print_trial, trial_as_json
+from search.views import make_view
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
 from storage.queries import StudyLine, StudyStatus

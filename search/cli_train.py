@@ -198,10 +198,10 @@ def worker(
     solo.work(orders, shared, record, typer.echo)
 
 
-def _train(console: Console, search: searches.Search) -> None:
-    ending = searches.train(console, search)
-    searches.say_ending(console, search.storage, ending)
-    raise typer.Exit(_say_what_next(console, search.storage, ending))
+def _train(console: Console, ready: searches.Ready) -> None:
+    ending = searches.train(console, ready)
+    searches.say_ending(console, ready.storage, ending)
+    raise typer.Exit(_say_what_next(console, ready.storage, ending))
 
 
 def _say_what_next(console: Console, storage: SharedStorage, ending: Ending) -> int:

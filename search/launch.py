@@ -17,11 +17,13 @@ from optuna.exceptions import StorageInternalError
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
+from search import children
 from search.assignment import Assignment
 from search.devices import SlotPlan
 from search.feed import Feed
 from search.fleet import Fleet
-from search.live import View, make_view
+from search.live import View
+from search.views import make_view
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
 from storage.queries import StudyStatus
@@ -36,10 +38,15 @@ PATIENCE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Ending:
-    """How following a study ended. `interrupted`: by the person."""
+    """How following a study ended. `signal`: what the person or the system ended it with, if any."""
 
     status: StudyStatus
-    interrupted: bool
+    signal: int | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was ended from outside."""
+        return self.signal is not None
 
 
 class _Interrupts:
@@ -47,9 +54,11 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self.count = 0
+        self.first: int | None = None
 
-    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
         self.count += 1
+        self.first = self.first or number
 
 
 def follow(
@@ -57,7 +66,8 @@ def follow(
 ) -> Ending:
     """Start a worker in each slot and show the study until they have all ended.
 
-    The first Ctrl-C (or SIGTERM) gives the running trials back, a second one kills the workers.
+    The first Ctrl-C (or SIGTERM) gives the running trials back, a second one kills the workers. Python hears signals on
+    its main thread only: elsewhere they are left alone.
 
     Raises:
         DialinError: the study was deleted meanwhile.
@@ -78,7 +88,7 @@ def follow(
         status = queries.status(storage, studies.find(storage, study.name))
     except UsageError:
         raise DialinError(f"study {study.name!r} was deleted or renamed while it ran") from None
-    return Ending(status, interrupts.count > 0)
+    return Ending(status, interrupts.first)
 
 
 def _watch(storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View, interrupts: _Interrupts) -> None:
@@ -110,7 +120,8 @@ def _watch(storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View,
 @contextmanager
 def _counting_interrupts() -> Iterator[_Interrupts]:
     interrupts = _Interrupts()
-    before = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM) if children.on_main_thread() else ()
+    before = {number: signal.signal(number, interrupts) for number in numbers}
     try:
         yield interrupts
     finally:

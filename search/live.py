@@ -1,11 +1,10 @@
 """What a person sees while a search runs: a view that redraws itself in a terminal, plain lines anywhere else.
 
-`search.launch` feeds both from the database, so they show every worker of the study, on any machine.
+`search.views` chooses; `search.feed` feeds both from the database, so they show every worker, on any machine.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,8 +51,75 @@ class PlainView:
         """Nothing is held."""
 
 
+class Drawing:
+    """What a view that is drawn over shows: a few lines, with a row for every slot."""
+
+    HEADINGS = ("slot", "trial", "epoch", "now", "best")
+
+    def __init__(self, slots: Mapping[int, str], clock: Callable[[], float], doing: str = "elapsed") -> None:
+        """`slots`: names of the slots on this machine by the process id of their workers. `doing`: for so long."""
+        self._slots = slots
+        self._doing = doing
+        self._clock = clock
+        self._started = clock()
+        self._settled_at_start: int | None = None
+
+    def lines(self, status: StudyStatus, best: RankedTrial | None) -> RenderableType:
+        """All of it, for a terminal."""
+        head = Text.assemble(
+            (status.study.name, "bold"),
+            f"   {self.metric(status)}   ",
+            (printing.progress(status), "bold"),
+            f"   {self.times(status)}",
+        )
+        top = Text("best  none yet", style="dim")
+        if best is not None:
+            top = Text.assemble("best  ", (printing.number(best.value), "bold green"), f" in trial {best.number}: ")
+            top.append(printing.full_recipe(best))
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        for heading in self.HEADINGS:
+            table.add_column(heading, justify="left" if heading == "slot" else "right", header_style="dim")
+        for row in self.rows(status):
+            table.add_row(*row)
+        return Group(head, top, table, Text(self.outcomes(status), style="dim"))
+
+    def metric(self, status: StudyStatus) -> str:
+        """`accuracy ↑`."""
+        return f"{status.study.metric} {'↑' if status.study.direction == 'maximize' else '↓'}"
+
+    def outcomes(self, status: StudyStatus) -> str:
+        """How trials ended, and what pruning saved."""
+        saved = f"; {status.epochs_saved} epochs saved by pruning" if status.epochs_saved else ""
+        return printing.counts(status.counts) + saved
+
+    def times(self, status: StudyStatus) -> str:
+        """Time since the start, and a guess of what is left."""
+        if self._settled_at_start is None:
+            self._settled_at_start = status.settled
+        elapsed = self._clock() - self._started
+        done = status.settled - self._settled_at_start
+        left = status.study.trials - status.settled
+        if done <= 0 or left <= 0:
+            return f"{printing.duration(elapsed)} {self._doing}"
+        return f"{printing.duration(elapsed)} {self._doing}, about {printing.duration(elapsed / done * left)} left"
+
+    def rows(self, status: StudyStatus) -> list[tuple[str, ...]]:
+        """A row for every slot, and for every trial that is trained or left elsewhere."""
+        host = socket.gethostname()
+        here = {trial.pid: trial for trial in status.running if trial.host == host and not trial.adoptable}
+        rows = []
+        for pid, name in self._slots.items():
+            idle = (name, "-", "", "", "")
+            rows.append(printing.running_row(here[pid], status.study.length) if pid in here else idle)
+        for trial in status.running:
+            if here.get(trial.pid) is not trial or trial.pid not in self._slots:
+                slot, *cells = printing.running_row(trial, status.study.length)
+                rows.append(("waiting for a worker" if trial.adoptable else f"{trial.host} {slot}", *cells))
+        return rows
+
+
 class LiveView:
-    """A few lines that are drawn over, with a row for every slot."""
+    """A drawing in a terminal."""
 
     def __init__(
         self,
@@ -62,20 +128,14 @@ class LiveView:
         clock: Callable[[], float] = time.monotonic,
         doing: str = "elapsed",
     ) -> None:
-        """`slots`: names of the slots on this machine by the process id of their workers. `doing`: for so long."""
-        self._slots = slots
-        self._doing = doing
-        self._clock = clock
-        self._started = clock()
-        self._settled_at_start: int | None = None
+        """As `Drawing`."""
+        self._drawing = Drawing(slots, clock, doing)
         self._live = Live(console=console, refresh_per_second=4, transient=False)
         self._live.start()
 
     def update(self, status: StudyStatus, best: RankedTrial | None, settled: Sequence[SettledTrial]) -> None:
         """Draw the new state."""
-        if self._settled_at_start is None:
-            self._settled_at_start = status.settled
-        self._live.update(self._draw(status, best))
+        self._live.update(self._drawing.lines(status, best))
 
     def note(self, text: str) -> None:
         """Print a line above the view."""
@@ -84,49 +144,3 @@ class LiveView:
     def close(self) -> None:
         """Leave the last drawing on the screen."""
         self._live.stop()
-
-    def _draw(self, status: StudyStatus, best: RankedTrial | None) -> RenderableType:
-        study = status.study
-        arrow = "↑" if study.direction == "maximize" else "↓"
-        head = Text.assemble(
-            (study.name, "bold"),
-            f"   {study.metric} {arrow}   ",
-            (printing.progress(status), "bold"),
-            f"   {self._times(status)}",
-        )
-        top = Text("best  none yet", style="dim")
-        if best is not None:
-            top = Text.assemble("best  ", (printing.number(best.value), "bold green"), f" in trial {best.number}: ")
-            top.append(printing.full_recipe(best))
-        counts = printing.counts(status.counts)
-        saved = f"; {status.epochs_saved} epochs saved by pruning" if status.epochs_saved else ""
-        return Group(head, top, self._rows(status), Text(counts + saved, style="dim"))
-
-    def _times(self, status: StudyStatus) -> str:
-        elapsed = self._clock() - self._started
-        done = status.settled - (self._settled_at_start or 0)
-        left = status.study.trials - status.settled
-        if done <= 0 or left <= 0:
-            return f"{printing.duration(elapsed)} {self._doing}"
-        return f"{printing.duration(elapsed)} {self._doing}, about {printing.duration(elapsed / done * left)} left"
-
-    def _rows(self, status: StudyStatus) -> Table:
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-        for heading in ("slot", "trial", "epoch", "now", "best"):
-            table.add_column(heading, justify="left" if heading == "slot" else "right", header_style="dim")
-        host = socket.gethostname()
-        here = {trial.pid: trial for trial in status.running if trial.host == host and not trial.adoptable}
-        for pid, name in self._slots.items():
-            idle = (name, "-", "", "", "")
-            table.add_row(*(printing.running_row(here[pid], status.study.length) if pid in here else idle))
-        for trial in status.running:
-            if here.get(trial.pid) is not trial or trial.pid not in self._slots:
-                slot, *cells = printing.running_row(trial, status.study.length)
-                table.add_row("waiting for a worker" if trial.adoptable else f"{trial.host} {slot}", *cells)
-        return table
-
-
-def make_view(console: Console, slots: Mapping[int, str], doing: str = "elapsed") -> View:
-    """The live view in a terminal that can redraw, plain lines in a file, a pipe or a dumb terminal."""
-    can_redraw = console.is_terminal and os.environ.get("TERM") != "dumb"
-    return LiveView(console, slots, doing=doing) if can_redraw else PlainView(console)

@@ -15,6 +15,8 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -24,11 +26,13 @@ from search.by_value import DEFAULT_NAME, ByValue
 from search.errors import ObjectiveError
 from search.failures import HOME, PACKAGES, failure, short
 from storage.errors import UsageError
+from storage.studies import NOTEBOOK
 
 if TYPE_CHECKING:
     from search.metrics import Direction
     from search.objective import Objective
 
+_IMPORTING: ContextVar[Path | None] = ContextVar("importing", default=None)
 _FILE_HELP = "a file is named ./my_model.py[:name], a module pkg.module[:name]"
 _WRITE = "write objective = Objective(model=..., data=...), with `from search import Objective`"
 
@@ -92,6 +96,11 @@ def reference_here(stored: str, given: str | None, command: str) -> str:
         return given
     if stored.partition(":")[0] in builtin_objectives():
         return stored
+    if stored.startswith(NOTEBOOK):
+        raise UsageError(
+            f"the study's objective was written in a notebook ({stored}): go on there with search.load(...).resume("
+            f"objective=...), or put it into a file: {command} --objective FILE.py"
+        )
     raise UsageError(f"the study searches {stored}, which is not built in: {command} --objective {stored}")
 
 
@@ -176,9 +185,24 @@ def _from_dotted(target: str, name: str) -> LoadedObjective:
     return _loaded(_import(target, path), path, target, _tidy(target.rpartition(".")[2]), name)
 
 
+def being_imported() -> Path | None:
+    """The person's file that is being imported here for its objective, if any."""
+    return _IMPORTING.get()
+
+
+@contextmanager
+def _importing(path: Path) -> Iterator[None]:
+    before = _IMPORTING.set(path)
+    try:
+        yield
+    finally:
+        _IMPORTING.reset(before)
+
+
 def _import(dotted: str, path: Path) -> ModuleType:
     try:
-        return importlib.import_module(dotted)
+        with _importing(path):
+            return importlib.import_module(dotted)
     except (Exception, SystemExit) as error:
         raise failure(error, path) from error
 
@@ -191,7 +215,8 @@ def _execute(path: Path, source: bytes) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # Pickles of what it defines find it there.
     try:
-        exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
+        with _importing(path):
+            exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise failure(error, path) from error

@@ -20,7 +20,7 @@ from search.loading import builtin_objectives
 from search.wishes import from_json, wish
 from storage.outcomes import Outcome
 from storage.queries import FailedTrial, RankedTrial, RunningTrial, SettledTrial, StudyStatus
-from storage.studies import StudyRecord
+from storage.studies import NOTEBOOK, StudyRecord
 from storage.tables import StudyState
 
 
@@ -104,7 +104,7 @@ def short(value: Any) -> str:
 
 
 def running_row(trial: RunningTrial, epochs: int) -> tuple[str, ...]:
-    """Slot, trial, epoch, now, best; for `status` and the live view."""
+    """Slot, trial, epoch of so many (0: nobody knows), now, best; for `status` and the live view."""
     return (
         trial.slot,
         str(trial.number),
@@ -151,7 +151,8 @@ def more(status: StudyStatus) -> str:
 def resume_command(study: StudyRecord) -> str:
     """What to type to go on: with the objective, unless it is a built-in one that is found by its name."""
     builtin = study.objective.partition(":")[0] in builtin_objectives()
-    return f"dialin resume {study.name}" + ("" if builtin else f" --objective {study.objective}")
+    file = "FILE.py" if study.objective.startswith(NOTEBOOK) else study.objective
+    return f"dialin resume {study.name}" + ("" if builtin else f" --objective {file}")
 
 
 def unconfirmed(settled: int) -> str:

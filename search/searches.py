@@ -99,7 +99,7 @@ class MoreOfStudy:
 
 
 @dataclass(frozen=True)
-class Search:
+class Ready:
     """A study that exists, with an objective that works, ready to be trained on this machine."""
 
     storage: SharedStorage
@@ -108,7 +108,7 @@ class Search:
     assignment: Assignment
 
 
-def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: Place) -> Search:
+def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: Place) -> Ready:
     """Try the objective on a batch and make a study of it.
 
     Raises:
@@ -149,7 +149,7 @@ def go_on(
     objective: str | ByValue,
     wanted: MoreOfStudy,
     place: Place,
-) -> Search:
+) -> Ready:
     """Try the objective again, and open the study for workers.
 
     Raises:
@@ -174,9 +174,9 @@ def go_on(
     return _ready(storage, studies.find(storage, study.name), objective, found, place, files, data)
 
 
-def train(console: Console, search: Search) -> Ending:
+def train(console: Console, ready: Ready) -> Ending:
     """Start a worker in each slot and show the study until they have all ended. Raises DialinError."""
-    return launch.follow(console, search.storage, search.study, search.assignment, search.found.plan)
+    return launch.follow(console, ready.storage, ready.study, ready.assignment, ready.found.plan)
 
 
 def say_ending(console: Console, storage: SharedStorage, ending: Ending) -> None:
@@ -198,13 +198,13 @@ def _ready(
     place: Place,
     files: Path,
     data: Path,
-) -> Search:
+) -> Ready:
     what = objective if isinstance(objective, ByValue) else found.reference
     threads = found.plan.threads
     assignment = Assignment(
         place.storage, study.name, what, (), threads, files, data, log=place.log, shared=found.shared
     )
-    return Search(storage, study, found, assignment)
+    return Ready(storage, study, found, assignment)
 
 
 def _preflight(

@@ -27,6 +27,9 @@ from storage.optuna_internals import models
 from storage.shared import SharedStorage
 from storage.tables import LeaseRow, StudyRow, StudyState
 
+# How the stored reference of an objective begins that no file holds: it was written in a notebook.
+NOTEBOOK = "notebook:"
+
 
 @dataclass(frozen=True)
 class StudySpec:
@@ -122,12 +125,13 @@ def names(storage: SharedStorage) -> list[str]:
 def check_same(record: StudyRecord, reference: str, metric: str, direction: str) -> None:
     """Is this the objective that the study searches, and does it still want the same?
 
-    Files are compared by name, since machines keep them in different places.
+    Files are compared by name, since machines keep them in different places. A notebook's may have become a file.
 
     Raises:
         UsageError: another objective, metric or direction than the study was made with.
     """
-    if Path(record.objective).name != Path(reference).name:
+    anywhere = any(one.startswith(NOTEBOOK) for one in (record.objective, reference))
+    if not anywhere and Path(record.objective).name != Path(reference).name:
         raise UsageError(
             f"study {record.name!r} searches {record.objective}, not {reference} "
             "(any folder will do, but the file keeps its name)"

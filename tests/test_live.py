@@ -8,7 +8,8 @@ import socket
 import pytest
 from rich.console import Console
 
-from search.live import LiveView, PlainView, make_view
+from search.live import LiveView, PlainView
+from search.views import make_view
 from storage.outcomes import Outcome
 from storage.queries import RankedTrial, RunningTrial, SettledTrial, StudyStatus
 from storage.studies import StudyRecord

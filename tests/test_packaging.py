@@ -32,7 +32,8 @@ LAYERS = (
     search.shared_data search.module_state search.packing""",
     """search.cli search.cli_train search.cli_one search.cli_studies search.cli_look search.foreground search.chart
     search.trial_page search.logs search.options search.live search.feed search.launch search.solo
-    search.searches search.printing search.dashboard search.check search.check_lines search.check_own
+    search.searches search.views search.notebook search.api search.detached search.printing
+    search.dashboard search.check search.check_lines search.check_own
     search.template search.knob_table search.integrations search.integrations.*""",
 )
 # What a layer must not know: values need no database and no terminal, and the database needs no tensors.

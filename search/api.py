@@ -1,0 +1,397 @@
+"""A search from Python, in a script or a notebook: `search.run(objective)` gives a handle to what it found.
+
+    found = search.run(objective, trials=40)
+    found.best.recipe, found.trials(), found.weights()
+    found.resume(trials="+20")
+
+The commands `dialin run` and `dialin resume` do the same through `search.searches`. Importing this imports no torch.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from rich.console import Console
+
+from search import notebook, options, printing, searches, trackers
+from search.by_value import ByValue, by_value
+from search.errors import ObjectiveError
+from search.failures import RaisedError
+from search.loading import being_imported, builtin_objectives
+from search.preflight import Placement
+from search.strategy import quiet_optuna
+from search.wishes import to_json
+from storage import queries, studies
+from storage.errors import DialinError, UsageError
+from storage.overview import overview
+from storage.queries import RankedTrial, StudyStatus
+from storage.shared import SharedStorage
+from storage.studies import NOTEBOOK
+from storage.urls import DEFAULT_URL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pandas
+
+    from search.objective import Objective
+
+    Searched = str | Path | Objective | Callable[[optuna.Trial], float]
+
+# Columns of `trials()` before those of knobs.
+COLUMNS = ("number", "outcome", "value", "best_epoch", "epochs", "seconds")
+
+
+@dataclass(frozen=True)
+class Best:
+    """A trial that trained to its end. `value` is that of its best epoch (or its last, where the objective says so).
+
+    `recipe` holds the real training knobs (lr, batch_size, ...), `model` the model's own.
+    """
+
+    trial: int
+    value: float
+    best_epoch: int | None
+    epochs: int
+    seconds: float
+    recipe: Mapping[str, Any]
+    model: Mapping[str, Any]
+
+
+class Search:
+    """A study: what it found so far, and more of it. Everything is read from the database when it is asked for."""
+
+    def __init__(self, storage: SharedStorage, name: str, place: searches.Place, objective: Searched | None) -> None:
+        """Made by `run` and `load`."""
+        self._storage, self._place, self._objective = storage, place, objective
+        self.name = name
+
+    @property
+    def status(self) -> StudyStatus:
+        """Where the study stands: trials by outcome, what is trained now, failures. UsageError: it was deleted."""
+        return queries.status(self._storage, studies.find(self._storage, self.name))
+
+    @property
+    def best(self) -> Best | None:
+        """The best trial; None before the first is complete."""
+        return next(iter(self.top(1)), None)
+
+    def top(self, n: int = 5) -> list[Best]:
+        """The n best trials that trained to their end, best first."""
+        ranked = queries.best(self._storage, studies.find(self._storage, self.name), n)
+        return [_best(trial) for trial in ranked]
+
+    def trials(self) -> pandas.DataFrame:
+        """A row for each trial in whatever state, by number: COLUMNS, then a column for each knob, in real units.
+
+        `outcome` is complete, pruned, diverged, out_of_memory, lost or error; running, adoptable or waiting before.
+        `value` of a pruned trial is its last epoch's. `seconds` of training. A knob that a trial has not is empty; a
+        model's knob with a name that is taken is called model.NAME.
+        """
+        import pandas
+
+        lines = overview(self._storage, studies.find(self._storage, self.name))
+        recipes = [_spread(line.recipe) for line in lines]
+        taken = {*COLUMNS, *(name for recipe in recipes for name in recipe)}
+        rows = [
+            {"number": line.number, "outcome": line.state, "value": line.value, "best_epoch": line.best_epoch}
+            | {"epochs": line.epochs, "seconds": line.seconds}
+            | {f"recipe.{name}" if name in COLUMNS else name: value for name, value in recipe.items()}
+            | {f"model.{name}" if name in taken else name: value for name, value in line.model.items()}
+            for line, recipe in zip(lines, recipes, strict=True)
+        ]
+        columns = [*COLUMNS, *dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)]
+        frame = pandas.DataFrame(rows, columns=columns)
+        kinds = {"number": "int64", "outcome": "str", "value": "float64", "best_epoch": "Int64"}
+        return frame.astype(kinds | {"epochs": "int64", "seconds": "float64"})
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study as Optuna has it, for optuna.visualization and optuna.importance. Its storage is Dialin's."""
+        quiet_optuna()
+        return optuna.load_study(study_name=self.name, storage=self._storage)
+
+    def weights(self, trial: int | None = None) -> dict[str, Any]:
+        """The weights of a trial's best epoch, on the CPU: a state_dict. By default the best trial's.
+
+        DialinError: they were not kept (only the best few trials' are), or their file is not where files are.
+        """
+        from search import checkpoints
+
+        record = studies.find(self._storage, self.name)
+        if trial is None:
+            best = self.best
+            if best is None:
+                raise DialinError(f"{self.name} has no complete trial yet")
+            trial = best.trial
+        kept = queries.weights_of(self._storage, record, trial)
+        if kept is None:
+            raise DialinError(f"the weights of trial {trial} were not kept: only those of the best few are")
+        path, sha256 = kept
+        return checkpoints.load(
+            options.files_root(self._place.files, self._place.storage) / record.folder / path, sha256
+        )
+
+    def resume(
+        self,
+        trials: int | str | None = None,
+        *,
+        objective: Searched | None = None,
+        until: float | None = None,
+        budget: float | str | None = None,
+        workers: int | None = None,
+        devices: str | int | Sequence[str | int] | None = None,
+        per_device: int | None = None,
+        log: Iterable[str] | None = None,
+        quiet: bool = False,
+    ) -> Search:
+        """Go on with the study, on as many workers as `run` would take; what was left goes on where it stopped.
+
+        Args:
+            trials: a new budget, or "+20" for so many more; None: what is left of the old one.
+            objective: the objective, where this handle came from `load` and it is not a built-in one.
+            until, budget: new limits; "+1h" of device time on top of the old.
+            workers, devices, per_device, log, quiet: as `run`.
+
+        Raises:
+            UsageError: what was asked for cannot be, or the study has nothing left.
+            RaisedError: the objective no longer works.
+        """
+        _refuse_while_imported()
+        budget = f"{budget}s" if isinstance(budget, int | float) else budget
+        wanted = searches.MoreOfStudy(None if trials is None else str(trials), options.finite(until), budget)
+        place = searches.Place(
+            self._place.storage,
+            self._place.files,
+            self._place.data,
+            _placement(workers, devices, per_device),
+            self._place.log if log is None else trackers.check(log),
+        )
+        self._objective = objective if objective is not None else self._objective
+        record = studies.find(self._storage, self.name)
+        console = _console(quiet)
+        try:
+            ready = searches.go_on(console, self._storage, record, self._what(record.objective), wanted, place)
+        except RaisedError as error:
+            raise _with_frames(error) from None
+        _train(console, ready)
+        return self
+
+    def _what(self, stored: str) -> str | ByValue:
+        if self._objective is not None:
+            return _sent(self._objective)
+        if stored.partition(":")[0] in builtin_objectives():
+            return stored
+        where = "in a notebook" if stored.startswith(NOTEBOOK) else f"in {stored}"
+        raise UsageError(f"the objective of {self.name} is {where}: pass it, as in resume(objective=...)")
+
+    def __repr__(self) -> str:
+        try:
+            status = self.status
+        except DialinError as error:
+            return f"<Search {self.name}: {error}>"
+        best = self.best
+        found = f", best {status.study.metric} {printing.number(best.value)} in trial {best.trial}" if best else ""
+        return f"<Search {self.name}: {printing.state_of(status)}, {printing.progress(status)}{found}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the best five."""
+        try:
+            status = self.status
+        except DialinError:
+            return html.escape(repr(self))
+        top = queries.best(self._storage, status.study, 5)
+        rows = [(trial.number, printing.number(trial.value), printing.full_recipe(trial)) for trial in top]
+        behind = f"{printing.state_of(status)} · {printing.counts(status.counts)}"
+        inside = notebook.table(("trial", status.study.metric, "recipe"), rows) if rows else notebook.best_line(None)
+        return notebook.card(notebook.heading(status, behind) + inside)
+
+
+def run(
+    objective: Searched,
+    *,
+    study: str | None = None,
+    trials: int | None = None,
+    epochs: int | None = None,
+    direction: str | None = None,
+    workers: int | None = None,
+    devices: str | int | Sequence[str | int] | None = None,
+    per_device: int | None = None,
+    sampler: str = "tpe",
+    pruner: str = "hyperband",
+    fix: Mapping[str, Any] | None = None,
+    ranges: Mapping[str, Any] | None = None,
+    until: float | None = None,
+    budget: float | str | None = None,
+    seed: int | None = None,
+    data: str | Path | None = None,
+    log: Iterable[str] = (),
+    files: str | Path | None = None,
+    storage: str | None = None,
+    quiet: bool = False,
+) -> Search:
+    """Make a new study of an objective and train its trials on this machine, as `dialin run` does; then return it.
+
+    Args:
+        objective: an Objective, made right here or anywhere; "digits", "my_model.py", "pkg.module:name" or a Path; or
+            a bare Optuna function of a trial.
+        study: name of the new study; by default the objective's name with the next free number.
+        trials, epochs: budget and length of a full trial; by default the objective's.
+        direction: "minimize" or "maximize", for a bare function only; by default minimize.
+        workers: processes; by default one a GPU, without GPUs one a CPU core.
+        devices: "cpu", 0, "0,2" or [0, 2]; by default all GPUs that are not busy.
+        per_device: workers on each GPU, by default 1.
+        sampler: tpe, gp, cmaes, qmc or random. pruner: hyperband, asha, median or none.
+        fix: knobs with one value, as {"optimizer": "adamw"}.
+        ranges: knobs with a range (low, high) or a list of choices, as {"lr": (1e-4, 1e-2)}.
+        until: stop when a trial reaches this value.
+        budget: device time, in seconds or as "8h", after which the study stops.
+        seed: of sampling and training; by default a random one, which is stored.
+        data: folder of data sets; by default $DIALIN_DATA, else ~/.cache/dialin.
+        log: names of trackers, such as "tensorboard".
+        files: folder of checkpoints and logs; by default $DIALIN_FILES, else beside a SQLite file.
+        storage: URL of the database; by default $DIALIN_STORAGE, else sqlite:///dialin.db.
+        quiet: print nothing.
+
+    Ctrl-C (in a notebook: interrupting the kernel) gives the running trials back. In a notebook the handle is
+    returned all the same; a script gets its KeyboardInterrupt then.
+
+    Raises:
+        UsageError: what was asked for cannot be; there is no study then.
+        RaisedError: the objective does not work; its own frames are in the traceback.
+    """
+    _refuse_while_imported()
+    for name, value in (("trials", trials), ("epochs", epochs)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UsageError(f"{name} must be an integer of at least 1, but got {value!r}")
+    place = _place(storage, files, data, _placement(workers, devices, per_device), trackers.check(log))
+    wanted = searches.NewStudy(
+        name=study,
+        trials=trials,
+        epochs=epochs,
+        direction=direction,
+        sampler=sampler,
+        pruner=pruner,
+        space=_space(fix or {}, ranges or {}),
+        until=options.finite(until),
+        budget_seconds=options.seconds_of(f"{budget}s" if isinstance(budget, int | float) else budget),
+        seed=seed,
+    )
+    console = _console(quiet)
+    try:
+        ready = searches.begin(console, _sent(objective), wanted, place)
+    except RaisedError as error:
+        raise _with_frames(error) from None
+    _train(console, ready)
+    return Search(ready.storage, ready.study.name, place, objective)
+
+
+def load(study: str | None = None, *, storage: str | None = None, files: str | Path | None = None) -> Search:
+    """A study that exists, by default the newest: looked at, and gone on with by `resume`.
+
+    Raises:
+        UsageError: there is no such database or study.
+    """
+    place = _place(storage, files, None, Placement(), ())
+    opened = options.open_existing(place.storage)
+    return Search(opened, studies.find(opened, study).name, place, None)
+
+
+def _best(trial: RankedTrial) -> Best:
+    recipe, model = dict(trial.attrs.get("settings", {})), dict(trial.attrs.get("model", {}))
+    return Best(trial.number, trial.value, trial.best_epoch, trial.epochs, trial.seconds, recipe, model)
+
+
+def _spread(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A number a column: betas become beta1 and beta2."""
+    flat: dict[str, Any] = {}
+    for name, value in recipe.items():
+        several = enumerate(value, start=1) if isinstance(value, list) else ()
+        flat |= {f"{name.removesuffix('s')}{n}": one for n, one in several} or {name: value}
+    return flat
+
+
+def _place(
+    storage: str | None, files: str | Path | None, data: str | Path | None, placement: Placement, log: tuple[str, ...]
+) -> searches.Place:
+    given = files or os.environ.get("DIALIN_FILES")
+    return searches.Place(
+        storage or os.environ.get("DIALIN_STORAGE") or DEFAULT_URL,
+        Path(given) if given else None,
+        Path(data) if data is not None else None,
+        placement,
+        log,
+    )
+
+
+def _placement(
+    workers: int | None, devices: str | int | Sequence[str | int] | None, per_device: int | None
+) -> Placement:
+    several = [devices] if isinstance(devices, str | int) else devices
+    return Placement(workers, None if several is None else ",".join(map(str, several)), per_device)
+
+
+def _space(fix: Mapping[str, Any], ranges: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in fix.items():
+        if isinstance(value, list | tuple):
+            raise UsageError(f"fix has {name}={value!r}, which is more than one value: put it into ranges")
+    for name, value in ranges.items():
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"ranges has {name}={value!r}: write (low, high), or a list of choices")
+        if name in fix:
+            raise UsageError(f"{name} is in fix and in ranges: leave one out")
+    return to_json({**fix, **ranges})
+
+
+def _sent(objective: Searched) -> str | ByValue:
+    """The reference as it is, anything else by value."""
+    if isinstance(objective, str | Path):
+        return str(objective)
+    from search import bare
+    from search.objective import Objective
+
+    if isinstance(objective, Objective):
+        return by_value(objective)
+    if bare.takes_a_trial(objective):
+        return by_value(bare.objective_of(objective, bare.Script()), written=objective)
+    raise UsageError(
+        "run takes an Objective, a function of a trial, or the name of one (digits, my_model.py, pkg.module:name), "
+        f"but got {objective!r:.80}"
+    )
+
+
+def _console(quiet: bool) -> Console:
+    """Plain lines in a notebook, which has its own view: rich would take it for a terminal, or for a web page."""
+    return Console(quiet=quiet, force_jupyter=False, force_terminal=False if notebook.is_here() else None)
+
+
+def _train(console: Console, ready: searches.Ready) -> None:
+    ending = searches.train(console, ready)
+    if not notebook.is_here():  # its view has said it
+        searches.say_ending(console, ready.storage, ending)
+    if ending.signal is not None and not (ending.signal == signal.SIGINT and notebook.is_here()):
+        signal.raise_signal(ending.signal)  # the trials are safe: now it means what it always does
+
+
+def _with_frames(error: RaisedError) -> RaisedError:
+    """A person's own frames in a traceback, instead of ours."""
+    told = RaisedError(str(error), error.frames)
+    if "\n" in error.frames.rstrip():
+        told.add_note(error.frames.rstrip())
+    return told
+
+
+def _refuse_while_imported() -> None:
+    """A file that searches when it is imported would do so in the middle of another command."""
+    path = being_imported()
+    if path is not None:
+        raise ObjectiveError(
+            f'{path.name} starts a search when it is imported: put search.run(...) under `if __name__ == "__main__":`'
+        )
