@@ -106,7 +106,11 @@ def best(
     files: options.Files = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
-    """The best parameters found. Only trials that trained to their end are ranked."""
+    """The best parameters found. Only trials that trained to their end are ranked.
+
+    "unconfirmed: best of 40" means: the best of 40 noisy numbers is partly luck.
+    Train it again with other seeds before you rely on its last digits.
+    """
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     trials = queries.best(shared, record, top)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Settings = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[NAME=VALUE]...",
+        metavar="NAME=VALUE",
         help="Knobs by name, such as lr=0.01 optimizer=adamw width=64; `dialin objectives OBJECTIVE` prints them.",
     ),
 ]
@@ -49,8 +49,9 @@ def train(
 ) -> None:
     """Train one recipe in the foreground: no study, no database, a line an epoch.
 
-    What is not given takes its default, of the model's own knobs the middle of their range. breakpoint() works, and
-    prints go to the terminal. Ctrl-C ends it with the best so far.
+    What is not given takes its default; the model's own knobs take the middle.
+    breakpoint() works, and what your code prints is seen.
+    Ctrl-C ends it with the best so far.
     """
     import torch
 
@@ -117,7 +118,7 @@ def try_(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="[STUDY] NAME=VALUE...",
+            metavar="[STUDY] NAME=VALUE",
             help="The study (default: the newest), then knobs by name: lr=0.05 optimizer=momentum width=64.",
         ),
     ],
@@ -126,7 +127,7 @@ def try_(
 ) -> None:
     """Have a study try these values next; what is not given is sampled.
 
-    lr and weight_decay are the real ones, so the optimizer must be known: given too, or the only one.
+    lr and weight_decay are the real ones: give the optimizer too, if there are several.
     """
     from search.loading import reference_here
     from search.strategy import quiet_optuna

@@ -132,8 +132,8 @@ def resume(
 ) -> None:
     """Go on with a study: trials that were left go on where they stopped, under their own numbers.
 
-    Sampler, pruner, seed, length, and what --fix and --range said come from the study. A value of --until that was
-    reached no longer stops it.
+    Sampler, pruner, seed, length, --fix and --range come from the study.
+    A value of --until that was reached no longer stops it.
     """
     wanted = searches.MoreOfStudy(trials, options.finite(until), budget)
     place = searches.Place(storage, files, data, Placement(workers, devices, per_device), trackers.check(log or ()))
@@ -213,10 +213,13 @@ def _say_what_next(console: Console, storage: SharedStorage, ending: Ending) -> 
     printing.say(console, "go on with:")
     if status.finished or met:
         printing.say(console, f"  dialin best {study.name} --top 5")
+        printing.say(console, f"  dialin show {study.name}")
         printing.say(console, f"  dialin best {study.name} --weights best.pt")
         printing.say(console, f"  {printing.resume_command(study)}{printing.more(status)}")
         printing.say(console, "  dialin dashboard")
         return 0
+    if status.failures:  # newest first: its log has the error with its frames
+        printing.say(console, f"  dialin logs {study.name} {status.failures[0].number}")
     printing.say(console, f"  {printing.resume_command(study)}")
     printing.say(console, f"  dialin status {study.name}")
     return 130 if ending.interrupted else 1

@@ -90,7 +90,7 @@ Fix = Annotated[
     typer.Option(
         "--fix",
         metavar="NAME=VALUE",
-        help="Do not search this knob: lr=0.01, optimizer=adamw, or one of the model's own. Repeatable.",
+        help="Do not search this knob: lr=0.01, optimizer=adamw, or one of the model's own. May be repeated.",
     ),
 ]
 Range = Annotated[
@@ -99,7 +99,7 @@ Range = Annotated[
         "--range",
         metavar="NAME=LOW:HIGH|A,B,C",
         help="Search this knob from LOW to HIGH (lr=1e-4:1e-2, the real rate), or among choices (batch_size=32,64). "
-        "Repeatable. `dialin objectives OBJECTIVE` prints the names.",
+        "`dialin objectives OBJECTIVE` prints the names. May be repeated.",
     ),
 ]
 Until = Annotated[

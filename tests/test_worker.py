@@ -141,6 +141,7 @@ class TestABrokenObjective:
         assert run.status == 1
         why = "3 trials in a row ended in an error, the last: broken.py:18: RuntimeError: the tide is out"
         assert why in run.out
+        assert "  dialin logs broken-1 2\n" in run.out
         status = inside("status")
         assert status.status == 0
         assert why in status.out
