@@ -190,7 +190,7 @@ def ranked(trials: Sequence[RankedTrial], study: StudyRecord, settled: int, form
     for heading in ("rank", "trial", study.metric, "best epoch", "seconds", "recipe"):
         table.add_column(heading, justify="left" if heading == "recipe" else "right", overflow="fold")
     for rank, trial in enumerate(trials, start=1):
-        cells = (rank, trial.number, number(trial.value), trial.best_epoch, f"{trial.seconds:.1f}")
+        cells = (rank, trial.number, number(trial.value), trial.best_epoch or "-", f"{trial.seconds:.1f}")
         table.add_row(*map(str, cells), full_recipe(trial))
     return table
 
