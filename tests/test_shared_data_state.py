@@ -11,6 +11,7 @@ import pytest
 import torch
 from forgetting import imports_forgotten
 
+from search.by_value import Pickled
 from search.loading import LoadedObjective, resolve
 from search.packing import load_to_share, shared_or_loaded, unpack
 from search.shared_data import NamelessFile, NotPacked, Packed
@@ -128,3 +129,24 @@ def test_data_that_cannot_be_unpacked_is_loaded(tmp_path: Path) -> None:
     found = shared_or_loaded(shared, loaded, tmp_path, said.append)  # without its file
     assert torch.equal(found.train.points, torch.ones(9, 4))
     assert said == ["this worker loads the data itself: OSError: the file of the shared data is gone"]
+
+
+def test_an_objective_of_a_notebook_shares_what_its_functions_share(tmp_path: Path) -> None:
+    """It arrives by value: its functions have names of their own, which no module holds."""
+    source = (
+        "HARDNESS = {'now': 1}\n"
+        "def data(root):\n"
+        "    train = Points(torch.ones(9, 4), HARDNESS)\n"
+        "    return Data(train, (torch.zeros(5, 4),), scale=lambda x: x * HARDNESS['now'])\n"
+    )
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(START + source + END.replace("def model(trial):", "def model(trial):\n    HARDNESS['now'] += 1"), namespace)
+    send, arguments = Pickled(namespace["objective"]).__reduce__()
+    arrived = send(*arguments)
+    loaded = LoadedObjective("notebook:objective", "objective", arrived, "", tmp_path / "notebook.ipynb")
+    shared, found = given(loaded, tmp_path)
+    assert isinstance(shared, Packed)
+    arrived.model(None)
+    assert found.train.transform == {"now": 2}, "the model's own"
+    assert found.scale(torch.ones(1)) == 2
+    assert type(found.train) is arrived.data.__globals__["Points"]
