@@ -114,8 +114,8 @@ class Worker:
                 while not self.interrupt.requested and (trial := self._next()) is not None:
                     self._work_on(trial, keeper)
         finally:
-            self._trackers.close()
             workers.end(self._storage, self._claimant.worker_id)
+            self._trackers.close(hurried=lambda: self.interrupt.requested)
 
     def _teller(self, trial: Trial, lease: Lease) -> Teller:
         return Teller(

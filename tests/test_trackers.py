@@ -57,6 +57,14 @@ def a_trial(told: Trackers, info: TrialInfo = INFO, outcome: str = "complete") -
     told.end(outcome, 0.5)
 
 
+def trials_of(guarded: list[Guarded], count: int = 1) -> None:
+    """All of a worker's life."""
+    told = Trackers(guarded)
+    for _ in range(count):
+        a_trial(told)
+    told.close()
+
+
 class TestNames:
     def test_each_name_is_taken_once_in_its_order(self) -> None:
         assert trackers.check(["plots", "tensorboard", "plots"]) == ("plots", "tensorboard")
@@ -102,7 +110,7 @@ class TestNames:
 class TestHarmless:
     def test_one_that_works_hears_everything_in_order(self, kind: type[Guarded]) -> None:
         fake = Fake()
-        a_trial(Trackers([kind("fake", lambda: fake)]))
+        trials_of([kind("fake", lambda: fake)])
         assert fake.heard == ["start 12", "epoch 1", "epoch 2", "complete"]
 
     @pytest.mark.parametrize("method", ["start", "epoch", "end"])
@@ -110,20 +118,16 @@ class TestHarmless:
         self, kind: type[Guarded], method: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         fake, other = Fake(fails=method), Fake()
-        told = Trackers([kind("fake", lambda: fake), kind("other", lambda: other)])
-        a_trial(told)
+        trials_of([kind("fake", lambda: fake), kind("other", lambda: other)])
         assert len(other.heard) == 4
         (warning,) = caplog.messages
-        assert warning.startswith("fake is left out of the rest of this trial: OSError: no space left")
+        assert warning.startswith("fake hears no more of trial 12: OSError: no space left")
         assert "complete" not in fake.heard
 
     def test_the_next_trial_is_tried_anew(self, kind: type[Guarded]) -> None:
         fake = Fake(fails="epoch")
-        told = Trackers([kind("fake", lambda: fake)])
-        a_trial(told)
-        fake.fails = ""
-        a_trial(told)
-        assert fake.heard == ["start 12", "start 12", "epoch 1", "epoch 2", "complete"]
+        trials_of([kind("fake", lambda: fake)], count=2)
+        assert fake.heard == ["start 12", "start 12"]
 
     def test_a_library_that_is_missing_costs_a_warning(
         self, kind: type[Guarded], caplog: pytest.LogCaptureFixture
@@ -131,29 +135,33 @@ class TestHarmless:
         def make() -> Any:
             raise ModuleNotFoundError("No module named 'fake'")
 
-        a_trial(Trackers([kind("fake", make)]))
-        assert caplog.messages == [
-            "fake is left out of the rest of this trial: ModuleNotFoundError: No module named 'fake'"
-        ]
+        trials_of([kind("fake", make)])
+        assert caplog.messages == ["fake hears no more of trial 12: ModuleNotFoundError: No module named 'fake'"]
 
-    def test_one_that_is_stuck_holds_up_neither_training_nor_a_hand_back(
+    def test_one_that_is_slow_holds_up_no_trial_and_is_told_the_whole_in_the_end(self) -> None:
+        gate = threading.Event()
+        slow, other = Fake(gate=gate), Fake()
+        told = Trackers([Background("slow", lambda: slow), Direct("other", lambda: other)])
+        a_trial(told, outcome=HANDED_BACK)
+        a_trial(told)
+        assert other.heard[-1] == "complete"
+        assert "epoch 1" not in slow.heard
+        gate.set()
+        told.close()
+        assert slow.heard == other.heard
+
+    def test_one_that_is_stuck_is_left_behind_at_once_when_the_worker_was_told_to_end(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(running, "HAND_BACK_SECONDS", 0.0)
-        stuck, other = Fake(gate=threading.Event()), Fake()
-        told = Trackers([Background("stuck", lambda: stuck), Direct("other", lambda: other)])
+        gate = threading.Event()
+        told = Trackers([Background("stuck", lambda: Fake(gate=gate))])
         a_trial(told, outcome=HANDED_BACK)
-        assert other.heard[-1] == HANDED_BACK
-        assert stuck.heard in ([], ["start 12"])
-        assert caplog.messages == ["stuck is slow: going on without waiting for it"]
-        assert stuck.gate is not None
-        stuck.gate.set()
-        told.start(INFO)
-        told.end("complete")
-        assert stuck.heard == ["start 12", "epoch 1", "epoch 2", HANDED_BACK, "start 12", "complete"], "late, but whole"
-
-    def test_a_hand_back_is_waited_for_less_than_an_end(self) -> None:
-        assert running.HAND_BACK_SECONDS <= 1 < running.END_SECONDS
+        assert running.HURRIED_SECONDS <= 1 < running.END_SECONDS
+        monkeypatch.setattr(running, "HURRIED_SECONDS", 0.0)
+        monkeypatch.setattr(running, "END_SECONDS", 1e9)
+        told.close(hurried=lambda: True)
+        assert caplog.messages == ["stuck is slow: ending without waiting for it"]
+        gate.set()
 
     def test_a_trial_that_never_started_ends_in_its_log_only(self) -> None:
         direct, background = Fake(), Fake()
@@ -162,12 +170,8 @@ class TestHarmless:
         assert background.heard == []
 
     def test_threads_end_with_the_worker(self) -> None:
-        told = Trackers([Background("ending", Fake)])
-        a_trial(told)
-        (thread,) = (thread for thread in threading.enumerate() if thread.name == "tracker-ending")
-        told.close()
-        thread.join(30)
-        assert not thread.is_alive()
+        trials_of([Background("ending", Fake)])
+        assert "tracker-ending" not in {thread.name for thread in threading.enumerate()}
 
 
 class TestOwnLog:

@@ -1,7 +1,8 @@
 """Tells many trackers at once, and sees to it that none of them fails a trial or holds one up.
 
 One that raises is left out of the rest of its trial, with one warning in that trial's log. Those that may wait for
-a disk or a network do so in a thread of their own: training never waits for them, a hand-back hardly.
+a disk or a network do so in a thread of their own, in order: no trial waits for them, and a worker that ends only a
+little.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from search.failures import first_line
 from search.trackers.tracker import Batches, Ending, Point, Tracker, TrialInfo
 
-# How long a worker waits for what is not written yet when a trial has ended, and when it gives one back: a person
-# waits for that, and whoever goes on with the trial writes what is missing.
-END_SECONDS = 5.0
-HAND_BACK_SECONDS = 1.0
+# How long a worker that has no more to do waits for what is not written yet, and how long one that was told to end:
+# a person waits for that, and whoever goes on with its trial writes what is missing.
+END_SECONDS = 30.0
+HURRIED_SECONDS = 1.0
+LOOK_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
 
@@ -27,9 +29,10 @@ class Guarded:
     """A tracker, made when the first trial starts. What it raises ends it for the trial."""
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
-        self._name, self._make = name, make
+        self.name, self._make = name, make
         self._tracker: Tracker | None = None
         self._failed = False
+        self._number = 0
 
     def start(self, info: TrialInfo) -> None:
         """A trial starts: whatever failed in the one before is tried anew."""
@@ -39,15 +42,19 @@ class Guarded:
         """An epoch was recorded."""
         raise NotImplementedError
 
-    def end(self, ending: Ending) -> Callable[[float], bool]:
-        """The trial ended. What is returned waits so many seconds at most; False: it has not told it all yet."""
+    def end(self, ending: Ending) -> None:
+        """The trial ended."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """The worker ends."""
+        """There will be no more trials."""
+
+    def over(self, seconds: float) -> bool:
+        """Whether everything is told; waits so many seconds at most."""
+        return True
 
     def _start(self, info: TrialInfo) -> None:
-        self._failed = False
+        self._failed, self._number = False, info.number
         self._try(lambda tracker: tracker.start(info))
 
     def _end(self, ending: Ending) -> None:
@@ -64,7 +71,7 @@ class Guarded:
         except Exception as error:
             self._failed = True
             reason = ": ".join(filter(None, (type(error).__name__, first_line(error))))
-            _log.warning("%s is left out of the rest of this trial: %s", self._name, reason)
+            _log.warning("%s hears no more of trial %d: %s", self.name, self._number, reason)
 
 
 class Direct(Guarded):
@@ -76,9 +83,8 @@ class Direct(Guarded):
     def epoch(self, point: Point) -> None:
         self._try(lambda tracker: tracker.epoch(point))
 
-    def end(self, ending: Ending) -> Callable[[float], bool]:
+    def end(self, ending: Ending) -> None:
         self._end(ending)
-        return lambda _seconds: True
 
 
 class Background(Guarded):
@@ -99,24 +105,18 @@ class Background(Guarded):
     def epoch(self, point: Point) -> None:
         self._calls.put(lambda: self._try(lambda tracker: tracker.epoch(point)))
 
-    def end(self, ending: Ending) -> Callable[[float], bool]:
-        if not self._started:
-            return lambda _seconds: True
-        self._started = False
-        told = threading.Event()
-        self._calls.put(lambda: self._end(ending))
-        self._calls.put(told.set)
-
-        def wait(seconds: float) -> bool:
-            if told.wait(seconds):
-                return True
-            _log.warning("%s is slow: going on without waiting for it", self._name)
-            return False
-
-        return wait
+    def end(self, ending: Ending) -> None:
+        if self._started:
+            self._started = False
+            self._calls.put(lambda: self._end(ending))
 
     def close(self) -> None:
         self._calls.put(None)
+
+    def over(self, seconds: float) -> bool:
+        if self._thread.ident is not None:
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -153,14 +153,21 @@ class Trackers:
         kept: bool = False,
         predict: Batches | None = None,
     ) -> None:
-        """The trial ended, or is handed back (`HANDED_BACK`): see `Ending`. Waits a little for the slow ones."""
+        """The trial ended, or is handed back (`HANDED_BACK`): see `Ending`."""
         ending = Ending(outcome, value, best_epoch, reason, kept, predict)
-        waits = [one.end(ending) for one in self._guarded]
-        deadline = time.monotonic() + (END_SECONDS if ending.final else HAND_BACK_SECONDS)
-        for wait in waits:
-            wait(max(0.0, deadline - time.monotonic()))
+        for one in self._guarded:
+            one.end(ending)
 
-    def close(self) -> None:
-        """Let the threads end when they have told what they know."""
+    def close(self, hurried: Callable[[], bool] = lambda: False) -> None:
+        """Let the threads tell what they know and end; `hurried`, which may turn true meanwhile, waits less for them.
+
+        One that takes longer is left behind: the process ends without it.
+        """
         for one in self._guarded:
             one.close()
+        begun = time.monotonic()
+        waiting = list(self._guarded)
+        while waiting and time.monotonic() - begun <= (HURRIED_SECONDS if hurried() else END_SECONDS):
+            waiting = [one for one in waiting if not one.over(LOOK_SECONDS)]
+        for one in waiting:
+            _log.warning("%s is slow: ending without waiting for it", one.name)
