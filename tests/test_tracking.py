@@ -75,7 +75,7 @@ def test_two_workers_tell_of_each_trial_under_its_own_name(dialin: Dialin, stora
         assert f"accuracy {trial.intermediate_values[4]:.4g}  " in epochs[3]
         assert lines[-1] == f"complete: accuracy {trial.value:.4g} in epoch {trial.user_attrs['best_epoch']}"
     hanging = pictures(storage_url, "slow-1")
-    assert hanging == dict.fromkeys(range(4), ["confusion-matrix.png", "learning-curve.png"])
+    assert hanging == {number: ["confusion-matrix.png", "learning-curve.png"] for number in range(4)}
 
 
 def test_the_dashboard_shows_the_pictures_of_a_trial(dialin: Dialin, start_dialin: Callable[..., Running]) -> None:
