@@ -71,9 +71,14 @@ def dialin(
 
 
 def main() -> None:
-    """Entry point: an error is one line on standard error; 2 for the caller's mistake, 1 for a failure."""
+    """Entry point."""
+    sys.exit(told(lambda: app(prog_name="dialin", standalone_mode=False)))
+
+
+def told(command: Callable[[], object]) -> int:
+    """The exit status of a command. An error is one line on standard error; 2: the caller's mistake, 1: a failure."""
     try:
-        status = app(prog_name="dialin", standalone_mode=False)
+        status = command()
     except DialinError as error:
         status = _complain(str(error), error.exit_status, getattr(error, "frames", ""))
     except typer.TyperException as error:
@@ -89,7 +94,7 @@ def main() -> None:
         # The reader (head, less) has gone; nothing more can be printed, not even by the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
-    sys.exit(status if isinstance(status, int) else 0)
+    return status if isinstance(status, int) else 0
 
 
 def _complain(message: str, status: int, frames: str = "") -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from search import options, printing, searches, trackers
+from search import detached, options, printing, searches, trackers
 from search.launch import Ending
 from search.loading import reference_here
 from search.preflight import Placement
@@ -90,6 +90,9 @@ def run(
     seed: Seed = None,
     data: options.DataFolder = None,
     log: options.Log = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Train in the background, also after this terminal is closed.")
+    ] = False,
     files: options.Files = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
@@ -111,6 +114,9 @@ def run(
     )
     place = searches.Place(storage, files, data, Placement(workers, devices, per_device), trackers.check(log or ()))
     console = Console()
+    if detach:
+        _say_where(console, detached.start(console, objective, wanted, place))
+        return
     _train(console, searches.begin(console, objective, wanted, place))
 
 
@@ -196,6 +202,12 @@ def worker(
     if record.state is StudyState.STOPPED:
         raise UsageError(f"{record.name} is stopped: {printing.resume_command(record)} goes on")
     solo.work(orders, shared, record, typer.echo)
+
+
+def _say_where(console: Console, found: detached.Detached) -> None:
+    printing.say(console, f"{found.study} trains in the background, as process {found.pid}; it prints to {found.log}")
+    for command in ("watch", "logs", "stop"):
+        printing.say(console, f"  dialin {command} {found.study}")
 
 
 def _train(console: Console, ready: searches.Ready) -> None:
