@@ -1,6 +1,9 @@
 """How good the built-in objectives get: `dialin run NAME` as a whole process, then its best weights on the test split.
 
     python benchmarks/catalogue.py adult housing --data DIR --trials 20
+    python benchmarks/catalogue.py fashion_mnist --trials 4 --fix optimizer=momentum
+
+What it does not know itself (`--fix`, `--range`, `--pruner`, ...) it hands on to `dialin run`.
 
 For each objective: the best validation value, what the weights of that trial come to on the test split, which no
 search has seen, and what good practice reaches, with its source. Where a table is at hand scikit-learn's gradient
@@ -141,9 +144,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=None)
     for number in ("--trials", "--epochs", "--workers", "--seed"):
         parser.add_argument(number, type=int, default={"--workers": 2, "--seed": 0}.get(number))
-    given = parser.parse_args()
+    given, others = parser.parse_known_args()
     numbers = {name: getattr(given, name) for name in ("trials", "epochs", "workers", "seed")}
     arguments = [word for name, value in numbers.items() if value is not None for word in (f"--{name}", str(value))]
+    arguments += others
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "optuna", "scikit-learn"))
     cores = len(os.sched_getaffinity(0))
     print(
