@@ -289,7 +289,8 @@ def param_distributions(storage: SharedStorage, study: StudyRecord) -> dict[str,
         .order_by(param.param_id.desc())
     )
     with storage.backend.read() as session:
-        stored: dict[str, str] = dict(session.execute(query).tuples().all())  # of several the first: it is written last
+        rows = session.execute(query).all()
+    stored: dict[str, str] = {name: text for name, text in rows}  # of several the first: it is written last
     return {name: distributions.json_to_distribution(text) for name, text in stored.items()}
 
 

@@ -1,4 +1,4 @@
-"""What the documents say is true: their objectives work, and the README names every command."""
+"""What the documents say is true: every code block in them runs, and the README names every command."""
 
 from __future__ import annotations
 
@@ -6,24 +6,37 @@ import re
 from pathlib import Path
 
 import pytest
+from doc_blocks import ROOT, Reader, blocks
+from studies import Inside
 
 from search import cli
-from search.loading import resolve
-from search.preview import first_batch
 
-ROOT = Path(__file__).resolve().parent.parent
-OBJECTIVES = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "objective.md").read_text(), re.M | re.S)
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+# tests/test_frameworks.py runs its modules with real workers and the deaths of some.
+RUN_ELSEWHERE = {"frameworks"}
+RUN_HERE = [page for page in PAGES if page.stem not in RUN_ELSEWHERE]
+# The README's first two blocks are what continuous integration runs.
+README_BLOCKS_BY_CI = 2
 
 
-@pytest.mark.parametrize("source", OBJECTIVES, ids=[f"block-{number}" for number in range(len(OBJECTIVES))])
-def test_every_objective_in_the_documents_trains_a_batch(source: str, tmp_path: Path) -> None:
-    (tmp_path / "written.py").write_text(source)
-    preview = first_batch(resolve(str(tmp_path / "written.py")), tmp_path)
-    assert preview.train > preview.valid > 0
+@pytest.mark.parametrize("page", RUN_HERE, ids=[page.stem for page in RUN_HERE])
+def test_every_block_of_a_document_runs(
+    page: Path, tmp_path: Path, postgres_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(tmp_path, Inside(capsys, monkeypatch), postgres_url, monkeypatch)
+    runnable = [block for block in blocks(page) if block.language in ("python", "sh")]
+    assert reader.follow(page) >= len(runnable)
+
+
+def test_no_block_of_the_readme_is_run_by_nobody() -> None:
+    further = blocks(ROOT / "README.md")[README_BLOCKS_BY_CI:]
+    assert [block.language for block in further if block.language not in ("", "text")] == []
 
 
 def test_the_simple_door_fits_in_thirty_lines() -> None:
-    assert len(OBJECTIVES[0].strip().splitlines()) < 30
+    simple = blocks(ROOT / "docs" / "objective.md")[0]
+    assert simple.name == "wine.py"
+    assert len(simple.text.strip().splitlines()) < 30
 
 
 def test_every_command_is_in_the_readme() -> None:
@@ -34,7 +47,20 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
+    links = [(page, link) for page in [ROOT / "README.md", *PAGES] for link in targets(page)]
     assert links
-    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+    assert [(page.name, link) for page, link in links if not leads_somewhere(page, link)] == []
+
+
+def targets(page: Path) -> list[str]:
+    return re.findall(r"\]\(([^):]+)\)", page.read_text())
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    """A file that is there, and in it the heading that is meant."""
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    if not anchor:
+        return target.exists()
+    headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+    return anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]

@@ -1,0 +1,105 @@
+"""Runs the code blocks of a document as its reader would: modules are written to files, commands are typed.
+
+A python block that names a file in its first line (`# my_model.py`) is written to it; one without a name is a script.
+What a block needs from outside is replaced: a PostgreSQL that nobody has by the test's, large budgets by small ones.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from studies import Inside
+
+from search.check import check
+from search.loading import resolve
+
+ROOT = Path(__file__).resolve().parent.parent
+TRIALS = 3
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language and its text."""
+
+    language: str
+    text: str
+
+    @property
+    def name(self) -> str | None:
+        """The file that it stands for."""
+        named = re.match(r"# (\w+\.py)\n", self.text)
+        return named.group(1) if named and self.language == "python" else None
+
+
+def blocks(page: Path) -> list[Block]:
+    """Every fenced block of a document, in order."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [Block(language, text) for language, text in found]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Someone who types a document's blocks into an empty folder."""
+
+    folder: Path
+    inside: Inside
+    postgres: str
+    patch: pytest.MonkeyPatch
+
+    def follow(self, page: Path) -> int:
+        """Run every block; the number of things that were run. Fails where one does not work."""
+        done = 0
+        for block in blocks(page):
+            if block.language == "python":
+                self._python(block)
+                done += 1
+            elif block.language == "sh":
+                done += sum(self._line(line) for line in block.text.splitlines())
+            else:
+                assert block.language in ("text", ""), f"a block of {block.language!r} is run by nobody"
+        return done
+
+    def _python(self, block: Block) -> None:
+        path = self.folder / (block.name or "script.py")
+        path.write_text(block.text)
+        if block.name is None or "search.run(" in block.text:
+            self._script(path)
+        elif re.search(r"^objective = |^def objective\(", block.text, re.MULTILINE):
+            self._objective(path)
+
+    def _script(self, path: Path) -> None:
+        text = re.sub(r"trials=\d+", f"trials={TRIALS}", path.read_text())
+        path.write_text(text)
+        ended = subprocess.run([sys.executable, path], cwd=self.folder, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, f"{text}\n{ended.stderr}"
+
+    def _objective(self, path: Path) -> None:
+        [*lines] = check(resolve(str(path)), self.folder, "cpu", trials=1)
+        assert [line for line in lines if not line.ok] == []
+
+    def _line(self, line: str) -> bool:
+        words = shlex.split(self._here(line), comments=True)
+        if not words:
+            return False
+        if words[0] == "export":
+            for name, _, value in (word.partition("=") for word in words[1:]):
+                self.patch.setenv(name, value)
+        elif words[0] == "dialin":
+            said = self.inside(*words[1:])
+            assert said.status == 0, f"{line}\n{said.err}"
+        elif words[0] == "python":
+            self._script(self.folder / words[1])
+        else:
+            subprocess.run(["bash", "-euc", line], cwd=self.folder, check=True, capture_output=True, timeout=60)
+        return True
+
+    def _here(self, line: str) -> str:
+        line = re.sub(r"postgresql://\S+", self.postgres, line)
+        line = re.sub(r"/mnt/shared\b", str(self.folder / "shared"), line)
+        return re.sub(r"--trials (\d+)", lambda found: f"--trials {min(TRIALS, int(found.group(1)))}", line)
