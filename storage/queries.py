@@ -290,8 +290,8 @@ def param_distributions(storage: SharedStorage, study: StudyRecord) -> dict[str,
     )
     with storage.backend.read() as session:
         rows = session.execute(query).all()
-    stored: dict[str, str] = {name: text for name, text in rows}  # of several the first: it is written last
-    return {name: distributions.json_to_distribution(text) for name, text in stored.items()}
+    # Of several the first: it is written last.
+    return {name: distributions.json_to_distribution(text) for name, text in rows}
 
 
 def _ranked(session: Session, trial_id: int, number: int, value: float, best_epoch: int | None) -> RankedTrial:

@@ -1,6 +1,7 @@
 """Runs the code blocks of a document as its reader would: modules are written to files, commands are typed.
 
-A python block that names a file in its first line (`# my_model.py`) is written to it; one without a name is a script.
+A python block that names a file in its first line (`# my_model.py`) is written to it, and tried if it holds an
+objective; one without a name is a script.
 What a block needs from outside is replaced: a PostgreSQL that nobody has by the test's, large budgets by small ones.
 """
 
@@ -68,7 +69,7 @@ class Reader:
     def _python(self, block: Block) -> None:
         path = self.folder / (block.name or "script.py")
         path.write_text(block.text)
-        if block.name is None or "search.run(" in block.text:
+        if block.name is None:
             self._script(path)
         elif re.search(r"^objective = |^def objective\(", block.text, re.MULTILINE):
             self._objective(path)
