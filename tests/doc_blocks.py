@@ -71,7 +71,9 @@ class Reader:
         path.write_text(block.text)
         if block.name is None:
             self._script(path)
-        elif re.search(r"^objective = |^def objective\(", block.text, re.MULTILINE):
+        elif "search.run(" not in block.text and re.search(
+            r"^(objective = |def objective\()", block.text, re.MULTILINE
+        ):
             self._objective(path)
 
     def _script(self, path: Path) -> None:
