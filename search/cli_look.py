@@ -67,7 +67,7 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
     printing.say(console, f"{record.name}: {printing.state_of(found)}, {printing.progress(found)}")
     printing.say(
         console,
-        f"objective {record.objective}, {record.direction} {record.metric}, {record.epochs} epochs, "
+        f"objective {record.objective}, {record.direction} {record.metric}, {printing.length(record)}, "
         f"{record.sampler} + {record.pruner}, seed {record.seed}; {shown(storage)}",
     )
     for heading, text in (("narrowed to", printing.narrowing(record)), ("limits", printing.limits(record))):

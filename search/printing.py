@@ -114,6 +114,14 @@ def running_row(trial: RunningTrial, epochs: int) -> tuple[str, ...]:
     )
 
 
+def length(study: StudyRecord) -> str:
+    """How long a trial is: `15 epochs`, `5 folds of 15 epochs`."""
+    if not study.epochs:
+        return "as long as its function trains"
+    folds = f"{study.folds} folds of " if study.folds > 1 else ""
+    return f"{folds}{study.epochs} epoch{'s' * (study.epochs != 1)}"
+
+
 def narrowing(study: StudyRecord) -> str:
     """What --fix and --range said: `lr=0.0001:0.01, optimizer=adamw`; empty when all of the space is searched."""
     return ", ".join(f"{name}={wish(name, value)}" for name, value in from_json(study.space).items())

@@ -17,6 +17,10 @@ import psutil
 # The script that pip wrote: `python -m search.cli` would put the working folder first on the import path.
 DIALIN = Path(sys.executable).with_name("dialin")
 
+# A process that a script started by `&` ignores SIGINT, and so would all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class Running:
     """A command in the background, in a process group of its own. Its output goes to files."""

@@ -30,8 +30,11 @@ class TestList:
     def test_every_study_is_there_the_newest_first_plain_optunas_too(self, inside: Inside, storage_url: str) -> None:
         at = ("--storage", storage_url)
         assert inside(*RUN, "--trials", 2, *at).status == 0
-        plain = optuna.create_study(study_name="plain", storage=optuna_url(storage_url))
+        theirs = optuna.storages.RDBStorage(optuna_url(storage_url))
+        plain = optuna.create_study(study_name="plain", storage=theirs)
         plain.tell(plain.ask(), 0.25)
+        theirs.remove_session()
+        theirs.engine.dispose()
         assert inside(*RUN, "--trials", 3, "--until", 0.01, *at).status == 0
         said = inside("list", *at)
         assert said.status == 0
@@ -125,29 +128,31 @@ class TestLogs:
         assert inside("logs", "tiny-1", "--workers", *at).status == 0
 
     def test_following_a_study_prints_each_trial_until_all_have_ended(self, dialin: Dialin) -> None:
-        running = dialin.start("run", TINY, "--trials", 6, "--workers", 2, "--epochs", 30)
+        running = dialin.start("run", SLOW, "--trials", 3, "--workers", 2)
         running.wait_until(lambda: trains(dialin))
-        followed = dialin("logs", "--follow")
-        assert running.wait() == 0
-        assert followed.returncode == 0, followed.stderr
-        lines = followed.stdout.splitlines()
-        assert lines[-1] == "tiny-1: finished"
-        assert "\x1b" not in followed.stdout
-        assert all(line.startswith("trial ") for line in lines[:-1])
+        following = dialin.start("logs", "--follow")
+        following.wait_for("trial 0 | epoch ")
+        (dialin.folder / "hurry").touch()
+        assert (running.wait(), following.wait()) == (0, 0), following.stderr
+        lines = following.stdout.splitlines()
+        assert lines[-1] == "slow-1: finished"
+        assert "\x1b" not in following.stdout
+        assert {line.partition(" | ")[0] for line in lines[:-1]} >= {"trial 0", "trial 1"}
 
 
 class TestWatch:
     def test_a_study_is_watched_from_elsewhere_until_its_end(self, dialin: Dialin) -> None:
-        running = dialin.start("run", TINY, "--trials", 8, "--workers", 2, "--epochs", 30)
+        running = dialin.start("run", SLOW, "--trials", 3, "--workers", 2)
         running.wait_until(lambda: trains(dialin))
-        watched = dialin("watch")
-        assert running.wait() == 0
-        assert watched.returncode == 0, watched.stderr
-        lines = watched.stdout.splitlines()
-        assert lines[0].startswith("tiny-1: ")
-        assert lines[-2] == "tiny-1: finished, 8/8 trials"
+        watching = dialin.start("watch")
+        watching.wait_for("slow-1: running, 0/3 trials")
+        (dialin.folder / "hurry").touch()
+        assert (running.wait(), watching.wait()) == (0, 0), watching.stderr
+        lines = watching.stdout.splitlines()
+        assert sum(line.startswith("[") for line in lines) == 3, "a line for each trial that ended"
+        assert lines[-2] == "slow-1: finished, 3/3 trials"
         assert lines[-1].startswith("best: accuracy ")
-        assert "\x1b" not in watched.stdout
+        assert "\x1b" not in watching.stdout
 
     def test_ctrl_c_ends_the_watching_and_nothing_else(self, dialin: Dialin) -> None:
         running = dialin.start("run", SLOW, "--workers", 1, "--trials", 50)

@@ -197,6 +197,7 @@ def test_a_wish_that_cannot_be_is_one_line_with_a_way_out(wishes: dict[str, Any]
         ({"momentun": 0.9}, "did you mean momentum"),
         ({"width": (33, 64)}, "width=33:64 leaves nothing of 4 .. 32 (log)"),
         ({"width": (2, 16)}, "width=2:16 goes beyond what it can be: 4 .. 32 (log)"),
+        ({"onecycle_div": (1.0, 40.0)}, "onecycle_div=1:40 goes beyond what it can be: 5 .. 100 (log)"),
         ({"width": 8.5}, "width is a whole number, but got 8.5"),
         ({"width": 64}, "width cannot be 64: it is 4 .. 32 (log)"),
         ({"activation": "silu"}, "activation cannot be silu: it is one of relu, gelu, tanh"),
