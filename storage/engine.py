@@ -4,21 +4,31 @@ SQLite runs in WAL mode, where readers never wait. A transaction that will write
 statement (`writing()`), and then begins with BEGIN IMMEDIATE: one that begins as a reader and writes later can
 be refused half way ("database is locked") or act on what another process has changed since. Transactions that
 only read stay deferred, or they would wait for writers.
+
+Readers of WAL mode write too: they mark what they read in a file beside the database. Where the file or its folder may
+not be written it is opened for reading only, each time as it is at that moment. One case is left that cannot be read
+then: the last writer was killed with its changes in the -wal file, and the -shm file is gone.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Float, create_engine, event
+from sqlalchemy import Connection, Engine, Float, NullPool, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+
+from storage import urls
+from storage.errors import ReadOnly
 
 # Seconds that a SQLite writer waits for another's transaction. Ours last milliseconds; a full minute means that
 # something holds the file for good.
@@ -41,7 +51,10 @@ def writing() -> Iterator[None]:
 
 def make_engine(url: URL) -> Engine:
     """The engine of this process for a URL from `urls.parse`. Connects to nothing yet."""
-    if url.get_backend_name() == "sqlite":
+    file = urls.sqlite_file(url)
+    if file is not None and only_readable(file):
+        return _reading_engine(url, file)
+    if file is not None:
         engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -54,6 +67,43 @@ def make_engine(url: URL) -> Engine:
         pool_size=2,
         connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": "dialin"},
     )
+
+
+def only_readable(file: Path) -> bool:
+    """Whether an existing SQLite file cannot be written here: WAL mode writes beside it too."""
+    return file.is_file() and not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
+
+
+def left_behind(file: Path) -> bool:
+    """Whether changes wait in the database's write-ahead log: somebody writes now, or was killed."""
+    try:
+        return file.with_name(f"{file.name}-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _reading_engine(url: URL, file: Path) -> Engine:
+    """A new connection for each transaction: how to open the file depends on whether it is being written.
+
+    With an empty log nothing is missing from the file itself, which `immutable` reads without a file beside it. (A
+    checkpoint by somebody else in the middle of that one transaction would go unnoticed: it lasts milliseconds.)
+    """
+
+    def connect() -> sqlite3.Connection:
+        how = "mode=ro" if left_behind(file) else "immutable=1"
+        return sqlite3.connect(
+            f"file:{quote(str(file))}?{how}", timeout=SQLITE_BUSY_SECONDS, uri=True, check_same_thread=False
+        )
+
+    def begin(connection: Connection) -> None:
+        if _writing.get():
+            raise ReadOnly(f"{urls.shown(url)} may only be read: are {file.name} and {file.parent} writable for you?")
+        connection.exec_driver_sql("BEGIN")
+
+    engine = create_engine(url, creator=connect, poolclass=NullPool)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", begin)
+    return engine
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

@@ -16,3 +16,7 @@ class UsageError(DialinError):
     """The caller asked for something that cannot be done as asked: exit status 2."""
 
     exit_status = 2
+
+
+class ReadOnly(DialinError):
+    """The database may only be read here, and something was to be written."""

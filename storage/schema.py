@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from storage import migrations, urls
 from storage.claims import LEASE_SECONDS
-from storage.engine import database_now, writing
+from storage.engine import database_now, left_behind, only_readable, writing
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import VersionManager, models
 from storage.tables import SCHEMA_VERSION, Base, SchemaRow, WorkerRow
@@ -41,7 +41,8 @@ def prepare(url: URL, engine: Engine, sessions: scoped_session[Session]) -> Vers
     """Make sure that Optuna's tables and Dialin's are there and are of this version.
 
     Raises:
-        StorageUnavailable: the database cannot be reached or written.
+        StorageUnavailable: the database cannot be reached, or must be made and cannot be written.
+        ReadOnly: it must be upgraded and may only be read.
         WrongVersion: its tables are of another version, or of one that workers still use.
     """
     try:
@@ -69,6 +70,8 @@ def explain(url: URL, error: BaseException) -> str:
             hint = " (that is a folder)"
         elif not file.parent.is_dir():
             hint = f" (there is no folder {file.parent})"
+        elif "unable to open" in said and only_readable(file) and left_behind(file):
+            hint = f" (its last writer was killed: only who may write in {file.parent} can open it, once is enough)"
         elif "readonly" in said or "unable to open" in said:
             hint = f" (is {file.parent} writable for you?)"
         elif "not a database" in said:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sqlite3
 from collections.abc import Iterator
@@ -175,22 +174,6 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc here")
 def test_a_place_where_nothing_can_be_written_is_refused() -> None:
     assert "is /proc writable for you?" in refusal("sqlite:////proc/a.db", StorageUnavailable)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
-def test_a_folder_without_rights_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "locked"
-    folder.mkdir()
-    folder.chmod(0o500)
-    assert f"is {folder} writable for you?" in refusal(f"sqlite:///{folder}/a.db", StorageUnavailable)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
-def test_a_file_that_may_only_be_read_is_refused_before_work_begins(tmp_path: Path) -> None:
-    file = tmp_path / "a.db"
-    file.touch()
-    file.chmod(0o400)
-    assert f"is {tmp_path} writable for you?" in refusal(f"sqlite:///{file}", StorageUnavailable)
 
 
 # -- PostgreSQL servers that cannot be used
