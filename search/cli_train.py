@@ -226,7 +226,8 @@ def _say_what_next(console: Console, storage: SharedStorage, ending: Ending) -> 
     if status.finished or met:
         printing.say(console, f"  dialin best {study.name} --top 5")
         printing.say(console, f"  dialin show {study.name}")
-        printing.say(console, f"  dialin best {study.name} --weights best.pt")
+        if best and queries.weights_of(storage, study, best[0].number):  # a bare function has none
+            printing.say(console, f"  dialin best {study.name} --weights best.pt")
         printing.say(console, f"  {printing.resume_command(study)}{printing.more(status)}")
         printing.say(console, "  dialin dashboard")
         return 0

@@ -51,6 +51,8 @@ class TestBareFunctions:
         assert said.status == 0, said.err
         found = assert_settled(storage_url, "iris_models-1", 7)
         assert states(found) == {TrialState.COMPLETE: 7}
+        assert "--weights" not in said.out, "there are none"
+        assert "epochs," not in inside("status", "--storage", storage_url).out.splitlines()[1]
         [best] = json.loads(inside("best", "--format", "json", "--storage", storage_url).out)
         assert best["value"] == max(trial.value or 0.0 for trial in found) > 0.9
         assert best["recipe"] == found[best["trial"]].params
