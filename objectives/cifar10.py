@@ -85,6 +85,6 @@ objective = Objective(
     data=data,
     loss=nn.CrossEntropyLoss(),
     metric=("accuracy", "loss"),
-    batch_sizes=(64, 128, 256, 512),
+    batch_sizes=(64, 128, 256),
     epochs=30,
 )
