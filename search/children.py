@@ -57,9 +57,15 @@ def on_main_thread() -> bool:
 
 
 def _enter(environment: Mapping[str, str], target: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """The fork server's environment is that of its start: a notebook may have set CUDA_VISIBLE_DEVICES since."""
+    """The fork server's environment is that of its start: a notebook may have set CUDA_VISIBLE_DEVICES since.
+
+    A DataLoader's processes are forked, as torch does by itself where nobody says otherwise: they have the data set
+    without a copy, also one whose class is in a notebook. multiprocessing would have each child of a fork server start
+    a fork server of its own, in which every loader's process of every epoch imports torch again.
+    """
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)
     target(*args)
 
 

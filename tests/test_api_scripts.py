@@ -37,11 +37,17 @@ class Net(nn.Module):
 def model(trial):
     return Net(trial.suggest_int("width", 4, 8))
 
-def data(root):
-    inputs = points()
-    return search.split(inputs, (inputs.sum(1) > 0).long(), valid=0.4)
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 160
 
-mine = search.Objective(model=model, data=data, loss=nn.CrossEntropyLoss(), epochs=2)
+    def __getitem__(self, row):
+        return points()[row], points()[row].sum().gt(0).long()
+
+def data(root):
+    return search.Data(Rows(), Rows(), loader_workers=1)
+
+mine = search.Objective(model=model, data=data, loss=nn.CrossEntropyLoss(), epochs=2, batch_sizes=(64,))
 """
 HELPER = """
 import torch
@@ -87,6 +93,7 @@ def url(tmp_path: Path) -> str:
 def test_an_unguarded_script_runs_once_and_its_classes_reach_the_workers(
     script: Script, url: str, tmp_path: Path
 ) -> None:
+    """Also the processes of a DataLoader."""
     end = (
         'found = search.run(mine, trials=4, workers=2, pruner="none")\nprint(found.best.model, found.trials().shape[0])'
     )
