@@ -115,7 +115,7 @@ def renewed(
     if budget is not None and row.spent_seconds >= budget:
         if budget_seconds is not None:
             raise UsageError(f"--budget {amount(budget)} is not more than the {spent} of device time already spent")
-        larger = amount(2 * row.spent_seconds).replace(" ", "")
+        larger = amount(2 * row.spent_seconds).replace(" ", "").replace("min", "m")  # as --budget takes it
         raise UsageError(
             f"the budget of {amount(budget)} of device time is spent ({spent}): "
             f"enlarge it, as by `dialin resume {name} --budget {larger}`"

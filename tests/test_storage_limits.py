@@ -9,6 +9,7 @@ from optuna.storages import RDBStorage
 from storage_crew import PROCESSES, Crew, settle_at_once, train_until_stopped
 from storage_places import DONE, an_epoch, fresh, make_study, optuna_study, rows, run_trial, worker_on
 
+from search import options
 from storage import limits, queries, studies
 from storage.claims import Settlement, StudyStopped
 from storage.errors import UsageError
@@ -206,6 +207,18 @@ def test_a_spent_budget_must_be_enlarged_to_go_on(worker: SharedStorage) -> None
     now = fresh(worker, study)
     assert (now.state, now.budget_seconds, now.spent_seconds) == (StudyState.RUNNING, 2 * HOUR, 1.25 * HOUR)
     assert spend(worker, study, HOUR) is StudyState.STOPPED
+
+
+@pytest.mark.parametrize("seconds", [20.0, 20 * 60.0, 20 * HOUR])
+def test_the_larger_budget_that_is_proposed_is_one_that_the_command_takes(
+    worker: SharedStorage, seconds: float
+) -> None:
+    study = make_study(worker, budget_seconds=seconds)
+    spend(worker, study, seconds)
+    with pytest.raises(UsageError) as caught:
+        studies.resume(worker, study.study_id)
+    proposed = str(caught.value).rpartition("--budget ")[2].removesuffix("`")
+    assert options.seconds_of(proposed) == 2 * seconds
 
 
 def test_a_study_that_is_gone_is_not_resumed(worker: SharedStorage) -> None:

@@ -16,8 +16,8 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from storage_crew import PROCESSES, Crew, open_at_once
 from storage_places import DONE, adopted_by, an_epoch, fresh, optuna_study, run_trial, worker_on
 
-from storage import queries, studies
-from storage.claims import BudgetSpent
+from storage import migrations, queries, studies, workers
+from storage.claims import BudgetSpent, new_uuid
 from storage.engine import database_now, make_engine
 from storage.schema import WrongVersion
 from storage.shared import open_storage
@@ -112,6 +112,21 @@ def test_the_command_resumes_an_old_study(sqlite_url: str, dialin: Dialin) -> No
 def test_processes_that_open_an_old_database_at_once_all_find_it_upgraded(old_url: str, crew: Crew) -> None:
     assert crew(open_at_once, old_url) == ["opened"] * PROCESSES
     assert all_rows(open_storage(old_url).backend.engine)["dialin_schema"] == [{"version": SCHEMA_VERSION}]
+
+
+def test_a_process_that_comes_to_the_upgrade_too_late_leaves_what_it_finds(
+    old_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look at the version and the lock, another has upgraded and its workers are at work."""
+
+    def others_were_faster(*versions: int) -> Any:
+        monkeypatch.undo()
+        worker = worker_on(old_url)
+        workers.register(worker, new_uuid(), studies.find(worker).study_id, [workers.Place("cpu", None)])
+        return migrations.steps_from(*versions)
+
+    monkeypatch.setattr(migrations, "steps_from", others_were_faster)
+    assert studies.names(open_storage(old_url)) == ["finished", "open"]
 
 
 def test_an_upgrade_waits_for_the_workers_of_the_old_version(old_url: str, old: Engine) -> None:
