@@ -19,12 +19,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search import logs as trial_logs
 from search import options, printing
+from search.artifacts import Artifacts
 from search.feed import Feed
 from search.live import View
 from search.logs import Following, log_of, workers_log
 from search.trial_page import print_trial, trial_as_json
 from search.views import make_view
 from storage import queries, studies
+from storage.attachments import attached
 from storage.errors import DialinError, UsageError
 from storage.queries import StudyLine, StudyStatus
 from storage.schema import one_line
@@ -260,7 +262,10 @@ def delete(
     files: options.Files = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
-    """Delete a study for good: its trials in the database, its checkpoints, weights and logs. Its workers stop."""
+    """Delete a study for good: its trials in the database, its checkpoints, weights, pictures and logs.
+
+    Its workers stop.
+    """
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     status = queries.status(shared, record)
@@ -275,7 +280,9 @@ def delete(
         if not sys.stdin.isatty():
             raise UsageError(f"nobody can be asked here: --yes deletes {what}")
         typer.confirm(f"Delete {what}?", abort=True)
+    pictures = attached(shared, record)
     studies.delete(shared, record)
+    Artifacts(root).forget(pictures)
     left = _remove(folder, DELETE_SECONDS if held else 0.0) if folder is not None else ""
     typer.echo(f"deleted {record.name}" + (f", but not all of its files: {left}" if left else ""))
     if left:

@@ -78,7 +78,9 @@ def test_two_workers_tell_of_each_trial_under_its_own_name(dialin: Dialin, stora
     assert hanging == {number: ["confusion-matrix.png", "learning-curve.png"] for number in range(4)}
 
 
-def test_the_dashboard_shows_the_pictures_of_a_trial(dialin: Dialin, start_dialin: Callable[..., Running]) -> None:
+def test_the_dashboard_shows_the_pictures_of_a_trial_until_its_study_is_deleted(
+    dialin: Dialin, start_dialin: Callable[..., Running], tmp_path: Path
+) -> None:
     assert dialin("run", TINY, "--trials", 1, "--workers", 1, "--log", "plots").returncode == 0
     running = start_dialin("dashboard", "--port", 0)
     running.wait_for("http://")
@@ -93,6 +95,10 @@ def test_the_dashboard_shows_the_pictures_of_a_trial(dialin: Dialin, start_diali
     assert {*hanging} == {"learning-curve.png", "confusion-matrix.png"}
     for artifact in hanging.values():
         assert get(f"/artifacts/1/{trial['trial_id']}/{artifact}").startswith(b"\x89PNG")
+    folder = tmp_path / "dialin-files" / "artifacts"
+    assert len([*folder.iterdir()]) == 2
+    assert dialin("delete", "tiny-1", "--yes").returncode == 0
+    assert [*folder.iterdir()] == []
 
 
 def test_an_adopted_trial_leaves_one_continuous_curve(
