@@ -207,7 +207,7 @@ class Trainer:
         keeper.lease = None
         self.storage.settle(self.study, trial, settlement, result.value)
         reporter.discard()
-        self._tidy(trial)
+        self._tidy()
         value = result.value if result.outcome is Outcome.COMPLETE else None
         recipe = attrs.get("recipe", "") or trial.user_attrs.get("recipe", "")
         return SettledTrial(trial.number, result.outcome, value, epochs, seconds, recipe, result.reason, time.time())
@@ -223,7 +223,7 @@ class Trainer:
             return None
         return reporter.save_weights(result.best_epoch or 0, result.weights)
 
-    def _tidy(self, trial: Trial) -> None:
+    def _tidy(self) -> None:
         """Remove the files of trials that are among the best no more, and this one's if it never was."""
         for path in retire_weights(self.storage, self.record):
             (self.folder / path).unlink(missing_ok=True)
