@@ -22,10 +22,13 @@ from search.errors import ObjectiveError
 from search.failures import first_line, out_of_memory
 from search.metrics import Direction
 from search.objective import Objective
+from search.own_trial import OwnTrial
 from search.reporting import EpochResult, Interrupted, Reporter, Result, Verdict
 from storage.outcomes import Outcome
 
 METRIC = "value"
+# What an integer column of every database holds.
+MOST_STEPS = 2**31 - 1
 # What optuna.create_study is called with and a study of Dialin's takes from the command line in its place.
 NOT_TAKEN_OVER = ("sampler", "pruner", "storage")
 
@@ -39,12 +42,11 @@ class Script:
     notes: tuple[str, ...] = ()
 
 
-class BareTrial(optuna.trial.Trial):
+class BareTrial(OwnTrial):
     """The trial that the function gets: Optuna's own, but a report is one transaction with cost and lease."""
 
     def __init__(self, trial: optuna.trial.Trial, reporter: Reporter) -> None:
-        """`trial` goes on under another class, with what it has sampled already."""
-        self.__dict__.update(trial.__dict__)
+        super().__init__(trial)
         self._reporter = reporter
         self._reported: dict[int, float] = {}
         self._losing = False
@@ -202,6 +204,6 @@ def _step(step: Any) -> int:
         at = int(step)
     except (TypeError, ValueError):
         raise TypeError(f"trial.report needs an integer step, but got {step!r:.60}") from None
-    if at < 0:
-        raise ValueError(f"step must be at least 0, but got {at}")
+    if not 0 <= at <= MOST_STEPS:
+        raise ValueError(f"step must be from 0 to {MOST_STEPS}, but got {at}")
     return at

@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from search.narrowing import narrowed
 from search.preview import blamed
 from search.randomness import seed_everything
 from search.reporting import EpochResult, Result, Verdict
+from search.space import Recipe
 from search.strategy import quiet_optuna
 
 
@@ -56,13 +56,14 @@ def check_own(
     Raises:
         RaisedError: what the person's code raised, with their frames.
     """
-    objective, reporter, trial = loaded.objective, _FirstReport(), _first_trial(loaded)
+    objective, reporter, trial = loaded.objective, _FirstReport(), _trial_in_memory()
+    told: list[str] = []  # the recipe, where a loop asks for one
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, blamed("train(run)" if objective.train else "", loaded):
         seed_everything(0)
-        result = _run(loaded, trial, reporter, device, data_root, Path(folder))
+        result = _run(loaded, trial, reporter, device, data_root, Path(folder), told)
     seconds = time.perf_counter() - started
-    yield CheckLine("suggested", True, space.in_words(trial.params) or "nothing yet", 0.0)
+    yield CheckLine("suggested", True, " ".join([*told, space.in_words(trial.params)]).strip() or "nothing", 0.0)
     first, whole = reporter.result, reporter.result is None or reporter.result.value is None
     said = result.reason if result is not None else ""
     if first is not None:
@@ -83,23 +84,31 @@ def _study_line(seconds: float, epochs: int, trials: int, workers: int) -> Check
     return CheckLine("study", True, f"{detail}, none saved by pruning", 0.0, numbers)
 
 
-def _first_trial(loaded: LoadedObjective) -> optuna.Trial:
-    """A trial in memory that suggests a study's first starting point, and what is a person's own at random."""
+def _trial_in_memory() -> optuna.Trial:
     quiet_optuna()
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    if loaded.objective.function is None:
-        study.enqueue_trial(space.starting_points(loaded.objective)[0])
-    return study.ask()
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
 
 
 def _run(
-    loaded: LoadedObjective, trial: optuna.Trial, reporter: _FirstReport, device: torch.device, data: Path, folder: Path
+    loaded: LoadedObjective,
+    trial: optuna.Trial,
+    reporter: _FirstReport,
+    device: torch.device,
+    data: Path,
+    folder: Path,
+    told: list[str],
 ) -> Result | None:
     objective = loaded.objective
     try:
         if objective.function is not None:
             function = objective.function
             return bare.play(trial, lambda shown: function(narrowed(shown, objective.knobs)), reporter)
+
+        def sample() -> Recipe:
+            recipe = space.recipe_from_params(space.starting_points(objective)[0], objective)
+            told.append(recipe.summary())
+            return recipe
+
         run = loop.Run(
             trial,
             objective,
@@ -108,7 +117,7 @@ def _run(
             data=data,
             folder=lambda: folder,
             reporter=reporter,
-            sampling=nullcontext,
+            sample=sample,
         )
         return loop.play(run, objective)
     except _Enough:

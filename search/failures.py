@@ -80,6 +80,12 @@ def out_of_memory(error: BaseException) -> bool:
     return accelerator or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
+def from_storage(error: BaseException) -> bool:
+    """Whether it was raised by a call of Dialin's to its database, and not by one of a person's to theirs."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(Path(frame.filename).resolve().is_relative_to(HOME / "storage") for frame in frames)
+
+
 def person_frames(error: BaseException, path: Path) -> str:
     """Return the traceback of an exception with only the frames that are a person's own.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,7 +160,7 @@ def _own_loop(order: Order, trial: optuna.Trial, lines: Lines) -> Result:
             data=order.data,
             folder=lambda: Path(folder),
             reporter=lines,
-            sampling=nullcontext,
+            sample=lambda: space.sample(trial, order.loaded.objective),
         )
         return loop.play(run, order.loaded.objective)
 

@@ -20,7 +20,6 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, SupportsFloat
 
@@ -28,7 +27,7 @@ import optuna
 import torch
 from torch import nn
 
-from search import optimizers, space
+from search import optimizers
 from search.errors import ObjectiveError
 from search.failures import first_line, out_of_memory
 from search.narrowing import narrowed
@@ -107,11 +106,10 @@ class Run:
         data: Path,
         folder: Callable[[], Path],
         reporter: Reporter,
-        sampling: Callable[[], AbstractContextManager[None]],
-        sampled: Callable[[Recipe], None] = lambda _recipe: None,
+        sample: Callable[[], Recipe],
         recorded: Callable[[], Mapping[int, float]] = dict,
     ) -> None:
-        """`folder()` makes `dir`; `sampling()` is the block in which a recipe is sampled, and `sampled` hears of it.
+        """`folder()` makes `dir`, and `sample()` the recipe when the loop asks for one.
 
         `recorded()` gives the values on record by epoch, also those of owners before.
         """
@@ -120,13 +118,14 @@ class Run:
         self.length = objective.epochs
         self._objective, self._metric = objective, objective.searched
         self._folder, self._reporter = folder, reporter
-        self._sampling, self._sampled, self._recorded = sampling, sampled, recorded
+        self._sample, self._recorded = sample, recorded
         self._recipe: OwnRecipe | None = None
         self._dir: Path | None = None
         self._kept: dict[str, Stateful] = {}
         self._loaded: dict[str, Any] | None = None
         self._asked = False
         self._best: dict[str, Any] | None = None
+        self._peak: tuple[float, int] | None = None  # the best value so far and its epoch, which patience counts from
         self._last = 0
         self._since = time.perf_counter()
 
@@ -134,10 +133,7 @@ class Run:
     def recipe(self) -> OwnRecipe:
         """Optimizer, rate, momentum, L2, batch size and schedule, sampled when it is first asked for."""
         if self._recipe is None:
-            with self._sampling():
-                recipe = space.sample(self.trial, self._objective)
-                self._sampled(recipe)
-            self._recipe = OwnRecipe(recipe, self.length)
+            self._recipe = OwnRecipe(self._sample(), self.length)
         return self._recipe
 
     @property
@@ -241,18 +237,23 @@ class Run:
         state = self._checkpoint()
         self._last = epoch
         if state is not None and state["best"] is not None and state["best"]["epoch"] <= epoch:
-            self._best = state["best"]
+            self._best, self._peak = state["best"], state.get("peak")
         for number, value in sorted(self._recorded().items()):
-            if number <= epoch and math.isfinite(value) and self._is_to_be_told(number, value):
-                self._best = {"value": value, "epoch": number, "weights": None}  # they died with who had them
+            if number <= epoch and math.isfinite(value):
+                self._note(number, value, lambda: None)  # the weights died with who had them
 
     def _judge(self, value: float) -> float:
         """The value, NaN if it is not finite. The weights are copied when it is the best so far, or always the last."""
         if not math.isfinite(value):
             return math.nan
-        if self._is_to_be_told(self._last, value):
-            self._best = {"value": value, "epoch": self._last, "weights": self._weights()}
+        self._note(self._last, value, self._weights)
         return value
+
+    def _note(self, epoch: int, value: float, weights: Callable[[], dict[str, Any] | None]) -> None:
+        if self._peak is None or self._metric.better(value, than=self._peak[0]):
+            self._peak = value, epoch
+        if self._is_to_be_told(epoch, value):
+            self._best = {"value": value, "epoch": epoch, "weights": weights()}
 
     def _is_to_be_told(self, epoch: int, value: float) -> bool:
         """Whether the trial's value is this epoch's: better than what there is, or later where the last one counts."""
@@ -271,12 +272,13 @@ class Run:
             "epoch": self._last,
             "kept": {name: copied(part.state_dict()) for name, part in self._kept.items()},
             "best": self._best,
+            "peak": self._peak,
             "random": random_state(self.device),
         }
 
     def _out_of_patience(self) -> bool:
         patience = self._objective.patience
-        return patience is not None and self._best is not None and self._last - self._best["epoch"] >= patience
+        return patience is not None and self._peak is not None and self._last - self._peak[1] >= patience
 
 
 def play(run: Run, objective: Objective) -> Result:

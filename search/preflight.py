@@ -98,7 +98,7 @@ def look(
         direction=objective.searched.direction,
         epochs=objective.epochs,
         trials=objective.trials,
-        first_trials=tuple(starting_points(objective)) if objective.function is None else (),
+        first_trials=() if objective.trains_itself else tuple(starting_points(objective)),
         plan=plan,
         notes=(*loaded.notes, *plan.notes),
         shared=shared,

@@ -55,7 +55,7 @@ class TrialReporter:
         self._device = device
         self._interrupt = interrupt
         self._listener = listener or Listener()
-        self._saved_at = time.monotonic()
+        self._saved_at = self._recorded_at = time.monotonic()
         self._written: list[Path] = []
 
     def restore(self) -> dict[str, Any] | None:
@@ -83,6 +83,7 @@ class TrialReporter:
         checkpoint = self._save(result.epoch, state) if state is not None and self._due(result.epoch, ending) else None
         epoch = Epoch(result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device)
         study = self._storage.record_epoch(self._lease, epoch, checkpoint)
+        self._recorded_at = time.monotonic()
         self._listener.recorded(result)
         self._forget_old()
         if ending:
@@ -100,6 +101,11 @@ class TrialReporter:
         study, recorded = self._trial.study, self._storage.get_trial(self._lease.trial_id)
         recorded.intermediate_values = {k: v for k, v in recorded.intermediate_values.items() if k <= epoch}
         return study.pruner.prune(study, recorded)
+
+    @property
+    def unrecorded_seconds(self) -> float:
+        """Device time since the last epoch was recorded, or since the trial came here."""
+        return time.monotonic() - self._recorded_at
 
     def interrupted(self) -> bool:
         """Whether to stop between two batches."""

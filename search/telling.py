@@ -141,7 +141,7 @@ def plain(settings: Mapping[str, Any]) -> dict[str, float | str]:
     """Knobs as numbers and text, which is all that trackers compare: a list becomes `name_1`, `name_2`."""
     found: dict[str, float | str] = {}
     for name, value in settings.items():
-        if name == "betas":
+        if name == "betas" and isinstance(value, list | tuple) and len(value) == 2:
             found |= {"beta1": value[0], "beta2": value[1]}
         elif isinstance(value, list | tuple):
             found |= plain({f"{name}_{place}": one for place, one in enumerate(value, start=1)})

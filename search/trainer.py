@@ -21,11 +21,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search import bare, loop, space
 from search.data import Data, Folds
-from search.failures import failure
+from search.failures import failure, from_storage
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
 from search.narrowing import narrowed
 from search.objective import Objective
+from search.own_trial import OwnTrial
 from search.randomness import seed_everything
 from search.reporter import TrialReporter
 from search.reporting import Interrupted, Result
@@ -34,6 +35,7 @@ from search.telling import Teller
 from search.training import train
 from storage import queries
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
+from storage.optuna_internals import suggest_unless_asked
 from storage.outcomes import Outcome
 from storage.queries import SettledTrial
 from storage.retention import WEIGHTS_KEPT, retire_weights, worth_keeping
@@ -94,9 +96,11 @@ class Trainer:
         )
         try:
             result, frames = self._train(trial, lease, reporter, teller, folder), ""
-        except (LeaseLost, SQLAlchemyError, optuna.exceptions.StorageInternalError):
+        except LeaseLost:
             raise
         except (Exception, SystemExit) as error:  # whatever a person's module raises is theirs, and one trial's
+            if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError) and from_storage(error):
+                raise
             if self.interrupt.requested:
                 raise Interrupted from error  # their own child processes got the signal as well
             raised = failure(error, self.path)
@@ -123,22 +127,28 @@ class Trainer:
             torch.cuda.set_device(self.device)
 
     def _run(self, trial: Trial, seed: int, reporter: TrialReporter, folder: Path, lease: Lease) -> loop.Run:
-        def sampled(recipe: Recipe) -> None:
-            for key, value in self._told(recipe).items():
-                trial.set_user_attr(key, value)
-
         return loop.Run(
-            trial,
+            OwnTrial(trial),
             self.objective,
             device=self.device,
             seed=seed,
             data=self.data_root,
             folder=lambda: own_folder(folder, lease.generation),
             reporter=reporter,
-            sampling=lambda: self.storage.sampling(trial),
-            sampled=sampled,
+            sample=lambda: self._own_recipe(trial),
             recorded=lambda: self.storage.get_trial(lease.trial_id).intermediate_values,
         )
+
+    def _own_recipe(self, trial: Trial) -> Recipe:
+        """The recipe of an own loop that asks for one: in a study's first trials its starting points."""
+        with self.storage.sampling(trial):
+            points = space.starting_points(self.objective)
+            if trial.number < len(points):
+                suggest_unless_asked(trial, points[trial.number])
+            recipe = space.sample(trial, self.objective)
+            for key, value in self._told(recipe).items():
+                trial.set_user_attr(key, value)
+        return recipe
 
     def _train_task(self, trial: Trial, seed: int, reporter: TrialReporter, teller: Teller) -> Result:
         """Dialin's own loop: recipe and model are sampled in one transaction before it."""
@@ -194,6 +204,7 @@ class Trainer:
         result: Result,
         traceback: str,
     ) -> SettledTrial:
+        unrecorded = reporter.unrecorded_seconds
         leading = self._leads(result)
         weights = self._save_weights(reporter, result) if leading else None
         teller.end(result, kept=leading)  # while the trial is still held: pictures are hung on running ones
@@ -203,7 +214,7 @@ class Trainer:
         attrs |= {key: value for key, value in optional.items() if value}
         if self.objective.trains_itself:  # it may suggest until its end
             attrs |= self._told_at_the_end(trial)
-        settlement = Settlement(result.outcome, result.reason, result.best_epoch, weights, attrs)
+        settlement = Settlement(result.outcome, result.reason, result.best_epoch, weights, attrs, unrecorded)
         keeper.lease = None
         self.storage.settle(self.study, trial, settlement, result.value)
         reporter.discard()

@@ -193,6 +193,8 @@ def check_space(storage: SharedStorage, record: studies.StudyRecord, loaded: Loa
     Raises:
         UsageError: choices were added or dropped, which Optuna cannot mix in one study.
     """
+    if loaded.objective.trains_itself:
+        return  # what it suggests under a name of the recipe's may be its own
     stored = queries.param_distributions(storage, record)
     for knob in space.recipe_knobs(loaded.objective):
         try:

@@ -157,6 +157,8 @@ class Backend(RDBStorage):
         settlement = self.settlements.get(trial.trial_id) or Settlement(Outcome.of(state))
         self.set_attrs(session, trial.trial_id, settlement.attrs)
         leases.settle(session, lease, settlement)
+        if settlement.seconds > 0:
+            limits.spend(session, lease.study_id, settlement.seconds)
         if settlement.outcome is Outcome.COMPLETE and values:
             limits.value_reached(session, lease, values[0])
 

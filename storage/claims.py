@@ -78,10 +78,19 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Settlement:
-    """How a trial ended. `attrs` are shown by optuna-dashboard beside the trial."""
+    """How a trial ended. `attrs` are shown by optuna-dashboard beside the trial.
+
+    `seconds` of device time were spent since its last epoch on record. What no database takes in a text is replaced
+    in `reason`: NUL, and the halves of characters that stand in names of files that cannot be decoded.
+    """
 
     outcome: Outcome
     reason: str = ""
     best_epoch: int | None = None
     weights: Checkpoint | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        storable = self.reason.replace("\0", "?").encode(errors="replace").decode()
+        object.__setattr__(self, "reason", storable)

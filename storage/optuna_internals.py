@@ -17,7 +17,9 @@ from optuna.storages._rdb import models as _models
 from optuna.storages._rdb.storage import _VersionManager as VersionManager
 
 if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
+    from collections.abc import Mapping
+
+    from optuna.trial import BaseTrial, Trial
 
 # Besides these names `storage.backend` overrides and calls methods of `RDBStorage` that are private:
 #   _create_new_trial, _get_prepared_new_trial   a trial is made inside ONE session, where the claim joins in
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 models: Any = _models  # their columns are declared without types
 
-__all__ = ["CachedStorage", "VersionManager", "forget_study", "models", "trial_id_of"]
+__all__ = ["CachedStorage", "VersionManager", "forget_study", "models", "suggest_unless_asked", "trial_id_of"]
 
 
 def forget_study(storage: CachedStorage, study_id: int) -> None:
@@ -42,3 +44,8 @@ def forget_study(storage: CachedStorage, study_id: int) -> None:
 def trial_id_of(trial: BaseTrial) -> int:
     """The database's key of a trial; `trial.number` counts within its study."""
     return int(trial._trial_id)  # type: ignore[attr-defined]  # set by every trial class, declared by none
+
+
+def suggest_unless_asked(trial: Trial, params: Mapping[str, Any]) -> None:
+    """Have a trial suggest `params`, as one that was enqueued with them; one that was enqueued with others stays so."""
+    trial._fixed_params = trial._fixed_params or dict(params)

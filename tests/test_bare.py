@@ -83,7 +83,8 @@ class TestTheTrialItGets:
         [
             ("much", 0, TypeError, "needs a number, but got 'much'"),
             (1.0, "first", TypeError, "needs an integer step, but got 'first'"),
-            (1.0, -1, ValueError, "at least 0, but got -1"),
+            (1.0, 3_000_000_000, ValueError, "from 0 to 2147483647, but got 3000000000"),
+            (1.0, -1, ValueError, "from 0 to 2147483647, but got -1"),
         ],
     )
     def test_a_report_of_something_else_is_refused(

@@ -26,7 +26,7 @@ def lines(reference: object, trials: int = 10) -> dict[str, CheckLine]:
 def test_an_own_loop_runs_up_to_its_first_report() -> None:
     said = lines(LOOP)
     assert all(line.ok for line in said.values())
-    assert "optimizer momentum" in said["suggested"].detail
+    assert said["suggested"].detail.startswith("momentum lr 0.01 ")
     assert said["first report"].detail.startswith("accuracy 0.")
     assert "10 trials of 6 epochs on 2 workers" in said["study"].detail
     epoch = said["first report"].numbers["epoch_seconds"]

@@ -18,6 +18,27 @@ from studies import OBJECTIVES, Inside, assert_settled, rows, states, trials, va
 LOOP = OBJECTIVES / "own_loop.py"
 SCRIPTS = Path(__file__).resolve().parent / "optuna_scripts"
 
+NOTING = """
+def objective(trial):
+    trial.set_user_attr("model", "resnet18")
+    trial.set_user_attr("epochs", 7)
+    trial.set_user_attr("note", "mine")
+    assert trial.user_attrs == {"model": "resnet18", "epochs": 7, "note": "mine"}
+    x = trial.suggest_float("betas", 0, 1)
+    trial.report(x, 0)
+    return x + ["Adam", "SGD"].index(trial.suggest_categorical("optimizer", ["Adam", "SGD"]))
+"""
+OWN_OPTIMIZER = """
+from search import Objective
+
+def train(run):
+    name = run.trial.suggest_categorical("optimizer", ["Adam", "RMSprop"])
+    for epoch in run.epochs:
+        run.report(accuracy=len(name) / 10)
+
+objective = Objective(train=train, metric="accuracy", epochs=1, trials=4)
+"""
+
 
 @pytest.fixture
 def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
@@ -97,8 +118,48 @@ class TestBareFunctions:
         assert states(found) == {TrialState.FAIL: 3}
         assert "search/" not in found[0].user_attrs["traceback"]
 
+    def test_it_may_note_and_suggest_whatever_dialin_does(
+        self, inside: Inside, sqlite_url: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "noting.py").write_text(NOTING)
+        arguments = ("noting.py", "--workers", 1, "--pruner", "none", "--storage", sqlite_url)
+        assert inside("run", *arguments, "--trials", 2).status == 0
+        resumed = inside("resume", "--objective", "noting.py", "--trials", "+1", "--storage", sqlite_url)
+        assert resumed.status == 0, resumed.err
+        found = assert_settled(sqlite_url, "noting-1", 3)
+        assert states(found) == {TrialState.COMPLETE: 3}
+        assert found[0].user_attrs["own_model"] == "resnet18"
+        assert found[0].user_attrs["settings"] == found[0].params
+
+    @pytest.mark.parametrize("raised", ["ValueError('no file \\udcff')", "ValueError('a \\0 byte')", "THEIRS"])
+    def test_whatever_it_raises_is_one_trials(
+        self, inside: Inside, storage_url: str, tmp_path: Path, raised: str
+    ) -> None:
+        error = "sqlalchemy.exc.OperationalError('SELECT 1', {}, Exception('theirs'))" if raised == "THEIRS" else raised
+        (tmp_path / "raising.py").write_text(f"import sqlalchemy.exc\ndef objective(trial):\n    raise {error}\n")
+        said = inside("run", "raising.py", "--workers", 1, "--storage", storage_url)
+        assert "worker cpu/0 failed" not in said.out
+        assert "3 trials in a row ended in an error" in said.out
+        assert states(trials(storage_url, "raising-1")) == {TrialState.FAIL: 3}
+
+    def test_its_time_counts_whether_it_reports_or_not(self, inside: Inside, storage_url: str, tmp_path: Path) -> None:
+        (tmp_path / "long.py").write_text(
+            "import time\nimport optuna\ndef objective(trial):\n    time.sleep(0.5)\n    raise optuna.TrialPruned\n"
+        )
+        options = ("--trials", 9, "--workers", 1, "--budget", "1s", "--storage", storage_url)
+        assert inside("run", "long.py", *options).status == 0
+        assert len(trials(storage_url, "long-1")) == 2
+        assert value(storage_url, "SELECT spent_seconds FROM dialin_studies") >= 1.0
+
 
 class TestOwnLoops:
+    def test_a_loop_may_have_an_optimizer_of_its_own(self, inside: Inside, sqlite_url: str, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text(OWN_OPTIMIZER)
+        assert inside("run", "mine.py", "--workers", 1, "--storage", sqlite_url).status == 0
+        resumed = inside("resume", "--objective", "mine.py", "--trials", "+1", "--storage", sqlite_url)
+        assert resumed.status == 0, resumed.err
+        assert states(assert_settled(sqlite_url, "mine-1", 5)) == {TrialState.COMPLETE: 5}
+
     def test_a_loop_is_searched_as_anything_else(self, inside: Inside, storage_url: str, tmp_path: Path) -> None:
         said = inside("run", LOOP, "--workers", 2, "--pruner", "none", "--storage", storage_url)
         assert said.status == 0, said.err

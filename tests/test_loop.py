@@ -21,7 +21,7 @@ from search.errors import ObjectiveError
 from search.objective import Objective
 from search.randomness import seed_everything
 from search.reporting import Interrupted, Result, Verdict
-from search.space import starting_points
+from search.space import sample, starting_points
 from storage.outcomes import Outcome
 
 Train = Callable[[Any], None]
@@ -35,7 +35,7 @@ def own(train: Train, **options: Any) -> Objective:
 def run_of(
     objective: Objective, recorder: Recorder, folder: Path = Path("own"), recorded: dict[int, float] | None = None
 ) -> loop.Run:
-    return loop.Run(
+    run = loop.Run(
         FixedTrial(starting_points(objective)[0]),
         objective,
         device=torch.device("cpu"),
@@ -43,9 +43,10 @@ def run_of(
         data=Path("data"),
         folder=lambda: folder,
         reporter=recorder,
-        sampling=contextlib.nullcontext,
+        sample=lambda: sample(run.trial, objective),
         recorded=lambda: recorded or {},
     )
+    return run
 
 
 def play(objective: Objective, recorder: Recorder) -> Result:
@@ -132,6 +133,11 @@ class TestReports:
         recorder = Recorder()
         result = play(own(reporting(0.9, 0.5, 0.5, 0.5), patience=2), recorder)
         assert (result.outcome, len(recorder.results)) == (Outcome.COMPLETE, 3)
+
+    def test_also_where_the_last_epoch_is_the_one_that_counts(self) -> None:
+        recorder = Recorder()
+        play(own(reporting(0.9, 0.5, 0.5, 0.5), patience=2, value="last"), recorder)
+        assert len(recorder.results) == 3
 
     def test_want_of_memory_is_an_outcome(self) -> None:
         def train(run: Any) -> None:

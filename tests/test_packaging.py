@@ -26,7 +26,7 @@ LAYERS = (
     search.batches search.checkpoints search.randomness search.failures search.snapshots
     search.reporting search.loop""",
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
-    search.keeper search.bare search.trainer search.loading
+    search.keeper search.bare search.own_trial search.trainer search.loading
     search.preflight search.preload search.preview search.reporter
     search.trial_log search.by_value search.children search.artifacts search.telling search.trackers search.trackers.*
     search.shared_data search.module_state search.packing""",

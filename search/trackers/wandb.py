@@ -91,6 +91,7 @@ class WeightsAndBiases:
             settings=wandb.Settings(
                 console="off",  # a trial's output has its own log
                 silent=True,
+                x_disable_meta=True,  # it would keep the command line, and with it the database's password
                 init_timeout=ANSWER_SECONDS,
                 finish_timeout=REST_SECONDS,
             ),
