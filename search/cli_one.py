@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from optuna.distributions import BaseDistribution
 
 from search import options, printing
+from search.knobs import Knob
 from search.wishes import parse_settings
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
 from storage.queries import StudyStatus
+from storage.shared import SharedStorage
 from storage.urls import DEFAULT_URL
 
 if TYPE_CHECKING:
@@ -136,8 +140,9 @@ def try_(
     study, settings = _study_and_settings(words)
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
-    reference = reference_here(record.objective, objective, f"dialin try {record.name} {' '.join(words[-1:])}")
-    params = _params(reference, record, settings)
+    said = " ".join(words if study is not None else [record.name, *words])
+    reference = reference_here(record.objective, objective, f"dialin try {said}")
+    params = _params(reference, shared, record, settings)
     number = studies.enqueue(shared, record, params)
     said = " ".join(f"{name}={value}" for name, value in settings.items())
     typer.echo(f"trial {number} of {record.name} waits with {said}; the rest is sampled")
@@ -152,7 +157,9 @@ def _study_and_settings(words: list[str]) -> tuple[str | None, dict[str, Any]]:
     return study, settings
 
 
-def _params(reference: str, record: studies.StudyRecord, settings: dict[str, Any]) -> dict[str, Any]:
+def _params(
+    reference: str, shared: SharedStorage, record: studies.StudyRecord, settings: dict[str, Any]
+) -> dict[str, Any]:
     from search.loading import resolve
     from search.preview import blamed
     from search.settings import of_study, params_of
@@ -161,7 +168,26 @@ def _params(reference: str, record: studies.StudyRecord, settings: dict[str, Any
     searched = loaded.objective.searched
     studies.check_same(record, loaded.reference, searched.name, searched.direction)
     with blamed("model()", loaded):
-        return params_of(of_study(loaded.objective, record.space), settings)
+        params = params_of(of_study(loaded.objective, record.space), settings)
+    if loaded.objective.trains_itself:
+        _check_suggested(queries.param_distributions(shared, record), params, record.name)
+    return params
+
+
+def _check_suggested(stored: Mapping[str, BaseDistribution], params: Mapping[str, Any], study: str) -> None:
+    """What trains itself says what it is searched over only as it suggests: the study's trials have.
+
+    Raises:
+        UsageError: none of them was asked for such a knob, or not for such a value.
+    """
+    for name, value in params.items() if stored else ():
+        if name not in stored:
+            raise UsageError(f"no trial of {study} suggested {name!r}; they suggest {', '.join(sorted(stored))}")
+        try:
+            Knob(name, stored[name], default=value)  # which must lie inside
+        except ValueError:
+            among = Knob(name, stored[name]).range
+            raise UsageError(f"{name} cannot be {value}: trials of {study} suggest it among {among}") from None
 
 
 def _who_trains(status: StudyStatus) -> str:

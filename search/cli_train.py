@@ -224,8 +224,9 @@ def _say_what_next(console: Console, storage: SharedStorage, ending: Ending) -> 
     met = printing.limit_met(study, best[0] if best else None)
     printing.say(console, "go on with:")
     if status.finished or met:
-        printing.say(console, f"  dialin best {study.name} --top 5")
-        printing.say(console, f"  dialin show {study.name}")
+        if best:
+            printing.say(console, f"  dialin best {study.name} --top 5")
+            printing.say(console, f"  dialin show {study.name}")
         if best and queries.weights_of(storage, study, best[0].number):  # a bare function has none
             printing.say(console, f"  dialin best {study.name} --weights best.pt")
         printing.say(console, f"  {printing.resume_command(study)}{printing.more(status)}")

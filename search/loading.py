@@ -264,6 +264,7 @@ def _loaded(
 
 def _not_an_objective(module: ModuleType, path: Path, name: str, typed: str) -> str:
     """Say what there is instead of an Objective called `name`."""
+    from search import bare
     from search.objective import Objective
 
     value = getattr(module, name, None)
@@ -278,6 +279,14 @@ def _not_an_objective(module: ModuleType, path: Path, name: str, typed: str) -> 
     others = [other for other, found in vars(module).items() if isinstance(found, Objective)]
     if others:
         return f"{path.name} has no `{name}`, but `{others[0]}` is an Objective: name it {typed}:{others[0]}"
+    functions = [
+        other
+        for other, found in vars(module).items()
+        if inspect.isfunction(found) and found.__module__ == module.__name__ and bare.takes_a_trial(found)
+    ]
+    if len(functions) == 1:
+        meant = f"if {functions[0]}(trial) is an Optuna objective, name it {typed}:{functions[0]}"
+        return f"{path.name} has no `{name}`; {meant}; {_WRITE}"
     own = [
         f"{other} ({'class' if isinstance(found, type) else 'function'})"
         for other, found in vars(module).items()

@@ -124,6 +124,11 @@ class TestBareFunctions:
         (tmp_path / "noting.py").write_text(NOTING)
         arguments = ("noting.py", "--workers", 1, "--pruner", "none", "--storage", sqlite_url)
         assert inside("run", *arguments, "--trials", 2).status == 0
+        wrong = ("--objective", "noting.py", "--storage", sqlite_url)
+        assert "no trial of noting-1 suggested 'bettas'" in inside("try", "bettas=0.5", *wrong).err
+        assert "optimizer cannot be AdamW: trials of noting-1 suggest it among Adam, SGD" in (
+            inside("try", "optimizer=AdamW", *wrong).err
+        )
         resumed = inside("resume", "--objective", "noting.py", "--trials", "+1", "--storage", sqlite_url)
         assert resumed.status == 0, resumed.err
         found = assert_settled(sqlite_url, "noting-1", 3)

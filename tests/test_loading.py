@@ -235,6 +235,10 @@ class TestAModuleWithoutAnObjective:
         assert "`objective` in old.py is a function, but none that takes a trial and nothing else" in said
         assert "objective = Objective(model=..., data=...)" in said
 
+    def test_a_function_of_another_name_is_named(self, write: Write) -> None:
+        write("old.py", "def tune_me(trial): return 1.0\ndef main(): pass\n")
+        assert "if tune_me(trial) is an Optuna objective, name it ./old.py:tune_me" in complaint("./old.py")
+
     @pytest.mark.parametrize(("value", "said"), [("[1]", "a list"), ("int", "a class"), ("None", "no `objective`")])
     def test_anything_else_is_no_objective(self, write: Write, value: str, said: str) -> None:
         write("my_model.py", f"objective = {value}\n")
