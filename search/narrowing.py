@@ -7,9 +7,12 @@ own, so that the sampler, the database and the dashboard all see the narrowed ra
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import optuna
@@ -41,7 +44,8 @@ if TYPE_CHECKING:
 
 # Chosen from lists that the objective has as fields.
 LISTS: Mapping[str, str] = {"optimizer": "optimizers", "schedule": "schedules", "batch_size": "batch_sizes"}
-
+# Optuna's deprecated methods, which warn and call self.suggest_float: of the narrowed trial, that is.
+OLD_SUGGESTIONS = ("suggest_uniform", "suggest_loguniform", "suggest_discrete_uniform")
 
 _SomeTrial = TypeVar("_SomeTrial", bound=BaseTrial)
 
@@ -71,12 +75,21 @@ def narrow(knobs: Mapping[str, Any], name: str, distribution: BaseDistribution) 
         value = _inside(name, wanted.value, distribution)
         return _numbers(distribution, value, value)
     low, high = max(wanted.low, distribution.low), min(wanted.high, distribution.high)
-    if step := distribution.step:  # only what lies on the knob's own grid
-        low = distribution.low + math.ceil((low - distribution.low) / step - 1e-9) * step
-        high = distribution.low + math.floor((high - distribution.low) / step + 1e-9) * step
+    if distribution.step:  # only what lies on the knob's own grid
+        low = _grid_value(distribution, math.ceil(_steps_to(distribution, low) - 1e-9))
+        high = _grid_value(distribution, math.floor(_steps_to(distribution, high) + 1e-9))
     if low > high:
         raise NothingLeftError(f"{name}={wanted} leaves nothing of {_shown(name, distribution)}")
     return _numbers(distribution, low, high)
+
+
+def _steps_to(distribution: FloatDistribution | IntDistribution, number: float) -> float:
+    """How many steps `number` lies above the low end, in decimals as Optuna counts them: 0.1 is a tenth."""
+    return float((Decimal(str(number)) - Decimal(str(distribution.low))) / Decimal(str(distribution.step)))
+
+
+def _grid_value(distribution: FloatDistribution | IntDistribution, steps: int) -> float:
+    return float(Decimal(str(distribution.low)) + steps * Decimal(str(distribution.step)))
 
 
 def _among(name: str, wanted: Wish, choices: Sequence[Any]) -> tuple[Any, ...]:
@@ -106,8 +119,8 @@ def _inside(name: str, value: Any, distribution: FloatDistribution | IntDistribu
     """A value of a numeric knob. Raises ObjectiveError."""
     number = number_of(name, value, whole=isinstance(distribution, IntDistribution))
     steps = (number - distribution.low) / (distribution.step or 1.0)
-    on_grid = distribution.step is None or abs(steps - round(steps)) < 1e-8
-    if not (distribution.low <= number <= distribution.high and on_grid):
+    within = distribution.low <= number <= distribution.high  # so it is finite, too
+    if not (within and (distribution.step is None or abs(steps - round(steps)) < 1e-8)):
         raise NothingLeftError(f"{name} cannot be {value}: it is {_shown(name, distribution)}")
     return number
 
@@ -137,14 +150,26 @@ def refuse_beyond(name: str, wanted: Wish, distribution: BaseDistribution) -> No
 class NarrowedTrial:
     """Suggests from narrowed distributions; everything else is the trial's own, its class too."""
 
-    def __init__(self, trial: BaseTrial, knobs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, trial: BaseTrial, knobs: Mapping[str, Any], asked: dict[str, BaseDistribution] | None = None
+    ) -> None:
         """`asked` collects the distributions that were asked for, as they were before narrowing."""
         self._trial = trial
         self._knobs = knobs
-        self.asked: dict[str, BaseDistribution] = {}
+        self.asked: dict[str, BaseDistribution] = {} if asked is None else asked
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_trial":  # of a copy that is being made
+            raise AttributeError(name)
+        if name in OLD_SUGGESTIONS:
+            return MethodType(getattr(type(self._trial), name), self)
         return getattr(self._trial, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NarrowedTrial, (self._trial, dict(self._knobs), self.asked)
+
+    def __copy__(self) -> NarrowedTrial:
+        return NarrowedTrial(copy.copy(self._trial), self._knobs, self.asked)
 
     @property
     def __class__(self) -> type:  # isinstance(trial, optuna.Trial) holds, which libraries ask

@@ -104,19 +104,15 @@ def _scalar(name: str, value: Any) -> Any:
     return value
 
 
-def isnumber_of(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def is_number(value: Any) -> bool:
     """Whether it is an int or a float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def number_of(name: str, value: Any, whole: bool = False) -> int | float:
-    if not isnumber_of(value):
+    if not is_number(value):
         raise ObjectiveError(f"{name} is a number, but got {value!r}")
-    if whole and value != int(value):
+    if whole and not (math.isfinite(value) and value == int(value)):
         raise ObjectiveError(f"{name} is a whole number, but got {value!r}")
     return int(value) if whole else float(value)
 

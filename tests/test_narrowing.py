@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,29 @@ class TestTheModel:
         assert trial.params["dropout"] == 0.25
         shown.set_user_attr("note", 1)
         assert (shown.number, shown.params, shown.user_attrs) == (trial.number, trial.params, {"note": 1})
+
+    def test_optunas_old_suggestions_are_narrowed_too_and_warn(self) -> None:
+        trial = new_study().ask()
+        shown = narrowed(trial, {"a": (0.1, 0.2), "b": (0.1, 0.2), "c": (0.3, 0.5)})
+        with pytest.warns(FutureWarning, match="suggest_uniform has been deprecated"):
+            shown.suggest_uniform("a", 0.0, 1.0)
+        with pytest.warns(FutureWarning, match="suggest_loguniform has been deprecated"):
+            shown.suggest_loguniform("b", 0.01, 1.0)
+        with pytest.warns(FutureWarning, match="suggest_discrete_uniform has been deprecated"):
+            shown.suggest_discrete_uniform("c", 0.1, 0.9, 0.1)
+        assert trial.distributions == {
+            "a": FloatDistribution(0.1, 0.2),
+            "b": FloatDistribution(0.1, 0.2, log=True),
+            "c": FloatDistribution(0.3, 0.5, step=0.1),
+        }
+
+    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda trial: pickle.loads(pickle.dumps(trial))])
+    def test_a_copy_is_narrowed_as_well(self, copied: Any) -> None:
+        trial = optuna.trial.FixedTrial({"width": 7, "dropout": 0.25})
+        again = copied(narrowed(trial, {"width": (6, 9)}))
+        assert isinstance(again, optuna.trial.FixedTrial)
+        assert again.suggest_int("width", 1, 32) == 7
+        assert again.distributions == {"width": IntDistribution(6, 9)}
 
     def test_without_wishes_it_is_the_trial_itself(self) -> None:
         trial = new_study().ask()
@@ -285,3 +310,20 @@ class TestOtherDoors:
         function(narrowed(trial, searched.knobs))
         assert trial.distributions["lr"] == FloatDistribution(1e-3, 1e-2, log=True)
         assert trial.params["momentum"] == 5
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.3, 0.5), (0.25, 0.55), (0.1 * 3, 0.5)])
+def test_a_range_keeps_both_ends_that_lie_on_a_knobs_steps(low: float, high: float) -> None:
+    left = narrow({"dropout": (low, high)}, "dropout", FloatDistribution(0.0, 1.0, step=0.1))
+    assert left == FloatDistribution(0.3, 0.5, step=0.1)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "said"),
+    [(IntDistribution(1, 9), "is a whole number, but got inf"), (FloatDistribution(0, 1, step=0.1), "cannot be inf")],
+)
+def test_an_infinite_value_is_refused(distribution: Any, said: str) -> None:
+    with pytest.raises(ObjectiveError, match=said):
+        narrow({"width": float("inf")}, "width", distribution)
+    with pytest.raises(ObjectiveError, match="batch_size is a whole number, but got inf"):
+        objective({"batch_size": float("inf")})
