@@ -12,7 +12,8 @@ import inspect
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,13 +32,18 @@ METRIC = "value"
 MOST_STEPS = 2**31 - 1
 # What optuna.create_study is called with and a study of Dialin's takes from the command line in its place.
 NOT_TAKEN_OVER = ("sampler", "pruner", "storage")
+_OPTUNAS_DEFAULT = ast.Constant(None)
+_UNKNOWN = object()  # What only running the script would tell.
 
 
 @dataclass(frozen=True)
 class Script:
-    """What a script says of its study: `direction` and `trials` where it is plain, notes for the person."""
+    """What a script says of its study: `direction` and `trials` where it is plain, notes for the person.
 
-    direction: Direction = "minimize"
+    `direction` is None where the script sets it only when it runs: a person must say it.
+    """
+
+    direction: Direction | None = "minimize"
     trials: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -117,8 +123,8 @@ def takes_a_trial(value: Any) -> bool:
 
 
 def objective_of(function: Callable[[Any], Any], script: Script) -> Objective:
-    """The Objective that stands for a bare function."""
-    objective = Objective(function=function, metric=METRIC, direction=script.direction)
+    """The Objective that stands for a bare function; "minimize" where nobody has said which way yet."""
+    objective = Objective(function=function, metric=METRIC, direction=script.direction or "minimize")
     return objective if script.trials is None else replace(objective, trials=script.trials)
 
 
@@ -128,8 +134,9 @@ def script_of(source: bytes, name: str) -> Script:
     ObjectiveError: importing it would run its study, or the study has several objectives.
     """
     tree = ast.parse(source)
+    running = _functions_that_optimize(tree)
     for node in _run_when_imported(tree):
-        if isinstance(node, ast.Call) and _called(node) == "optimize" and isinstance(node.func, ast.Attribute):
+        if _optimizes(node) or (isinstance(node, ast.Call) and getattr(node.func, "id", None) in running):
             raise ObjectiveError(
                 f"{name}:{node.lineno} runs a study when it is imported: "
                 'put it under `if __name__ == "__main__":`, where `dialin run` leaves it alone'
@@ -139,17 +146,61 @@ def script_of(source: bytes, name: str) -> Script:
     words = {word.arg: word.value for word in made.keywords if word.arg} if made is not None else {}
     if "directions" in words:
         raise ObjectiveError(f"{name} makes a study of several objectives; Dialin searches one")
-    said = _constant(words.get("direction"))
-    direction: Direction = "maximize" if said == "maximize" else "minimize"
-    runs = [call for call in calls if _called(call) == "optimize"]
-    asked = [_constant(word.value) for call in runs for word in call.keywords if word.arg == "n_trials"]
+    constants = _constants(tree)
+    given = words.get("direction", _OPTUNAS_DEFAULT)
+    direction = _direction(_constant(given, constants))
+    said = _constant(given, constants) is not None
+    asked = [_constant(node, constants) for call in calls if _called(call) == "optimize" for node in _budgets(call)]
     trials = next((one for one in asked if isinstance(one, int) and one > 0), None)
-    return Script(direction, trials, tuple(_notes(name, direction, said is not None, trials, words)))
+    return Script(direction, trials, tuple(_notes(name, direction, said, trials, words)))
 
 
-def _notes(name: str, direction: str, said: bool, trials: int | None, words: dict[str, Any]) -> Iterator[str]:
+def _direction(said: Any) -> Direction | None:
+    """None said is Optuna's default; anything but a direction is not known before the script runs."""
+    if said == "maximize":
+        return "maximize"
+    return "minimize" if said in (None, "minimize") else None
+
+
+def _budgets(call: ast.Call) -> list[ast.expr]:
+    """What `optimize(function, n_trials)` has for n_trials."""
+    return [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "n_trials")]
+
+
+def _constants(tree: ast.Module) -> dict[str, ast.expr]:
+    """The names that the script binds exactly once anywhere, and there at module level, with what to."""
+    bound = Counter(
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    )
+    bound.update(node.arg for node in ast.walk(tree) if isinstance(node, ast.arg))
+    values: dict[str, ast.expr] = {}
+    for node in tree.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        if value is not None:
+            values |= {one.id: value for one in targets if isinstance(one, ast.Name) and bound[one.id] == 1}
+    return values
+
+
+def _functions_that_optimize(tree: ast.Module) -> set[str]:
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {function.name for function in functions if any(map(_optimizes, ast.walk(function)))}
+
+
+def _optimizes(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "optimize"
+
+
+def _notes(
+    name: str, direction: Direction | None, said: bool, trials: int | None, words: dict[str, Any]
+) -> Iterator[str]:
     source = f"as {name} says" if said else "Optuna's default; --direction maximize for the other way"
-    yield f"{direction} what the function returns ({source})"
+    if direction is None:
+        yield f"{name} sets its study's direction only when it runs: --direction says it here"
+    else:
+        yield f"{direction} what the function returns ({source})"
     if trials is not None:
         yield f"{trials} trials, as {name} says"
     left = [word for word in NOT_TAKEN_OVER if word in words]
@@ -175,11 +226,18 @@ def _called(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
-def _constant(node: ast.expr | None) -> Any:
-    """A literal's value; of StudyDirection.MAXIMIZE its name in small letters."""
+def _constant(node: ast.expr, constants: Mapping[str, ast.expr]) -> Any:
+    """A literal's value, also by a constant's name; of StudyDirection.MAXIMIZE its name in small letters.
+
+    `_UNKNOWN` for anything else.
+    """
+    if isinstance(node, ast.Name):
+        node = constants.get(node.id, node)
     if isinstance(node, ast.Constant):
         return node.value
-    return node.attr.lower() if isinstance(node, ast.Attribute) else None
+    if isinstance(node, ast.Attribute) and node.attr in ("MINIMIZE", "MAXIMIZE"):
+        return node.attr.lower()
+    return _UNKNOWN
 
 
 def _value(returned: Any) -> float:

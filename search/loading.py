@@ -48,6 +48,7 @@ class LoadedObjective:
         source_sha256: checksum of the module's own file (not of what it imports).
         path: the module's file, as `search.failures` needs it.
         notes: what a person should know about how it was found, a line each.
+        undirected: it is a bare function whose script sets the direction only when it runs, and nobody has said it.
     """
 
     reference: str
@@ -56,12 +57,15 @@ class LoadedObjective:
     source_sha256: str
     path: Path
     notes: tuple[str, ...] = ()
+    undirected: bool = False
 
     def to(self, direction: str | None) -> LoadedObjective:
         """The same; a bare function, which does not say which way is better, goes in this direction."""
         if direction is None or self.objective.function is None:
             return self
-        return replace(self, objective=replace(self.objective, direction=cast("Direction", direction)))
+        return replace(
+            self, objective=replace(self.objective, direction=cast("Direction", direction)), undirected=False
+        )
 
 
 def builtin_objectives(folder: Path = HOME / "objectives") -> dict[str, str]:
@@ -246,9 +250,10 @@ def _loaded(
 
     value: Any = getattr(module, name, None)
     notes: tuple[str, ...] = ()
+    undirected = False
     if bare.takes_a_trial(value):
         script = bare.script_of(path.read_bytes(), path.name)
-        value, notes = bare.objective_of(value, script), script.notes
+        value, notes, undirected = bare.objective_of(value, script), script.notes, script.direction is None
     if not isinstance(value, Objective):
         raise ObjectiveError(_not_an_objective(module, path, name, typed or base))
     plain = name == DEFAULT_NAME
@@ -259,6 +264,7 @@ def _loaded(
         source_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         path=path,
         notes=notes,
+        undirected=undirected,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from search.by_value import ByValue
 from search.devices import Gpu, SlotPlan, plan_slots, usable_cpus
 from search.shared_data import NamelessFile, NotPacked, Packed
-from storage.errors import DialinError
+from storage.errors import DialinError, UsageError
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -75,6 +75,11 @@ def look(
     from search.space import starting_points
 
     loaded = resolve(given).to(direction)
+    if loaded.undirected:
+        raise UsageError(
+            f"cannot tell which way {loaded.reference} is better, as its script sets direction only when it runs: "
+            "give --direction minimize or --direction maximize"
+        )
     loaded = replace(loaded, objective=of_study(loaded.objective, space))
     plan = placement.plan(gpus() if placement.devices != "cpu" else [])
     torch.set_num_threads(plan.threads)

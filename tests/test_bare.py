@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,7 +13,9 @@ from training_helpers import Recorder
 
 from search import bare
 from search.errors import ObjectiveError
+from search.preflight import Placement, look
 from search.reporting import Interrupted, Result, Verdict
+from storage.errors import UsageError
 from storage.outcomes import Outcome
 
 
@@ -156,6 +159,45 @@ if __name__ == "__main__":
         source = b"import optuna\nstudy = optuna.create_study(direction=optuna.study.StudyDirection.MAXIMIZE)"
         assert bare.script_of(source, "old.py").direction == "maximize"
 
+    def test_may_name_them_by_constants_and_give_the_budget_by_position(self) -> None:
+        source = b"""
+DIRECTION, OTHER = "minimize", 3
+WAY: str = "maximize"
+BUDGET = 17
+def main():
+    study = optuna.create_study(direction=WAY)
+    study.optimize(objective, BUDGET)
+"""
+        script = bare.script_of(source, "old.py")
+        assert (script.direction, script.trials) == ("maximize", 17)
+        literal = source.replace(b"objective, BUDGET", b"objective, 3")
+        assert bare.script_of(literal, "old.py").trials == 3
+        named = source.replace(b"objective, BUDGET", b"objective, n_trials=BUDGET")
+        assert bare.script_of(named, "old.py").trials == 17
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "study = optuna.create_study(direction=args.direction)",
+            "study = optuna.create_study(direction=args.maximize)",
+            "WAY = 'maximize'\nif small:\n    WAY = 'minimize'\nstudy = optuna.create_study(direction=WAY)",
+            "def main(way):\n    return optuna.create_study(direction=way)\nway = 'maximize'",
+        ],
+    )
+    def test_that_sets_the_direction_when_it_runs_needs_a_person_to_say_it(self, source: str, tmp_path: Path) -> None:
+        script = bare.script_of(source.encode(), "old.py")
+        assert script.direction is None
+        assert script.notes == ("old.py sets its study's direction only when it runs: --direction says it here",)
+        file = tmp_path / "undirected.py"
+        file.write_text(
+            "def objective(trial):\n    return 1.0\n"
+            "def main(way):\n    make.create_study(direction=way).optimize(objective, 3)\n"
+        )
+        place = Placement(devices="cpu", workers=1)
+        with pytest.raises(UsageError, match="give --direction minimize or --direction maximize"):
+            look(str(file), tmp_path, place)
+        assert look(str(file), tmp_path, place, "maximize").direction == "maximize"
+
     def test_without_a_study_is_minimized_as_by_optuna(self) -> None:
         script = bare.script_of(b"def objective(trial): ...", "old.py")
         assert (script.direction, script.trials) == ("minimize", None)
@@ -166,6 +208,7 @@ if __name__ == "__main__":
         [
             "study = optuna.create_study()\nstudy.optimize(objective)",
             "if True:\n    optuna.create_study().optimize(objective, 3)",
+            "def main():\n    study.optimize(objective, 3)\nmain()",
             "if __name__ != '__main__':\n    pass\nelse:\n    pass\nstudy.optimize(objective)",
         ],
     )
