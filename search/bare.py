@@ -136,7 +136,7 @@ def script_of(source: bytes, name: str) -> Script:
     tree = ast.parse(source)
     running = _functions_that_optimize(tree)
     for node in _run_when_imported(tree):
-        if _optimizes(node) or (isinstance(node, ast.Call) and getattr(node.func, "id", None) in running):
+        if isinstance(node, ast.Call) and (_optimizes(node) or getattr(node.func, "id", None) in running):
             raise ObjectiveError(
                 f"{name}:{node.lineno} runs a study when it is imported: "
                 'put it under `if __name__ == "__main__":`, where `dialin run` leaves it alone'
