@@ -268,9 +268,6 @@ def run(
         RaisedError: the objective does not work; its own frames are in the traceback.
     """
     _refuse_while_imported()
-    for name, value in (("trials", trials), ("epochs", epochs)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UsageError(f"{name} must be an integer of at least 1, but got {value!r}")
     place = _place(storage, files, data, _placement(workers, devices, per_device), trackers.check(log))
     wanted = searches.NewStudy(
         name=study,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict
 from enum import StrEnum
@@ -56,7 +55,7 @@ def status(study: options.Study = None, as_json: options.Json = False, storage: 
             "failures": [asdict(failure) for failure in found.failures],
             "best": printing.as_record(best[0], record) if best else None,
         }
-        typer.echo(json.dumps(answer, indent=2))
+        typer.echo(printing.as_json(answer))
         return
     _print_status(found, best, storage)
 
@@ -166,7 +165,7 @@ def objectives(
     if name is None:
         known = builtin_objectives()
         if as_json:
-            typer.echo(json.dumps(known, indent=2))
+            typer.echo(printing.as_json(known))
             return
         for builtin, text in known.items():
             typer.echo(f"{builtin:<16}{text}")
@@ -176,7 +175,7 @@ def objectives(
 
     loaded = resolve(name)
     if as_json:
-        typer.echo(json.dumps(space_as_records(loaded.objective), indent=2))
+        typer.echo(printing.as_json(space_as_records(loaded.objective)))
     else:
         print_space(Console(), loaded)
 
@@ -218,7 +217,7 @@ def check(
         else:
             typer.echo(f"{'ok    ' if line.ok else 'FAILED'} {line.what:<26} {line.detail}")
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(printing.as_json(rows))
     if failed:
         raise typer.Exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -53,7 +52,7 @@ def list_(as_json: options.Json = False, storage: options.Storage = DEFAULT_URL)
     """Every study in the database, the newest first."""
     lines = [*reversed(queries.listing(options.open_existing(storage)))]
     if as_json:
-        typer.echo(json.dumps([{**asdict(line), "state": _state(line)} for line in lines], indent=2))
+        typer.echo(printing.as_json([{**asdict(line), "state": _state(line)} for line in lines]))
         return
     if not lines:
         typer.echo("there is no study yet: start one with `dialin run digits`")
@@ -99,7 +98,7 @@ def show(
     found = queries.trial(shared, record, number)
     log = log_of(options.files_root(files, storage), record, number)
     if as_json:
-        typer.echo(json.dumps(trial_as_json(record, found, log), indent=2))
+        typer.echo(printing.as_json(trial_as_json(record, found, log)))
     else:
         print_trial(Console(), record, found, log, trial_logs.tail(log, LAST_LINES))
 

@@ -28,17 +28,21 @@ class StudyDirection(StrEnum):
     MAXIMIZE = "maximize"
 
 
-# What an integer column holds.
-MOST = 2**31 - 1
-
 Trials = Annotated[
     int | None,
-    typer.Option("--trials", min=1, max=MOST, metavar="N", help="Budget of trials.", show_default="the objective's"),
+    typer.Option(
+        "--trials", min=1, max=searches.MOST, metavar="N", help="Budget of trials.", show_default="the objective's"
+    ),
 ]
 Epochs = Annotated[
     int | None,
     typer.Option(
-        "--epochs", min=1, max=MOST, metavar="N", help="Length of a full trial.", show_default="the objective's"
+        "--epochs",
+        min=1,
+        max=searches.MOST,
+        metavar="N",
+        help="Length of a full trial.",
+        show_default="the objective's",
     ),
 ]
 StudyName = Annotated[
@@ -64,7 +68,7 @@ Seed = Annotated[
     typer.Option(
         "--seed",
         min=0,
-        max=MOST,
+        max=searches.MOST,
         metavar="N",
         help="Seed of sampling and training.",
         show_default="a random one, stored",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
@@ -35,6 +35,8 @@ Measured: TypeAlias = str | Metric | NamedMetric
 Groups: TypeAlias = Callable[[nn.Module], list[dict[str, Any]]]
 Precision = Literal["float32", "bf16", "fp16"]
 Value = Literal["best", "last"]
+# Options that a training loop of a person's own sees to itself.
+OF_DIALINS_LOOP = ("precision", "clip_norm", "accumulate", "ema", "epoch_batches", "parameters")
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class Objective(NamedArguments):
         for size in self.batch_sizes:
             at_least_one("each of batch_sizes", size)
         self._check_options()
+        self._refuse_unused()
         optimizers.resolve_all(self.optimizers)
         schedules.resolve_all(self.schedules)
         names = [named.name for named in self.metrics]
@@ -203,6 +206,17 @@ class Objective(NamedArguments):
         positive("ema", self.ema, below=1)
         if self.parameters is not None and not callable(self.parameters):
             raise ObjectiveError(f"parameters must be a function of the network, but got {self.parameters!r:.80}")
+
+    def _refuse_unused(self) -> None:
+        """What only Dialin's own loop does is not left undone silently where a person's stands in its place."""
+        if not self.trains_itself:
+            return
+        unused = OF_DIALINS_LOOP if self.train is not None else (*OF_DIALINS_LOOP, "patience", "value")
+        defaults = {one.name: one.default for one in fields(self)}
+        for name in unused:
+            if getattr(self, name) != defaults[name]:
+                own = self._doors()[0]
+                raise ObjectiveError(f"{name} is for Dialin's training loop: leave it out, {own} does that itself")
 
     @property
     def metrics(self) -> tuple[NamedMetric, ...]:

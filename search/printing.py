@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import pprint
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,19 @@ from storage.outcomes import Outcome
 from storage.queries import FailedTrial, RankedTrial, RunningTrial, SettledTrial, StudyStatus
 from storage.studies import NOTEBOOK, StudyRecord
 from storage.tables import StudyState
+
+
+def as_json(value: Any) -> str:
+    """Strict JSON, which has no NaN and no Infinity: they are null."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    return [*map(_finite, value)] if isinstance(value, list | tuple) else value
 
 
 def say(console: Console, text: str) -> None:
@@ -187,7 +201,7 @@ def ranked(trials: Sequence[RankedTrial], study: StudyRecord, settled: int, form
     """The answer of `dialin best` as table, json, yaml, csv or python."""
     records = [as_record(trial, study) | {"note": unconfirmed(settled)} for trial in trials]
     if form == "json":
-        return json.dumps(records, indent=2)
+        return as_json(records)
     if form == "yaml":
         return yaml.safe_dump(records, sort_keys=False).rstrip()
     if form == "csv":

@@ -25,6 +25,9 @@ from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
 from storage.urls import DEFAULT_URL, parse, sqlite_file
 
+# What an integer column holds.
+MOST = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Place:
@@ -47,7 +50,10 @@ class Place:
 
 @dataclass(frozen=True)
 class NewStudy:
-    """What a person says of a study to be made; None is the objective's own, or a free name, or a random seed."""
+    """What a person says of a study to be made; None is the objective's own, or a free name, or a random seed.
+
+    UsageError: trials, epochs or seed is no integer that a database's column holds.
+    """
 
     name: str | None = None
     trials: int | None = None
@@ -59,6 +65,10 @@ class NewStudy:
     until: float | None = None
     budget_seconds: float | None = None
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("trials", 1), ("epochs", 1), ("seed", 0)):
+            _refuse_beyond(name, getattr(self, name), least)
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,7 @@ class MoreOfStudy:
             return None, 0
         if not self.trials.removeprefix("+").isdecimal() or int(self.trials) < 1:
             raise UsageError(f"--trials must be a number such as 100, or +50 for 50 more, but got {self.trials!r}")
+        _refuse_beyond("trials", int(self.trials), 1)
         return (None, int(self.trials)) if self.trials.startswith("+") else (int(self.trials), 0)
 
     def budget_seconds(self, study: StudyRecord) -> float | None:
@@ -221,6 +232,15 @@ def _preflight(
     for note in found.notes:
         printing.say(console, note)
     return found
+
+
+def _refuse_beyond(name: str, value: Any, least: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name} must be an integer of at least {least}, but got {value!r}")
+    if value > MOST:
+        raise UsageError(f"{name} must be at most {MOST}, but got {value}")
 
 
 def _refuse_foreign_options(found: Preflight, wanted: NewStudy) -> None:

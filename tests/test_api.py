@@ -109,6 +109,11 @@ class TestWhatCannotBe:
         ("arguments", "said"),
         [
             ({"trials": 0}, "trials must be an integer of at least 1, but got 0"),
+            ({"trials": True}, "trials must be an integer of at least 1, but got True"),
+            ({"trials": 2**31}, "trials must be at most 2147483647, but got 2147483648"),
+            ({"epochs": 2.0}, r"epochs must be an integer of at least 1, but got 2\.0"),
+            ({"seed": -1}, "seed must be an integer of at least 0, but got -1"),
+            ({"seed": 2**31}, "seed must be at most 2147483647, but got 2147483648"),
             ({"fix": {"lr": (1, 2)}}, "more than one value: put it into ranges"),
             ({"ranges": {"lr": 0.1}}, r"write \(low, high\), or a list"),
             ({"fix": {"lr": 0.1}, "ranges": {"lr": (0.1, 0.2)}}, "lr is in fix and in ranges"),

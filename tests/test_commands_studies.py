@@ -60,6 +60,22 @@ class TestList:
         assert json.loads(inside("list", "--json", "--storage", sqlite_url).out) == []
 
 
+def test_what_is_not_finite_is_null_in_json(
+    inside: Inside, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nan.py").write_text(
+        "from search import Objective\n"
+        "def train(run):\n    for _ in run.epochs:\n        run.report(loss=0.5, other=float('inf'))\n"
+        "objective = Objective(train=train, metric='loss', epochs=1)\n"
+    )
+    at = ("--storage", sqlite_url)
+    assert inside("run", "nan.py", "--trials", 1, "--workers", 1, *at).status == 0
+    said = inside("show", "--json", *at).out
+    assert not {"NaN", "Infinity"} & {*said.replace(",", " ").split()}
+    assert json.loads(said)["epochs"][0]["metrics"] == {"loss": 0.5, "other": None}
+
+
 class TestShow:
     def test_a_trial_on_a_page(self, inside: Inside, storage_url: str) -> None:
         at = ("--storage", storage_url)

@@ -6,6 +6,8 @@ import os
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -97,3 +99,22 @@ def test_a_framework_is_searched_and_a_killed_workers_trial_goes_on_from_its_che
         assert dialin("best", "--weights", "best.pt", "--files", files, "--storage", storage_url).returncode == 0
         weights = torch.load(tmp_path / "best.pt", weights_only=True)
         assert [*weights] == ["layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias"]
+
+
+def test_a_metric_called_epoch_is_left_to_the_frameworks_loggers(tmp_path: Path) -> None:
+    from search.integrations.lightning import ReportCallback
+
+    told: list[dict[str, Any]] = []
+    run = SimpleNamespace(dir=tmp_path, over=False, report=lambda **numbers: told.append(numbers))
+    metrics = {"accuracy": torch.tensor(0.5), "epoch": torch.tensor(7.0)}
+    trainer = SimpleNamespace(
+        sanity_checking=False,
+        current_epoch=0,
+        callback_metrics=metrics,
+        save_checkpoint=lambda *_, **__: None,
+        should_stop=False,
+    )
+    callback = ReportCallback(cast("Any", run))
+    callback.on_validation_end(trainer, None)
+    callback.on_train_epoch_end(trainer, None)
+    assert told == [{"epoch": 1, "accuracy": metrics["accuracy"]}]

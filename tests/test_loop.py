@@ -32,6 +32,31 @@ def own(train: Train, **options: Any) -> Objective:
     return Objective(train=train, **options)
 
 
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"precision": "bf16"},
+        {"clip_norm": 1.0},
+        {"accumulate": 2},
+        {"ema": 0.9},
+        {"epoch_batches": 5},
+        {"parameters": lambda net: []},
+    ],
+)
+def test_an_option_that_only_dialins_loop_has_is_refused(unused: dict[str, Any]) -> None:
+    [name] = unused
+    with pytest.raises(ObjectiveError, match=f"{name} is for Dialin's training loop: leave it out, train does that"):
+        own(lambda run: None, **unused)
+    own(lambda run: None, patience=2, value="last")
+
+
+@pytest.mark.parametrize("unused", [{"ema": 0.9}, {"patience": 2}, {"value": "last"}])
+def test_an_option_that_does_nothing_for_a_bare_function_is_refused(unused: dict[str, Any]) -> None:
+    [name] = unused
+    with pytest.raises(ObjectiveError, match=f"{name} is for Dialin's training loop: leave it out, function does"):
+        Objective(function=lambda trial: 0.0, metric="loss", **unused)
+
+
 def run_of(
     objective: Objective, recorder: Recorder, folder: Path = Path("own"), recorded: dict[int, float] | None = None
 ) -> loop.Run:

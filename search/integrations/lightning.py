@@ -71,7 +71,9 @@ class ReportCallback(Callback):
         if not self._validated:
             return
         self._validated, self._epoch = False, trainer.current_epoch + 1
-        metrics = {name: value for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+        logged = trainer.callback_metrics.items()
+        # Modules log "epoch" for their loggers; it is report's own argument.
+        metrics = {name: value for name, value in logged if value.numel() == 1 and name != "epoch"}
         try:
             self._run.report(epoch=self._epoch, **metrics)
         except Interrupted:  # whoever takes the trial over goes on from here
