@@ -18,7 +18,7 @@ import torch
 from search import bare, loop, space
 from search.data import Folds, size
 from search.loading import LoadedObjective
-from search.narrowing import narrowed
+from search.narrowing import model_wishes, narrowed
 from search.objective import Objective
 from search.preview import blamed, load_data
 from search.printing import number
@@ -166,7 +166,10 @@ def _own_loop(order: Order, trial: optuna.Trial, lines: Lines) -> Result:
 
 
 def _tell_knobs(trial: optuna.Trial, objective: Objective, say: Say) -> None:
-    """What the model suggested for itself, and which of it nobody asked for."""
+    """What the model suggested for itself, which of it nobody asked for, and what was asked for in vain."""
+    in_vain = [name for name in model_wishes(objective) if name not in trial.params]
+    if in_vain:
+        say(f"nothing suggested {', '.join(in_vain)}")
     if not trial.params:
         return
     own = space.in_words(trial.params)
