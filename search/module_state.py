@@ -37,7 +37,7 @@ Place = tuple[Any, ...]
 """A module's name, then steps: ("item", key), ("in", name in an object's __dict__) or ("attribute", name)."""
 
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), Enum, range, slice, type(...))
-_GENERATORS = (random.Random, numpy.random.Generator, numpy.random.RandomState, torch.Generator)
+_GENERATORS = (random.Random, numpy.random.Generator, numpy.random.RandomState)
 
 
 class TooMuch(Exception):
@@ -127,6 +127,8 @@ def _mark(value: Any) -> Hashable:
     """Differs where another object has come to a place, or the object has changed and does not show it in parts."""
     if isinstance(value, Tensor):
         return id(value), value._version
+    if isinstance(value, torch.Generator):  # two pickles of one state differ
+        return id(value), value.get_state().numpy().tobytes()
     if isinstance(value, _GENERATORS):
         return id(value), pickle.dumps(value)
     if isinstance(value, set | frozenset):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,13 @@ COLOUR_VARIABLES = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
 
 
 @pytest.fixture(autouse=True)
-def own_place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home, a cache and a working folder of the test's own, and none of the caller's settings."""
+def own_place(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """A home, a cache and a working folder of the test's own, and none of the caller's settings.
+
+    A module that it has imported from there is forgotten afterwards, as at the end of a process.
+    """
     for name in [*os.environ]:
         if name.startswith("DIALIN_") or name in COLOUR_VARIABLES:
             monkeypatch.delenv(name)
@@ -35,6 +41,11 @@ def own_place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypa
     monkeypatch.chdir(tmp_path)
     if SHARED_DATA.is_dir():
         monkeypatch.setenv("DIALIN_DATA", str(SHARED_DATA))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", None)).startswith(f"{tmp_path}{os.sep}"):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ def test_studies_are_listed_the_oldest_first_plain_optunas_too(storage_url: str)
             direction="maximize",
             best=0.75,
             created_at=ours.created_at,
+            held=1,
         ),
         StudyLine(
             name=empty.name,
