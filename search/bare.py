@@ -30,8 +30,8 @@ from storage.outcomes import Outcome
 METRIC = "value"
 # What an integer column of every database holds.
 MOST_STEPS = 2**31 - 1
-# What optuna.create_study is called with and a study of Dialin's takes from the command line in its place.
-NOT_TAKEN_OVER = ("sampler", "pruner", "storage")
+# What optuna's create_study and optimize are called with and a study of Dialin's takes from the command line.
+NOT_TAKEN_OVER = {"sampler": "--sampler", "pruner": "--pruner", "storage": "--storage", "timeout": "--budget"}
 _OPTUNAS_DEFAULT = ast.Constant(None)
 _UNKNOWN = object()  # What only running the script would tell.
 
@@ -150,8 +150,10 @@ def script_of(source: bytes, name: str) -> Script:
     given = words.get("direction", _OPTUNAS_DEFAULT)
     direction = _direction(_constant(given, constants))
     said = _constant(given, constants) is not None
-    asked = [_constant(node, constants) for call in calls if _called(call) == "optimize" for node in _budgets(call)]
+    runs = [call for call in calls if _called(call) == "optimize"]
+    asked = [_constant(node, constants) for call in runs for node in _budgets(call)]
     trials = next((one for one in asked if isinstance(one, int) and one > 0), None)
+    words |= {word.arg: word.value for call in runs for word in call.keywords if word.arg == "timeout"}
     return Script(direction, trials, tuple(_notes(name, direction, said, trials, words)))
 
 
@@ -202,10 +204,11 @@ def _notes(
     else:
         yield f"{direction} what the function returns ({source})"
     if trials is not None:
-        yield f"{trials} trials, as {name} says"
+        yield f"{trials} trials unless --trials says otherwise, as {name} says"
     left = [word for word in NOT_TAKEN_OVER if word in words]
     if left:
-        yield f"not taken over from {name}: its {' and '.join(left)}; see --sampler, --pruner and --storage"
+        options = " and ".join(NOT_TAKEN_OVER[word] for word in left)
+        yield f"not taken over from {name}: its {' and '.join(left)}; see {options}"
 
 
 def _run_when_imported(tree: ast.Module) -> Iterator[ast.AST]:

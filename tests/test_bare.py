@@ -145,14 +145,14 @@ import optuna
 def objective(trial): ...
 if __name__ == "__main__":
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler())
-    study.optimize(objective, n_trials=17)
+    study.optimize(objective, n_trials=17, timeout=600)
 """
         script = bare.script_of(source, "old.py")
         assert (script.direction, script.trials) == ("maximize", 17)
         assert script.notes == (
             "maximize what the function returns (as old.py says)",
-            "17 trials, as old.py says",
-            "not taken over from old.py: its sampler; see --sampler, --pruner and --storage",
+            "17 trials unless --trials says otherwise, as old.py says",
+            "not taken over from old.py: its sampler and timeout; see --sampler and --budget",
         )
 
     def test_may_name_the_direction_by_optunas_enum(self) -> None:

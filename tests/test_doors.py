@@ -52,7 +52,7 @@ class TestBareFunctions:
         script = SCRIPTS / "iris_pruning.py"
         said = inside("run", script, "--workers", 2, "--pruner", "median", "--seed", 1, "--storage", storage_url)
         assert said.status == 0, said.err
-        assert "12 trials, as iris_pruning.py says" in said.out
+        assert "12 trials unless --trials says otherwise, as iris_pruning.py says" in said.out
         found = assert_settled(storage_url, "iris_pruning-1", 12)
         assert set(states(found)) == {TrialState.COMPLETE, TrialState.PRUNED}
         for trial in found:
