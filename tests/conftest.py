@@ -42,9 +42,10 @@ def own_place(
     if SHARED_DATA.is_dir():
         monkeypatch.setenv("DIALIN_DATA", str(SHARED_DATA))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    before = {*sys.modules}
     yield
-    for name, module in [*sys.modules.items()]:
-        if str(getattr(module, "__file__", None)).startswith(f"{tmp_path}{os.sep}"):
+    for name in {*sys.modules} - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(f"{tmp_path}{os.sep}"):
             del sys.modules[name]
 
 
