@@ -50,7 +50,7 @@ class TestManyWorkers:
         before = rows(storage_url, EPOCHS)
         left = [trial for trial in trials(storage_url, "slow-1") if trial.state == TrialState.RUNNING]
         assert left, "nothing was in hand"
-        assert inside("status", "--storage", storage_url).out.count("waiting for a worker") == len(left)
+        assert inside("status", "--storage", storage_url).out.count("gone: waiting for another") == len(left)
 
         (tmp_path / "hurry").touch()
         resumed = dialin("resume", "slow-1", "--objective", SLOW, "--workers", 2, DIALIN_STORAGE=storage_url)
