@@ -14,6 +14,7 @@ import torch
 from command import Dialin
 from optuna.trial import TrialState
 from studies import OBJECTIVES, Inside, assert_settled, rows, states, trials, value
+from torchvision.datasets import FashionMNIST
 
 LOOP = OBJECTIVES / "own_loop.py"
 SCRIPTS = Path(__file__).resolve().parent / "optuna_scripts"
@@ -83,6 +84,7 @@ class TestBareFunctions:
         self, dialin: Dialin, shared_data: Path, tmp_path: Path, postgres_url: str
     ) -> None:
         shutil.copytree(shared_data / "FashionMNIST", tmp_path / "FashionMNIST", copy_function=os.symlink)
+        FashionMNIST(tmp_path, download=True)  # unpacked once: two trials that do it at a time read half a file
         ended = dialin("run", SCRIPTS / "fashion_torch.py", "--trials", 2, "--workers", 2, "--storage", postgres_url)
         assert ended.returncode == 0, ended.stderr
         found = assert_settled(postgres_url, "fashion_torch-1", 2)
