@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,7 +156,7 @@ class TestTheModel:
             "c": FloatDistribution(0.3, 0.5, step=0.1),
         }
 
-    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda trial: pickle.loads(pickle.dumps(trial))])
+    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
     def test_a_copy_is_narrowed_as_well(self, copied: Any) -> None:
         trial = optuna.trial.FixedTrial({"width": 7, "dropout": 0.25})
         again = copied(narrowed(trial, {"width": (6, 9)}))
