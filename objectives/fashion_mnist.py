@@ -20,8 +20,9 @@ GET = """python -c "import torchvision; torchvision.datasets.FashionMNIST('{cach
 
 
 def block(channels: int, width: int) -> tuple[nn.Module, ...]:
-    """Half the image's side. Pooling before the norm gives it a quarter of the work."""
-    return nn.Conv2d(channels, width, 3, padding=1), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU()
+    """Half the image's side, then look again. Pooling first, before the norm too, leaves a quarter of the work."""
+    halve = nn.Conv2d(channels, width, 3, padding=1), nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.ReLU()
+    return *halve, nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()
 
 
 def model(trial: Trial) -> nn.Module:
