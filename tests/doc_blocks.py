@@ -7,6 +7,7 @@ What a block needs from outside is replaced: a PostgreSQL that nobody has by the
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -42,6 +43,11 @@ def blocks(page: Path) -> list[Block]:
     """Every fenced block of a document, in order."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
     return [Block(language, text) for language, text in found]
+
+
+def activated() -> dict[str, str]:
+    """The environment of a shell in which this interpreter's virtual environment is active."""
+    return {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,8 @@ class Reader:
         elif words[0] == "python":
             self._script(self.folder / words[1])
         else:
-            subprocess.run(["bash", "-euc", line], cwd=self.folder, check=True, capture_output=True, timeout=60)
+            typed = ["bash", "-euc", line]
+            subprocess.run(typed, cwd=self.folder, env=activated(), check=True, capture_output=True, timeout=60)
         return True
 
     def _here(self, line: str) -> str:
