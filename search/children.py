@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +17,17 @@ from multiprocessing import forkserver, spawn
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from storage.errors import DialinError
+from storage.errors import DialinError, UsageError
 
 _starting = threading.Lock()
 
 
 def warm_up() -> None:
-    """Start the process that children are forked from; it imports torch while this one goes on."""
+    """Start the process that children are forked from; it imports torch while this one goes on.
+
+    Raises:
+        UsageError: its socket cannot be made, as where the temporary folder's path is too long for one.
+    """
     multiprocessing.get_context("forkserver").set_forkserver_preload(["search.preload"])
     # Python puts the current folder first on that process's import path, unless told not to: a person's
     # random.py must not stand in for Python's. `search.preload` takes the word back.
@@ -30,6 +35,11 @@ def warm_up() -> None:
     try:
         with _ignoring_interrupts():
             forkserver.ensure_running()
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise UsageError(
+            f"no process can be started with the temporary folder {folder}: {error}; let TMPDIR name another"
+        ) from None
     finally:
         del os.environ["PYTHONSAFEPATH"]
 

@@ -22,6 +22,9 @@ from postgres_server import PostgresServer
 SHARED_DATA = Path(os.environ.get("DIALIN_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 # They make rich and typer write control codes where there is no terminal.
 COLOUR_VARIABLES = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
+# Before torch is imported: several tests run at a time, and a thread of theirs that waits must not keep a core busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True)

@@ -156,13 +156,13 @@ class TestWhereAnObjectiveIs:
 
     def test_one_without_a_name_is_its_scripts(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (script := tmp_path / "my tune.py").write_text("")
-        monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
+        monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
         sent = by_value(made().objective)
         assert (sent.reference, sent.name) == (str(script), "my_tune")
 
     def test_without_a_file_it_is_a_notebooks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         main = sys.modules["__main__"]
-        monkeypatch.delattr(main, "__file__")
+        monkeypatch.delattr(main, "__file__", raising=False)
         monkeypatch.setattr(main, "net", made().objective, raising=False)
         sent = by_value(main.net)
         assert (sent.reference, sent.name) == ("notebook:net", "net")

@@ -178,6 +178,15 @@ class TestObjectives:
         assert_one_line(inside("run", "mine.py"), 1, "mine.py ended its process (exit code 3)")
 
 
+def test_a_temporary_folder_too_long_for_a_socket_is_named(dialin: Dialin, tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 30)
+    deep.mkdir()
+    ended = dialin("run", "digits", TMPDIR=str(deep))
+    assert ended.returncode == 2
+    assert f"the temporary folder {deep}: AF_UNIX path too long; let TMPDIR name another" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
 class TestData:
     def raw(self, tmp_path: Path) -> Path:
         folder = tmp_path / "data" / "FashionMNIST" / "raw"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import tempfile
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -112,9 +114,14 @@ def has_mapped(pid: int, folder: Path) -> bool:
     return any(str(folder) in line and line.endswith("(deleted)") for line in maps)
 
 
-def test_a_command_that_is_killed_leaves_no_data_behind(dialin: Dialin, tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A temporary folder whose path leaves room for the name of a socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_a_command_that_is_killed_leaves_no_data_behind(dialin: Dialin, tmp_path: Path, scratch: Path) -> None:
     run = dialin.start("run", SLOW, "--workers", 2, TMPDIR=str(scratch))
     url = f"sqlite:///{tmp_path / 'dialin.db'}"
     run.wait_until((tmp_path / "dialin.db").exists)
