@@ -14,7 +14,24 @@ from collections.abc import Callable, Mapping
 from alembic.ddl.base import ColumnName
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import Column, Connection, Float, Integer, Text, column, func, select, table, update
+from sqlalchemy import (
+    DDL,
+    BigInteger,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Integer,
+    String,
+    Table,
+    Text,
+    column,
+    func,
+    insert,
+    select,
+    table,
+    update,
+)
 
 
 def steps_from(version: int, to: int) -> list[Callable[[Connection], None]]:
@@ -48,4 +65,81 @@ def _to_version_2(connection: Connection) -> None:
     connection.execute(update(studies).values(spent_seconds=spent))
 
 
-_STEPS: Mapping[int, Callable[[Connection], None]] = {1: _to_version_2}
+def _to_version_3(connection: Connection) -> None:
+    """A trial's owners, sizes and places of checkpoints, two more limits of a study, and micro-batches.
+
+    Of owners before this version only those that still hold a lease are known.
+    """
+    connection.execute(ColumnName("dialin_leases", "term", "tenure"))
+    operations = Operations(MigrationContext.configure(connection))
+    operations.add_column("dialin_checkpoints", Column("batch", Integer, nullable=False, server_default="0"))
+    operations.add_column("dialin_checkpoints", Column("size", BigInteger))
+    for new in (
+        Column("budget_epochs", Integer),
+        Column("spent_epochs", Integer, nullable=False, server_default="0"),
+        Column("deadline", Float(53)),
+    ):
+        operations.add_column("dialin_studies", new)
+    owners = operations.create_table(
+        "dialin_owners",
+        Column("trial_id", Integer, ForeignKey("trials.trial_id", ondelete="CASCADE"), primary_key=True),
+        Column("generation", Integer, primary_key=True),
+        Column("worker_id", String(32), nullable=False),
+        Column("claim", String(32), nullable=False, unique=True),
+        Column("recorded", Integer, nullable=False),
+        Column("began_at", Float(53), nullable=False),
+        Column("ended_at", Float(53)),
+        Column("ending", String(16)),
+    )
+    if connection.dialect.name == "sqlite":  # as `storage.tables` says, foreign keys are not heeded by everyone there
+        connection.execute(
+            DDL(  # type: ignore[no-untyped-call]
+                "CREATE TRIGGER dialin_owners_cascade AFTER DELETE ON trials BEGIN "
+                "DELETE FROM dialin_owners WHERE trial_id = OLD.trial_id; END"
+            )
+        )
+    operations.create_table(
+        "dialin_micro_batches",
+        Column("model", String(64), primary_key=True),
+        Column("device", String(512), primary_key=True),
+        Column("samples", Integer, nullable=False),
+        Column("found_at", Float(53), nullable=False),
+    )
+    _keep_owners(connection, owners)
+    _count_epochs(connection)
+
+
+def _keep_owners(connection: Connection, owners: Table) -> None:
+    """Whoever holds a lease becomes an owner on record, with the epochs of its own."""
+    leases = table("dialin_leases", *map(column, ("trial_id", "tenure", "worker_id", "claim")))
+    trials = table("dialin_trials", column("trial_id"), column("started_at"))
+    epochs = table("dialin_epochs", column("trial_id"), column("generation"))
+    recorded = select(func.count()).where(
+        epochs.c.trial_id == leases.c.trial_id, epochs.c.generation == leases.c.tenure
+    )
+    holding = select(
+        leases.c.trial_id,
+        leases.c.tenure,
+        leases.c.worker_id,
+        leases.c.claim,
+        recorded.scalar_subquery(),
+        trials.c.started_at,
+    ).join(trials, trials.c.trial_id == leases.c.trial_id)
+    names = ["trial_id", "generation", "worker_id", "claim", "recorded", "began_at"]
+    connection.execute(insert(owners).from_select(names, holding))
+
+
+def _count_epochs(connection: Connection) -> None:
+    studies = table("dialin_studies", column("study_id"), column("spent_epochs"))
+    trials = table("dialin_trials", column("trial_id"), column("study_id"))
+    epochs = table("dialin_epochs", column("trial_id"))
+    spent = (
+        select(func.count())
+        .select_from(epochs.join(trials, trials.c.trial_id == epochs.c.trial_id))
+        .where(trials.c.study_id == studies.c.study_id)
+        .scalar_subquery()
+    )
+    connection.execute(update(studies).values(spent_epochs=spent))
+
+
+_STEPS: Mapping[int, Callable[[Connection], None]] = {1: _to_version_2, 2: _to_version_3}

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlalchemy import DDL, Float, ForeignKey, Index, Integer, String, Text, event
+from sqlalchemy import DDL, BigInteger, Float, ForeignKey, Index, Integer, String, Text, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from storage.optuna_internals import models
 
-SCHEMA_VERSION = 2  # `storage.migrations` has the steps from older ones
+SCHEMA_VERSION = 3  # `storage.migrations` has the steps from older ones
 
 _UUID = String(32)
 _NAME = String(512)
@@ -41,6 +41,14 @@ class StudyState(StrEnum):
     STOPPED = "stopped"
 
 
+class OwnerEnding(StrEnum):
+    """How an owner's time with a trial ended: it settled it, gave it back, or was given up for dead."""
+
+    SETTLED = "settled"
+    HANDED_BACK = "handed_back"
+    DIED = "died"
+
+
 class CheckpointKind(StrEnum):
     """What a checkpoint file is for: going on with the trial, or using its best epoch's weights."""
 
@@ -58,7 +66,8 @@ class SchemaRow(Base):
 class StudyRow(Base):
     """What was asked for, and how much of its budget is taken. `epochs` is one fold's length, 0 where none is known.
 
-    `spent_seconds` counts device time: an epoch's seconds times its devices. `space` is JSON.
+    `spent_seconds` counts device time: an epoch's seconds times its devices. `spent_epochs` counts epochs on record,
+    one trained again by an adopter once. `deadline` is a moment. `space` is JSON.
     """
 
     __tablename__ = "dialin_studies"
@@ -80,6 +89,9 @@ class StudyRow(Base):
     until: Mapped[float | None] = mapped_column(_DOUBLE)
     budget_seconds: Mapped[float | None] = mapped_column(_DOUBLE)
     spent_seconds: Mapped[float] = mapped_column(_DOUBLE, server_default="0")
+    budget_epochs: Mapped[int | None] = mapped_column(Integer)
+    spent_epochs: Mapped[int] = mapped_column(Integer, server_default="0")
+    deadline: Mapped[float | None] = mapped_column(_DOUBLE)
     state: Mapped[str] = mapped_column(String(16), default=StudyState.RUNNING)
     reason: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[float] = mapped_column(_DOUBLE)
@@ -119,17 +131,35 @@ class LeaseRow(Base):
     """Who trains a trial now. Gone when the trial is settled; expired or handed back when anyone may adopt it.
 
     `generation` counts the owners. Whatever an owner writes is conditional on its worker and its generation.
-    `expires_at` 0 means handed back. Its column is `term` since version 2: whoever still writes version 1 can
-    neither claim, record nor settle.
+    `expires_at` 0 means handed back. Its column has another name in each version: whoever still writes an older one
+    can neither claim, record nor settle.
     """
 
     __tablename__ = "dialin_leases"
     trial_id: Mapped[int] = mapped_column(_trial_key(), primary_key=True, autoincrement=False)
     study_id: Mapped[int] = mapped_column(_study_key(), index=True)
     worker_id: Mapped[str] = mapped_column(_UUID, index=True)
-    generation: Mapped[int] = mapped_column("term", Integer, key="generation")
+    generation: Mapped[int] = mapped_column("tenure", Integer, key="generation")
     claim: Mapped[str] = mapped_column(_UUID, unique=True)
     expires_at: Mapped[float] = mapped_column(_DOUBLE)
+
+
+class OwnerRow(Base):
+    """One owner of a trial, for good: who held which generation of its lease, what came of it, and how it ended.
+
+    `claim` is the lease's. `recorded` counts the epochs and checkpoints that it left. `ending` is an `OwnerEnding`,
+    None while it holds the lease; `ended_at` is when that was written, for a death the moment of the adoption.
+    """
+
+    __tablename__ = "dialin_owners"
+    trial_id: Mapped[int] = mapped_column(_trial_key(), primary_key=True, autoincrement=False)
+    generation: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    worker_id: Mapped[str] = mapped_column(_UUID)
+    claim: Mapped[str] = mapped_column(_UUID, unique=True)
+    recorded: Mapped[int] = mapped_column(Integer, default=0)
+    began_at: Mapped[float] = mapped_column(_DOUBLE)
+    ended_at: Mapped[float | None] = mapped_column(_DOUBLE)
+    ending: Mapped[str | None] = mapped_column(String(16))
 
 
 class EpochRow(Base):
@@ -149,18 +179,36 @@ class EpochRow(Base):
 
 
 class CheckpointRow(Base):
-    """A checkpoint file that is whole: recorded after it was written, in the transaction of its epoch."""
+    """A checkpoint file that is whole: recorded after it was written.
+
+    `batch`: how many batches of the epoch after `epoch` it holds as well. `size` is in bytes, None where not known.
+    """
 
     __tablename__ = "dialin_checkpoints"
     checkpoint_id: Mapped[int] = mapped_column(Integer, primary_key=True)
     trial_id: Mapped[int] = mapped_column(_trial_key())
     kind: Mapped[str] = mapped_column(String(16))
     epoch: Mapped[int] = mapped_column(Integer)
+    batch: Mapped[int] = mapped_column(Integer, server_default="0")
     generation: Mapped[int] = mapped_column(Integer)
     path: Mapped[str] = mapped_column(Text)
+    size: Mapped[int | None] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
 
     __table_args__ = (Index("ix_dialin_checkpoints_trial_kind", "trial_id", "kind"),)
+
+
+class MicroBatchRow(Base):
+    """The largest part of a batch that fitted into memory: of which model, on which kind of device.
+
+    `model` is a digest of what a batch's memory depends on, `device` a kind ("NVIDIA H100 80GB HBM3", "cpu 8 GiB").
+    """
+
+    __tablename__ = "dialin_micro_batches"
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    device: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    samples: Mapped[int] = mapped_column(Integer)
+    found_at: Mapped[float] = mapped_column(_DOUBLE)
 
 
 def _cascade_for_everyone() -> None:

@@ -1,7 +1,7 @@
 """Databases that an older Dialin made, from the SQLite files in `databases/`: a finished study, and one left open.
 
-`version_1.sqlite` holds `finished` (four trials of `digits`, one of them pruned) and `open` (a budget of four, one
-trial that its worker left after an epoch, one enqueued). Times are of 2024.
+Each was made by the commands of its version and holds `finished` (four trials of `digits`, at least one pruned) and
+`open` (a budget of four, one trial that its worker left, the next enqueued).
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from storage.engine import make_engine
 from storage.optuna_internals import models
 from storage.urls import parse, sqlite_file
 
-VERSION_1 = Path(__file__).resolve().parent / "databases" / "version_1.sqlite"
+VERSIONS = (1, 2)
+DATABASES = Path(__file__).resolve().parent / "databases"
 
 
-def put_version_1(url: str) -> None:
+def put_version(version: int, url: str) -> None:
     """The old database at an empty URL: the file itself, or its tables and rows on a server."""
     file = sqlite_file(parse(url))
     if file is not None:
-        shutil.copyfile(VERSION_1, file)
+        shutil.copyfile(_file(version), file)
         return
-    old, new = version_1(), make_engine(parse(url))
+    old, new = as_it_was(version), make_engine(parse(url))
     theirs = models.BaseModel.metadata  # Optuna's, whose types SQLite does not keep
     ours = reflected(old)
     for table in [*ours.tables.values()]:
@@ -45,9 +46,13 @@ def put_version_1(url: str) -> None:
                 target.execute(select(func.setval(sequence, select(func.max(number)).scalar_subquery())))
 
 
-def version_1() -> Engine:
+def _file(version: int) -> Path:
+    return DATABASES / f"version_{version}.sqlite"
+
+
+def as_it_was(version: int) -> Engine:
     """The file itself, to be read only."""
-    uri = f"file:{VERSION_1}?immutable=1"
+    uri = f"file:{_file(version)}?immutable=1"
     return create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True))
 
 

@@ -9,7 +9,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from command import Dialin
-from old_databases import all_rows, put_version_1, reflected, version_1
+from old_databases import VERSIONS, all_rows, as_it_was, put_version, reflected
 from optuna.trial import Trial
 from sqlalchemy import Engine, delete, event, insert, select, update
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -32,9 +32,26 @@ class PowerCut(Exception):
     """What ends the process in the middle."""
 
 
+# What a row's column of an older version is called now.
+RENAMED = {("dialin_leases", "generation"): "tenure", ("dialin_leases", "term"): "tenure"}
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> int:
+    """An older version of the tables; a test that asks for it runs once with each."""
+    return int(request.param)
+
+
+@pytest.fixture
+def any_url(version: int, storage_url: str) -> str:
+    put_version(version, storage_url)
+    return storage_url
+
+
 @pytest.fixture
 def old_url(storage_url: str) -> str:
-    put_version_1(storage_url)
+    """The oldest there is: it takes every step."""
+    put_version(1, storage_url)
     return storage_url
 
 
@@ -45,30 +62,31 @@ def old(old_url: str) -> Engine:
 
 
 def as_now(table: str, row: dict[str, Any]) -> dict[str, Any]:
-    """A row of version 1 under today's names."""
-    return {"term" if (table, name) == ("dialin_leases", "generation") else name: row[name] for name in row}
+    """A row of an older version under today's names."""
+    return {RENAMED.get((table, name), name): row[name] for name in row}
 
 
 # -- What is there afterwards
 
 
-def test_everything_in_the_old_database_is_still_there(old_url: str, old: Engine) -> None:
-    before = all_rows(old)
-    assert sorted(row["state"] for row in before["trials"]) == ["COMPLETE"] * 3 + ["PRUNED", "RUNNING", "WAITING"]
-    after = all_rows(open_storage(old_url).backend.engine)
-    assert (before.pop("dialin_schema"), after.pop("dialin_schema")) == ([{"version": 1}], [{"version": 2}])
-    assert after.keys() == before.keys()
+def test_everything_in_the_old_database_is_still_there(any_url: str, version: int) -> None:
+    before = all_rows(make_engine(parse(any_url)))
+    assert {row["state"] for row in before["trials"]} == {"COMPLETE", "PRUNED", "RUNNING", "WAITING"}
+    after = all_rows(open_storage(any_url).backend.engine)
+    assert before.pop("dialin_schema") == [{"version": version}]
+    assert after.pop("dialin_schema") == [{"version": SCHEMA_VERSION}]
+    assert after.keys() >= before.keys()
     for table, rows in before.items():
         wanted = [as_now(table, row) for row in rows]
         found = [{name: row[name] for name in as_now(table, rows[0])} for row in after[table]]
         assert sorted(found, key=str) == sorted(wanted, key=str), table
 
 
-def test_upgraded_tables_are_like_new_ones(old_url: str) -> None:
+def test_upgraded_tables_are_like_new_ones(any_url: str) -> None:
     def ours(_thing: object, name: str | None, kind: str, *_: object) -> bool:
         return kind != "table" or str(name).startswith("dialin_")
 
-    with open_storage(old_url).backend.engine.connect() as connection:
+    with open_storage(any_url).backend.engine.connect() as connection:
         options = {"include_object": ours, "compare_server_default": True}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
 
@@ -100,7 +118,7 @@ def test_an_old_study_goes_on(old_url: str) -> None:
 
 
 def test_the_command_resumes_an_old_study(sqlite_url: str, dialin: Dialin) -> None:
-    put_version_1(sqlite_url)
+    put_version(1, sqlite_url)
     assert dialin("resume", "open", "--workers", "1", "--storage", sqlite_url).returncode == 0
     status = json.loads(dialin("status", "open", "--json", "--storage", sqlite_url).stdout)
     assert (status["state"], status["settled"]) == ("finished", 4)
@@ -142,19 +160,33 @@ def test_an_upgrade_waits_for_the_workers_of_the_old_version(old_url: str, old: 
     open_storage(old_url)
 
 
-def test_who_goes_on_with_the_old_tables_can_neither_claim_record_nor_settle(old_url: str, old: Engine) -> None:
-    leases = reflected(version_1()).tables["dialin_leases"]
-    mine = (leases.c.trial_id == 5) & (leases.c.generation == 1)
-    lease = {"trial_id": 6, "study_id": 2, "worker_id": "0", "generation": 1, "claim": "0", "expires_at": 0.0}
+def test_who_goes_on_with_the_old_tables_can_neither_claim_record_nor_settle(any_url: str, version: int) -> None:
+    old, leases = make_engine(parse(any_url)), reflected(as_it_was(version)).tables["dialin_leases"]
+    number = {1: "generation", 2: "term"}[version]
+    mine = (leases.c.trial_id == 5) & (leases.c[number] == 1)
+    lease = {"trial_id": 6, "study_id": 2, "worker_id": "0", number: 1, "claim": "0", "expires_at": 0.0}
     statements = (insert(leases).values(lease), update(leases).where(mine).values(lease), delete(leases).where(mine))
-    for statement in statements:  # they are what version 1 executes
+    for statement in statements:  # they are what that version executes
         with old.connect() as connection:
             connection.execute(statement)
-    after = all_rows(open_storage(old_url).backend.engine)
+    after = all_rows(open_storage(any_url).backend.engine)
     for statement in statements:
-        with old.connect() as connection, pytest.raises((OperationalError, ProgrammingError), match="generation"):
+        with old.connect() as connection, pytest.raises((OperationalError, ProgrammingError), match=number):
             connection.execute(statement)
     assert all_rows(old) == after
+
+
+def test_whoever_held_a_lease_is_its_first_owner_on_record(any_url: str) -> None:
+    epochs = len(all_rows(make_engine(parse(any_url)))["dialin_epochs"])
+    storage = open_storage(any_url)
+    after = all_rows(storage.backend.engine)
+    [lease], [owner] = after["dialin_leases"], after["dialin_owners"]
+    assert (owner["trial_id"], owner["generation"], owner["claim"]) == (5, 1, lease["claim"])
+    mine = [row for row in after["dialin_epochs"] if row["trial_id"] == 5]
+    assert owner["recorded"] == len(mine) > 0
+    assert sum(row["spent_epochs"] for row in after["dialin_studies"]) == epochs
+    storage.delete_study(studies.find(storage, "open").study_id)
+    assert all_rows(storage.backend.engine)["dialin_owners"] == []
 
 
 def test_an_upgrade_that_is_cut_off_has_changed_nothing(old_url: str, old: Engine) -> None:

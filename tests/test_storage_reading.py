@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from command import DIALIN
-from old_databases import put_version_1
+from old_databases import put_version
 from storage_places import fresh, make_study, run_trial, worker_on
 
 from storage.shared import SharedStorage
@@ -171,7 +171,7 @@ def test_who_wants_to_write_is_told_that_it_may_only_be_read(
 
 
 def test_an_old_database_that_may_only_be_read_is_not_upgraded(folder: Path, url: str) -> None:
-    put_version_1(url)
+    put_version(1, url)
     with only_readable(folder):
         assert "may only be read" in refused("status", url=url)
 
