@@ -2,11 +2,13 @@
 
 `conftest.py` uses the class. Run as a script, this file is the server's keeper: a process of its own session
 that starts the server, prints its URL, and stops it and removes its files when standard input closes. So the
-server goes however the tests end: finished, interrupted with Ctrl-C, or killed.
+server goes however the tests end: finished, interrupted with Ctrl-C, or killed. Meanwhile it does what the lines of
+its input say, and answers each with a line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -16,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import psycopg
 from sqlalchemy.engine import make_url
 
@@ -61,12 +64,38 @@ class PostgresServer:
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(statement.encode())
 
+    def crash(self) -> None:
+        """SIGKILL to all its processes, as when its machine goes: connections break, new ones are refused."""
+        self._tell("crash")
+
+    def start_again(self) -> None:
+        """The server as its files are, at the same address; what was committed is there."""
+        self._tell("start")
+
+    def _tell(self, word: str) -> None:
+        assert self._keeper.stdin is not None
+        assert self._keeper.stdout is not None
+        self._keeper.stdin.write(f"{word}\n")
+        self._keeper.stdin.flush()
+        answer = self._keeper.stdout.readline()
+        assert answer == f"{word}: done\n", f"the server's keeper ended or said {answer!r}"
+
     def stop(self) -> None:
         assert self._keeper.stdin is not None
         assert self._keeper.stdout is not None
         self._keeper.stdin.close()
         self._keeper.wait(timeout=60)
         self._keeper.stdout.close()
+
+
+def crash(postmaster: int) -> None:
+    """End a server's processes with SIGKILL; returns when they are gone."""
+    first = psutil.Process(postmaster)
+    all_of_them = [first, *first.children(recursive=True)]
+    for process in all_of_them:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(all_of_them, timeout=30)
 
 
 def keep() -> None:
@@ -85,7 +114,10 @@ def keep() -> None:
         server.start()
         try:
             print(server.get_uri().replace(":@", "@"), flush=True)
-            sys.stdin.read()
+            for line in sys.stdin:
+                word = line.strip()
+                crash(server.get_pid()) if word == "crash" else server.start()
+                print(f"{word}: done", flush=True)
         finally:
             server.cleanup()
     finally:
