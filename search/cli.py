@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search import cli_look, cli_one, cli_studies, cli_train
 from storage.errors import DialinError
-from storage.schema import one_line
+from storage.patience import one_line
 
 signal.signal(signal.SIGINT, _SIGINT)
 

@@ -27,8 +27,8 @@ from search.views import make_view
 from storage import queries, studies
 from storage.attachments import attached
 from storage.errors import DialinError, UsageError
+from storage.patience import one_line
 from storage.queries import StudyLine, StudyStatus
-from storage.schema import one_line
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import StudyState

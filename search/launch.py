@@ -26,8 +26,8 @@ from search.live import View
 from search.views import make_view
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
+from storage.patience import one_line
 from storage.queries import StudyStatus
-from storage.schema import one_line
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 

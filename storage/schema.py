@@ -23,6 +23,7 @@ from storage.claims import LEASE_SECONDS
 from storage.engine import database_now, left_behind, only_readable, writing
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import VersionManager, models
+from storage.patience import one_line
 from storage.tables import SCHEMA_VERSION, Base, SchemaRow, WorkerRow
 
 # Any number that no other program on the server is likely to lock: "dialin" read as base 36.
@@ -79,15 +80,6 @@ def explain(url: URL, error: BaseException) -> str:
     elif "Is the server running" not in said and ("refused" in said or "translate" in said or "timeout" in said):
         hint = " (is the server running, and is the address right?)"
     return f"cannot use storage {urls.shown(url)}: {said}{hint}"
-
-
-def one_line(error: BaseException) -> str:
-    """What the database itself said, without SQLAlchemy's and Optuna's wrapping."""
-    cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, DBAPIError):
-        cause = cause.__cause__
-    said = str(cause.orig if isinstance(cause, DBAPIError) else cause).strip() or type(cause).__name__
-    return " ".join(said.split())
 
 
 def _version(engine: Engine) -> int | None:

@@ -1,0 +1,154 @@
+"""A database that goes away is waited for: which errors mean that, how long, and what a person reads."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import psycopg
+import pytest
+from optuna.exceptions import StorageInternalError
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from storage.errors import UsageError
+from storage.patience import AWAY_SECONDS, LONGEST_SECONDS, DatabaseAway, Patience, away, away_seconds, patient, waiting
+
+
+class Clock:
+    """Time passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept.append(seconds)
+
+    def patience(self, seconds: float | None = None) -> Patience:
+        return Patience(seconds, clock=lambda: self.now, sleep=self.sleep)
+
+
+def locked(tmp_path: Path) -> OperationalError:
+    """What SQLAlchemy raises when another process holds the file."""
+    path = tmp_path / "locked.db"
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 0})
+    try:
+        with pytest.raises(OperationalError) as raised, engine.connect() as connection:
+            connection.execute(text("SELECT * FROM sqlite_master"))
+    finally:
+        holder.close()
+        engine.dispose()
+    return raised.value
+
+
+def wait_for_ever(patience: Patience, error: Exception, after: Callable[[], object] = lambda: None) -> None:
+    while True:
+        patience.wait(error)
+        after()
+
+
+def test_a_locked_file_and_a_server_that_is_not_there_may_come_back(tmp_path: Path) -> None:
+    engine = create_engine(f"postgresql+psycopg://nobody@/none?host={tmp_path}")
+    with pytest.raises(OperationalError) as refused:
+        engine.connect()
+    assert away(refused.value)
+    assert away(locked(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        psycopg.errors.AdminShutdown(),
+        psycopg.errors.CannotConnectNow(),
+        psycopg.errors.TooManyConnections(),
+        psycopg.errors.DiskFull(),
+        psycopg.errors.DeadlockDetected(),
+        psycopg.errors.IdleInTransactionSessionTimeout(),
+        psycopg.OperationalError("server closed the connection unexpectedly"),
+    ],
+)
+def test_a_server_that_restarts_is_full_or_has_ended_a_transaction_may_come_back(error: Exception) -> None:
+    wrapped = StorageInternalError("An exception is raised during the commit.")
+    wrapped.__cause__ = OperationalError("SELECT 1", {}, error)
+    assert away(error)
+    assert away(wrapped)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        psycopg.errors.UniqueViolation(),
+        psycopg.errors.UndefinedTable(),
+        psycopg.errors.InvalidPassword(),
+        psycopg.OperationalError('connection failed: FATAL:  password authentication failed for user "me"'),
+        psycopg.OperationalError('connection failed: FATAL:  database "other" does not exist'),
+        sqlite3.OperationalError("no such table: trials"),
+        ConnectionError("theirs"),
+        DatabaseAway("has been waited for"),
+    ],
+)
+def test_what_waiting_does_not_mend_is_not_waited_for(error: Exception) -> None:
+    assert not away(error)
+    with pytest.raises(type(error)):
+        Clock().patience().wait(error)
+
+
+def test_the_pauses_grow_with_jitter_until_the_limit(tmp_path: Path) -> None:
+    error, clock = locked(tmp_path), Clock()
+    before, ends = random.getstate(), []
+    with pytest.raises(DatabaseAway, match="has not answered for 60 s: database is locked"):
+        wait_for_ever(clock.patience(60), error, lambda: ends.append(clock.now))
+    assert clock.now == pytest.approx(60)
+    pauses = [later - earlier for earlier, later in pairwise([0.0, *ends])]
+    assert 0.05 <= pauses[0] <= 0.1
+    assert max(pauses) <= LONGEST_SECONDS
+    assert len(set(pauses)) == len(pauses)
+    assert random.getstate() == before, "training draws from the same generator"
+
+
+def test_a_wait_ends_when_it_is_wanted_no_more(tmp_path: Path) -> None:
+    error, clock = locked(tmp_path), Clock()
+    lines: list[str] = []
+    with waiting(stop=lambda: clock.now > 3, tell=lines.append):
+        patience = clock.patience()
+    with pytest.raises(DatabaseAway):
+        wait_for_ever(patience, error)
+    assert clock.now < 4
+    assert lines == ["the database does not answer, asking again: database is locked"]
+
+
+def test_a_block_that_waits_for_nothing_gets_the_error_itself(tmp_path: Path) -> None:
+    error = locked(tmp_path)
+    with waiting(0), pytest.raises(OperationalError):
+        Patience(60).wait(error)
+
+
+def test_a_function_runs_again_until_the_database_answers(tmp_path: Path) -> None:
+    error, calls = locked(tmp_path), []
+
+    @patient
+    def ask(answer: int) -> int:
+        calls.append(answer)
+        if len(calls) < 3:
+            raise error
+        return answer
+
+    assert ask(7) == 7
+    assert len(calls) == 3
+
+
+def test_the_limit_is_a_number_of_seconds_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert away_seconds() == AWAY_SECONDS
+    monkeypatch.setenv("DIALIN_AWAY_SECONDS", "2.5")
+    assert away_seconds() == 2.5
+    for wrong in ("soon", "-1", "nan"):
+        monkeypatch.setenv("DIALIN_AWAY_SECONDS", wrong)
+        with pytest.raises(UsageError, match="DIALIN_AWAY_SECONDS must be a number of seconds"):
+            away_seconds()
