@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def trial_as_json(study: StudyRecord, trial: TrialDetail, log: Path) -> dict[str
 def print_trial(console: Console, study: StudyRecord, trial: TrialDetail, log: Path, lines: Sequence[str]) -> None:
     """The page. `lines` are the last ones of its log."""
     printing.say(console, f"{study.name} trial {trial.number}: {_outcome(study, trial)}")
-    for text in (*_recipe(trial), *_curves(console, study, trial), *_cost(trial)):
+    for text in (*_recipe(trial), *_curves(console, study, trial), *_folds(study, trial), *_cost(trial)):
         printing.say(console, text)
     if lines:
         printing.say(console, f"log, its end (all of it: dialin logs {study.name} {trial.number}):")
@@ -106,6 +107,18 @@ def _curves(console: Console, study: StudyRecord, trial: TrialDetail) -> list[st
             ends=(numbers[0], numbers[-1]),
         )
     return lines
+
+
+def _folds(study: StudyRecord, trial: TrialDetail) -> list[str]:
+    """The value of each fold that is over: what is on record at its end is the mean of those so far."""
+    if study.folds == 1:
+        return []
+    means = [epoch.value for epoch in trial.epochs if epoch.value is not None]
+    values = [mean * fold - before * (fold - 1) for fold, (before, mean) in enumerate(pairwise([0.0, *means]), start=1)]
+    if not values:
+        return []
+    of = "" if len(values) == study.folds else f" of {study.folds}"
+    return [f"folds: {', '.join(map(printing.number, values))}{of}; mean {printing.number(means[-1])}"]
 
 
 def _cost(trial: TrialDetail) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from command import Dialin
 from optuna.trial import TrialState
 from studies import Inside, assert_settled, rows
 
+FOLD = "SELECT metrics FROM dialin_epochs WHERE trial_id = :id AND epoch > :last - 2 AND epoch <= :last"
 FOLDED = '''"""Which side of a line, over three folds."""
 import torch
 from torch import nn
@@ -56,6 +59,15 @@ def test_a_study_of_folds_has_one_value_for_each_fold(
     assert kept.status == 0
     weights = torch.load(tmp_path / "best.pt", weights_only=True)
     assert {*weights} == {"fold-1", "fold-2", "fold-3"}
+
+    page = inside("show", "folded-1", best.number, "--storage", storage_url).out
+    folds, mean = re.findall(r"^folds: (.*); mean (.*)$", page, re.MULTILINE)[0]
+    of_each = [
+        max(json.loads(metrics)["accuracy"] for (metrics,) in rows(storage_url, FOLD, id=best._trial_id, last=last))
+        for last in (2, 4, 6)
+    ]
+    assert folds == ", ".join(f"{value:.4f}" for value in of_each)
+    assert mean == f"{best.value:.4f}"
 
     objective.write_text(FOLDED.replace("folds=3", "folds=2"))
     again = dialin("resume", "folded-1", "--trials", "+1", "--objective", objective, DIALIN_STORAGE=storage_url)

@@ -16,8 +16,8 @@ class Plain:
 
     def start(self, info: TrialInfo) -> None:
         self._info = info
-        say = f"trial {info.number} of {info.study}: {info.summary}"
-        print(say + (f"; on {info.worker}" if info.worker else ""), flush=True)
+        what = "; ".join(part for part in (info.summary, info.worker and f"on {info.worker}") if part)
+        print(f"trial {info.number} of {info.study}" + (f": {what}" if what else ""), flush=True)
         if info.resumed_from:
             print(f"goes on after epoch {info.resumed_from}", flush=True)
 
