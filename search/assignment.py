@@ -11,7 +11,7 @@ from pathlib import Path
 from search.by_value import ByValue
 from search.devices import Slot
 from search.shared_data import NotPacked, Packed
-from storage.claims import new_uuid
+from storage.claims import LEASE_SECONDS, new_uuid
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Assignment:
         log: names of trackers (`search.trackers`) beside the trial's own log.
         shared: what `data` returned where it was called already; None: the worker calls it.
         worker_id: UUID, made by whoever starts the worker.
+        lease_seconds: how long what it holds stays its own without a sign of it.
     """
 
     storage: str
@@ -41,3 +42,4 @@ class Assignment:
     log: tuple[str, ...] = ()
     shared: Packed | NotPacked | None = None
     worker_id: str = field(default_factory=new_uuid)
+    lease_seconds: float = LEASE_SECONDS

@@ -60,7 +60,7 @@ class Worker:
         torch.set_num_threads(assignment.threads)
         self.interrupt = interrupt
         self._tell = tell
-        self._claimant = Claimant(assignment.worker_id)
+        self._claimant = Claimant(assignment.worker_id, assignment.lease_seconds)
         self._storage: SharedStorage = open_storage(assignment.storage, self._claimant)
         self._record = studies.find(self._storage, assignment.study)
         loaded = resolve(assignment.objective).to(self._record.direction)

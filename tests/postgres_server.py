@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -88,9 +89,9 @@ class PostgresServer:
         self._keeper.stdout.close()
 
 
-def crash(postmaster: int) -> None:
+def crash(server: Any) -> None:
     """End a server's processes with SIGKILL; returns when they are gone."""
-    first = psutil.Process(postmaster)
+    first = psutil.Process(server.get_pid())
     all_of_them = [first, *first.children(recursive=True)]
     for process in all_of_them:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -116,7 +117,7 @@ def keep() -> None:
             print(server.get_uri().replace(":@", "@"), flush=True)
             for line in sys.stdin:
                 word = line.strip()
-                crash(server.get_pid()) if word == "crash" else server.start()
+                crash(server) if word == "crash" else server.start()
                 print(f"{word}: done", flush=True)
         finally:
             server.cleanup()
