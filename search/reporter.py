@@ -15,9 +15,9 @@ from optuna.trial import Trial
 
 from search import checkpoints
 from search.interrupt import Interrupt
-from search.reporting import EpochResult, Verdict
+from search.reporting import EpochResult, Interrupted, Verdict
 from search.telling import Listener
-from storage.claims import Checkpoint, Epoch, Lease
+from storage.claims import Checkpoint, Epoch, EpochsSpent, Lease
 from storage.shared import SharedStorage
 from storage.tables import StudyState
 
@@ -78,11 +78,16 @@ class TrialReporter:
 
         Raises:
             LeaseLost: the trial is another's.
+            Interrupted: the study's budget of epochs is on record without this one.
         """
         ending = self._interrupt.requested
         checkpoint = self._save(result.epoch, state) if state is not None and self._due(result.epoch, ending) else None
         epoch = Epoch(result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device)
-        study = self._storage.record_epoch(self._lease, epoch, checkpoint)
+        try:
+            study = self._storage.record_epoch(self._lease, epoch, checkpoint)
+        except EpochsSpent as spent:
+            self._interrupt.request(str(spent))
+            raise Interrupted from spent
         self._recorded_at = time.monotonic()
         self._listener.recorded(result)
         self._forget_old()

@@ -28,6 +28,10 @@ class StudyStopped(DialinError):
     """The study was stopped: no new trial may start, and running ones are handed back."""
 
 
+class EpochsSpent(StudyStopped):
+    """The study's budget of epochs is on record: the one to be recorded is beyond it, and its trial is handed back."""
+
+
 class LeaseLost(DialinError):
     """This worker no longer owns the trial: adopted, settled or deleted by another. It must record nothing."""
 

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, CursorResult, and_, delete, insert, select, update
 from sqlalchemy.orm import Session
 
+from storage import limits
 from storage.claims import BudgetSpent, Claimant, Lease, LeaseLost, Settlement, StudyStopped, new_uuid
 from storage.engine import database_now
 from storage.optuna_internals import models
@@ -59,6 +60,7 @@ def take(session: Session, claimant: Claimant, study_id: int, trial_id: int) -> 
             StudyRow.study_id == study_id,
             StudyRow.state == StudyState.RUNNING,
             StudyRow.taken < StudyRow.trials,
+            limits.in_time(),
         )
         .values(taken=StudyRow.taken + 1),
     )
@@ -69,12 +71,16 @@ def take(session: Session, claimant: Claimant, study_id: int, trial_id: int) -> 
 
 def _refuse_ticket(session: Session, study_id: int) -> None:
     study = session.execute(
-        select(StudyRow.state, StudyRow.reason, StudyRow.trials).where(StudyRow.study_id == study_id)
+        select(StudyRow.state, StudyRow.reason, StudyRow.trials, StudyRow.deadline, limits.in_time()).where(
+            StudyRow.study_id == study_id
+        )
     ).one_or_none()
     if study is None:
         return  # a study that Dialin did not make has no budget
     if study.state != StudyState.RUNNING:
         raise StudyStopped(study.reason or "the study is stopped")
+    if not study[-1]:
+        raise StudyStopped(limits.past(study.deadline))
     raise BudgetSpent(f"all {study.trials} trials are taken")
 
 
@@ -125,6 +131,7 @@ def adopt(session: Session, claimant: Claimant, study_id: int) -> Lease | None:
             LeaseRow.expires_at < database_now(),
             models.TrialModel.state == TrialState.RUNNING,
             StudyRow.state == StudyState.RUNNING,
+            limits.in_time(),
         )
         .order_by(LeaseRow.trial_id)
     ).all()

@@ -1,4 +1,4 @@
-"""What ends a study before its trials are spent: a value that is good enough, or device time that is used up.
+"""What ends a study before its trials are spent: a value that is good enough, or a budget or a time that is used up.
 
 Called inside the transactions that settle a trial and record an epoch, after all else: everybody locks our study last.
 The first to reach a limit stops the study with its reason; whoever comes later finds it stopped.
@@ -7,13 +7,17 @@ The first to reach a limit stops the study with its reason; whoever comes later 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
-from storage.claims import Lease
+from storage.claims import EpochsSpent, Lease
+from storage.engine import database_now
 from storage.errors import UsageError
 from storage.optuna_internals import models
 from storage.tables import StudyRow, StudyState
@@ -27,22 +31,75 @@ def amount(seconds: float) -> str:
     return f"{round(seconds / size, 2):g} {unit}"
 
 
-def spend(session: Session, study_id: int, seconds: float) -> StudyState | None:
-    """Add device time to what the study has spent, and stop it at its budget; its state, None without a study."""
+def moment(seconds: float) -> str:
+    """A deadline (seconds since 1970) for people, by this machine's time zone: "2026-11-21 18:30"."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+def past(deadline: float) -> str:
+    """The reason of a study that its deadline has stopped."""
+    return f"the deadline of {moment(deadline)} is past"
+
+
+def in_time() -> ColumnElement[bool]:
+    """The condition that a study's deadline, where it has one, is still to come."""
+    return or_(StudyRow.deadline.is_(None), StudyRow.deadline > database_now())
+
+
+def spend(session: Session, study_id: int, seconds: float, epochs: int = 0) -> StudyState | None:
+    """Add device time, and epochs new on record, to what the study has spent, and stop it at its limits.
+
+    Its state in return, None without a study.
+
+    Raises:
+        EpochsSpent: these epochs would be more than its budget has. The transaction must be rolled back.
+    """
+    room = or_(StudyRow.budget_epochs.is_(None), StudyRow.spent_epochs + epochs <= StudyRow.budget_epochs)
     row = session.execute(
         update(StudyRow)
-        .where(StudyRow.study_id == study_id)
-        .values(spent_seconds=StudyRow.spent_seconds + seconds)
-        .returning(StudyRow.spent_seconds, StudyRow.budget_seconds, StudyRow.state)
+        .where(StudyRow.study_id == study_id, *([room] if epochs else []))
+        .values(spent_seconds=StudyRow.spent_seconds + seconds, spent_epochs=StudyRow.spent_epochs + epochs)
+        .returning(
+            StudyRow.spent_seconds,
+            StudyRow.budget_seconds,
+            StudyRow.spent_epochs,
+            StudyRow.budget_epochs,
+            StudyRow.deadline,
+            StudyRow.state,
+            (~in_time()).label("late"),
+        )
         .execution_options(synchronize_session=False)
     ).one_or_none()
     if row is None:
+        budget = session.scalar(select(StudyRow.budget_epochs).where(StudyRow.study_id == study_id))
+        if budget is not None:
+            raise EpochsSpent(f"the budget of {_epochs(budget)} is on record")
         return None
-    spent, budget, state = row
-    if budget is not None and spent >= budget and state == StudyState.RUNNING:
-        _stop(session, study_id, f"the budget of {amount(budget)} of device time is spent")
+    reason = _reached(row)
+    if reason and row.state == StudyState.RUNNING:
+        _stop(session, study_id, reason)
         return StudyState.STOPPED
-    return StudyState(state)
+    return StudyState(row.state)
+
+
+def _reached(row: Any) -> str:
+    """Which limit a study's row has reached, in words; empty for none."""
+    if row.budget_seconds is not None and row.spent_seconds >= row.budget_seconds:
+        return f"the budget of {amount(row.budget_seconds)} of device time is spent"
+    if row.budget_epochs is not None and row.spent_epochs >= row.budget_epochs:
+        return f"the budget of {_epochs(row.budget_epochs)} is trained"
+    return past(row.deadline) if row.late else ""
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"
+
+
+def stop_at_deadline(session: Session, study_id: int) -> None:
+    """Stop a study whose deadline is past."""
+    deadline = session.scalar(select(StudyRow.deadline).where(StudyRow.study_id == study_id, ~in_time()))
+    if deadline is not None:
+        _stop(session, study_id, past(deadline))
 
 
 def value_reached(session: Session, lease: Lease, value: float) -> None:
@@ -102,26 +159,68 @@ def _stop(session: Session, study_id: int, reason: str) -> None:
     )
 
 
-def renewed(
-    session: Session, row: StudyRow, name: str, budget_seconds: float | None, until: float | None
-) -> tuple[float | None, float | None]:
-    """`budget_seconds` and `until` of a study that is resumed: the new ones, else its own; None for one reached.
+@dataclass(frozen=True)
+class Limits:
+    """New limits of a study that goes on; None: as it was.
+
+    `budget_seconds` of device time and `budget_epochs` count from the study's beginning. `deadline` is a moment
+    (seconds since 1970), infinity for none.
+    """
+
+    until: float | None = None
+    budget_seconds: float | None = None
+    budget_epochs: int | None = None
+    deadline: float | None = None
+
+
+def renew(session: Session, row: StudyRow, name: str, new: Limits) -> None:
+    """Set the limits of a study that is resumed: the new ones, else its own, but for an `until` that is reached.
 
     Raises:
         UsageError: under these limits the study would stop at once.
     """
-    budget = row.budget_seconds if budget_seconds is None else budget_seconds
-    spent = amount(row.spent_seconds)
-    if budget is not None and row.spent_seconds >= budget:
-        if budget_seconds is not None:
-            raise UsageError(f"--budget {amount(budget)} is not more than the {spent} of device time already spent")
-        larger = amount(2 * row.spent_seconds).replace(" ", "").replace("min", "m")  # as --budget takes it
-        raise UsageError(
-            f"the budget of {amount(budget)} of device time is spent ({spent}): "
-            f"enlarge it, as by `dialin resume {name} --budget {larger}`"
-        )
-    goal = row.until if until is None else until
+    row.budget_seconds = _renewed_seconds(row, name, new.budget_seconds)
+    row.budget_epochs = _renewed_epochs(row, name, new.budget_epochs)
+    row.deadline = _renewed_deadline(session, row, name, new.deadline)
+    goal = row.until if new.until is None else new.until
     best = None if goal is None else reached_by(session, row.study_id, goal)
-    if best is not None and until is not None:
-        raise UsageError(f"--until {until:g} is reached already, by trial {best[0]} with {best[1]:g}")
-    return budget, None if best is not None else goal
+    if best is not None and new.until is not None:
+        raise UsageError(f"--until {new.until:g} is reached already, by trial {best[0]} with {best[1]:g}")
+    row.until = None if best is not None else goal
+
+
+def _renewed_seconds(row: StudyRow, name: str, new: float | None) -> float | None:
+    budget = row.budget_seconds if new is None else new
+    if budget is None or row.spent_seconds < budget:
+        return budget
+    spent = amount(row.spent_seconds)
+    if new is not None:
+        raise UsageError(f"--budget {amount(budget)} is not more than the {spent} of device time already spent")
+    larger = amount(2 * row.spent_seconds).replace(" ", "").replace("min", "m")  # as --budget takes it
+    raise UsageError(
+        f"the budget of {amount(budget)} of device time is spent ({spent}): "
+        f"enlarge it, as by `dialin resume {name} --budget {larger}`"
+    )
+
+
+def _renewed_epochs(row: StudyRow, name: str, new: int | None) -> int | None:
+    budget = row.budget_epochs if new is None else new
+    if budget is None or row.spent_epochs < budget:
+        return budget
+    if new is not None:
+        raise UsageError(f"--total-epochs {new} is not more than the {_epochs(row.spent_epochs)} already on record")
+    raise UsageError(
+        f"the budget of {_epochs(budget)} is trained: "
+        f"enlarge it, as by `dialin resume {name} --total-epochs +{max(1, budget)}`"
+    )
+
+
+def _renewed_deadline(session: Session, row: StudyRow, name: str, new: float | None) -> float | None:
+    deadline = row.deadline if new is None else new
+    if deadline is None or math.isinf(deadline):
+        return None
+    if deadline > (session.scalar(select(database_now())) or 0.0):
+        return deadline
+    if new is not None:
+        raise UsageError(f"--deadline {moment(deadline)} is past already")
+    raise UsageError(f"{past(deadline)}: set another, as by `dialin resume {name} --deadline 2h`, or `--deadline none`")

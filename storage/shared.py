@@ -16,7 +16,7 @@ from optuna import distributions
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
-from sqlalchemy import func, insert, select
+from sqlalchemy import ColumnElement, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage import leases, limits
@@ -162,10 +162,11 @@ class SharedStorage(CachedStorage):
     def record_epoch(self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None) -> StudyState:
         """One epoch, with its checkpoint where there is one, and the lease renewed; the study's state in return.
 
-        The epoch's device time counts towards the study's budget, which it may end.
+        The epoch and its device time count towards the study's budgets, which it may end.
 
         Raises:
             LeaseLost: another worker owns the trial, or somebody settled or deleted it. Nothing is recorded.
+            EpochsSpent: it would be an epoch more than the study's budget has. Nothing is recorded.
         """
         with self._backend.write() as session:
             state = self._study_state(session, lease)
@@ -186,10 +187,12 @@ class SharedStorage(CachedStorage):
                     "ended_at": database_now(),
                 },
             )
+            again = session.scalar(select(EpochRow.epoch).where(*_this_epoch(lease, epoch)))
             session.execute(upsert)
             if checkpoint is not None:
                 leases.add_checkpoint(session, lease, CheckpointKind.STATE, checkpoint)
-            return limits.spend(session, lease.study_id, epoch.seconds * epoch.devices) or state
+            spent = epoch.seconds * epoch.devices
+            return limits.spend(session, lease.study_id, spent, epochs=int(again is None)) or state
 
     def _intermediate_value(self, lease: Lease, step: int, value: float) -> Any:
         table = models.TrialIntermediateValueModel
@@ -210,10 +213,15 @@ class SharedStorage(CachedStorage):
                 leases.renew_all(session, self._claimant.worker_id, self._lease_seconds)
 
     def study_state(self, study_id: int) -> StudyState | None:
-        """What workers should do; None when the study is gone."""
+        """What workers should do; None when the study is gone. One whose deadline is past is stopped by this."""
+        query = select(StudyRow.state, limits.in_time()).where(StudyRow.study_id == study_id)
         with self._backend.read() as session:
-            state = session.scalar(select(StudyRow.state).where(StudyRow.study_id == study_id))
-        return StudyState(state) if state is not None else None
+            row = session.execute(query).one_or_none()
+        if row is None or row[1] or row[0] != StudyState.RUNNING:
+            return StudyState(row[0]) if row is not None else None
+        with self._backend.write() as session:
+            limits.stop_at_deadline(session, study_id)
+        return StudyState.STOPPED
 
     def hand_back(self, lease: Lease) -> None:
         """Leave a trial for any worker to go on with, from its last checkpoint."""
@@ -293,6 +301,10 @@ class SharedStorage(CachedStorage):
         dialect = postgresql if self._backend.engine.name == "postgresql" else sqlite
         statement = dialect.insert(table).values(**key, **values)
         return statement.on_conflict_do_update(index_elements=list(key), set_=dict(values))
+
+
+def _this_epoch(lease: Lease, epoch: Epoch) -> tuple[ColumnElement[bool], ...]:
+    return EpochRow.trial_id == lease.trial_id, EpochRow.epoch == epoch.epoch
 
 
 def open_storage(url: str, claimant: Claimant | None = None) -> SharedStorage:

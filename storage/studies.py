@@ -40,6 +40,8 @@ class StudySpec:
         folds: how many folds a trial trains; 1 without folds.
         until: the study stops when a trial reaches this value; None: never.
         budget_seconds: device time after which the study stops; None: no limit.
+        budget_epochs: epochs, of all trials together, that may be on record; None: no limit.
+        deadline: when the study stops, in seconds since 1970 by the database's clock; None: never.
         space: how a person narrowed the search, by the names of knobs; JSON.
     """
 
@@ -55,6 +57,8 @@ class StudySpec:
     folds: int = 1
     until: float | None = None
     budget_seconds: float | None = None
+    budget_epochs: int | None = None
+    deadline: float | None = None
     space: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -62,7 +66,8 @@ class StudySpec:
 class StudyRecord(StudySpec):
     """A stored study. `taken` tickets of `trials`; `folder` holds its checkpoints and logs under the files root.
 
-    `spent_seconds` of device time: seconds of all recorded epochs, each times its devices.
+    `spent_seconds` of device time: seconds of all recorded epochs, each times its devices. `spent_epochs`: those on
+    record.
     """
 
     study_id: int
@@ -74,6 +79,7 @@ class StudyRecord(StudySpec):
     reason: str
     created_at: float
     spent_seconds: float = 0.0
+    spent_epochs: int = 0
 
     @property
     def length(self) -> int:
@@ -207,6 +213,7 @@ def newest_open(storage: SharedStorage, without: Collection[int] = ()) -> StudyR
         query = _records().where(
             StudyRow.state == StudyState.RUNNING,
             (StudyRow.taken < StudyRow.trials) | StudyRow.study_id.in_(leased),
+            limits.in_time(),
             StudyRow.study_id.not_in(without),
         )
         row = session.execute(query.limit(1)).one_or_none()
@@ -229,16 +236,18 @@ def resume(
     more: int = 0,
     budget_seconds: float | None = None,
     until: float | None = None,
+    budget_epochs: int | None = None,
+    deadline: float | None = None,
 ) -> None:
     """Let workers go on, with a new budget of `trials`, or with `more` on top of the old one.
 
-    `budget_seconds` of device time, all that the study may spend from its beginning, and `until` take the place of the
-    old limits; an old `until` that was reached is cleared.
+    The other four take the place of the old limits (`limits.Limits`); an old `until` that was reached is cleared.
 
     Raises:
-        UsageError: a new budget is below what is already taken or spent, the old budget of device time is spent and
-            there is no new one, a new `until` is reached already, or the study is gone.
+        UsageError: a new budget is below what is already taken or spent, an old one of device time or epochs is spent
+            or the deadline past and there is no new one, a new `until` is reached already, or the study is gone.
     """
+    new_limits = limits.Limits(until, budget_seconds, budget_epochs, deadline)
     with storage.backend.write() as session:
         query = select(StudyRow, models.StudyModel.study_name).join(
             models.StudyModel, models.StudyModel.study_id == StudyRow.study_id
@@ -250,7 +259,7 @@ def resume(
         new = row.trials + more if trials is None else trials
         if new < row.taken:
             raise UsageError(f"--trials {new} is less than the {row.taken} trials already started")
-        row.budget_seconds, row.until = limits.renewed(session, row, name, budget_seconds, until)
+        limits.renew(session, row, name, new_limits)
         row.state, row.reason, row.errors_in_a_row, row.trials = StudyState.RUNNING, "", 0, new
 
 
@@ -321,4 +330,7 @@ def _record(row: Row[StudyRow, str, StudyDirection]) -> StudyRecord:
         budget_seconds=study.budget_seconds,
         space=json.loads(study.space),
         spent_seconds=study.spent_seconds,
+        budget_epochs=study.budget_epochs,
+        spent_epochs=study.spent_epochs,
+        deadline=study.deadline,
     )

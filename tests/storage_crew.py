@@ -11,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from threading import Barrier
 from typing import Any
 
@@ -18,7 +19,7 @@ import optuna
 from optuna.samplers import RandomSampler
 
 from storage import studies, workers
-from storage.claims import BudgetSpent, Claimant, Epoch, LeaseLost, Settlement, new_uuid
+from storage.claims import BudgetSpent, Claimant, Epoch, EpochsSpent, LeaseLost, Settlement, new_uuid
 from storage.outcomes import Outcome
 from storage.shared import open_storage
 from storage.studies import StudySpec
@@ -112,14 +113,18 @@ def settle_at_once(url: str, name: str, value: float) -> tuple[int, str]:
 
 
 def train_until_stopped(url: str, name: str, devices: int) -> int:
-    """Claim a trial and record epochs until one is answered by the study's end, then hand it back; their number."""
+    """Claim a trial and record epochs until one is answered or refused by the study's end, then hand it back.
+
+    The number of epochs on record in return.
+    """
     storage = open_storage(url, Claimant(new_uuid()))
     lease = storage.lease_of(optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler()).ask())
     together()
     epoch, state = 0, StudyState.RUNNING
-    while state is StudyState.RUNNING:
-        epoch += 1
-        state = storage.record_epoch(lease, Epoch(epoch, 0.5, {}, 0.25, 10, "cpu", devices))
+    with suppress(EpochsSpent):
+        while state is StudyState.RUNNING:
+            state = storage.record_epoch(lease, Epoch(epoch + 1, 0.5, {}, 0.25, 10, "cpu", devices))
+            epoch += 1
     storage.hand_back(lease)
     storage.backend.engine.dispose()
     return epoch
