@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +22,7 @@ from storage.claims import Claimant, Lease, Settlement
 from storage.engine import make_engine, writing
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
+from storage.reading import PatientStorage, again
 from storage.schema import prepare
 
 
@@ -37,7 +37,7 @@ def _as_writer(method: Callable[..., Any]) -> Any:
     return write
 
 
-class Backend(RDBStorage):
+class Backend(PatientStorage):
     """RDBStorage on Dialin's engine. With a `claimant`, every trial that starts takes a ticket and a lease with it.
 
     Raises:
@@ -66,25 +66,14 @@ class Backend(RDBStorage):
         self.__dict__.update(state)
         self._open()
 
-    @contextmanager
-    def write(self) -> Iterator[Session]:
-        """One writing transaction, committed at the end of the block."""
-        with writing(), Session(self.engine) as session, session.begin():
-            yield session
-
-    @contextmanager
-    def read(self) -> Iterator[Session]:
-        """One reading transaction."""
-        with Session(self.engine) as session:
-            yield session
-
     create_new_study = _as_writer(RDBStorage.create_new_study)
-    set_study_user_attr = _as_writer(RDBStorage.set_study_user_attr)
-    set_study_system_attr = _as_writer(RDBStorage.set_study_system_attr)
-    set_trial_user_attr = _as_writer(RDBStorage.set_trial_user_attr)
-    set_trial_system_attr = _as_writer(RDBStorage.set_trial_system_attr)
-    set_trial_intermediate_value = _as_writer(RDBStorage.set_trial_intermediate_value)
-    _set_trial_param = _as_writer(RDBStorage._set_trial_param)
+    # Done twice they leave the same.
+    set_study_user_attr = again(_as_writer(RDBStorage.set_study_user_attr))
+    set_study_system_attr = again(_as_writer(RDBStorage.set_study_system_attr))
+    set_trial_user_attr = again(_as_writer(RDBStorage.set_trial_user_attr))
+    set_trial_system_attr = again(_as_writer(RDBStorage.set_trial_system_attr))
+    set_trial_intermediate_value = again(_as_writer(RDBStorage.set_trial_intermediate_value))
+    _set_trial_param = again(_as_writer(RDBStorage._set_trial_param))
 
     def delete_study(self, study_id: int) -> None:
         """As Optuna's, which on PostgreSQL leaves the study in silence when an epoch is recorded meanwhile."""

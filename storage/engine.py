@@ -29,12 +29,19 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from storage import urls
 from storage.errors import ReadOnly
+from storage.patience import away_seconds
 
-# Seconds that a SQLite writer waits for another's transaction. Ours last milliseconds; a full minute means that
-# something holds the file for good.
-SQLITE_BUSY_SECONDS = 60
+# Seconds that a SQLite writer waits in the driver for another's transaction, deaf to signals. Ours last milliseconds;
+# so long means that something holds the file, and is met with patience (`storage.patience`).
+SQLITE_BUSY_SECONDS = 20
 # Seconds until a server that does not answer is called unreachable.
 CONNECT_SECONDS = 10
+# Seconds after which a connection is lost whose other end is silent: the network is gone, or the machine. (libpq's
+# words; `tcp_user_timeout`, in milliseconds, is for what was sent and not acknowledged.)
+LOST = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 25_000}
+# Seconds until the server ends a transaction whose client says nothing more: a frozen one keeps the study's rows
+# locked for everybody. Between two statements of ours are milliseconds.
+IDLE_SECONDS = 20
 
 _writing: ContextVar[bool] = ContextVar("writing", default=False)
 
@@ -55,18 +62,21 @@ def make_engine(url: URL) -> Engine:
     if file is not None and only_readable(file):
         return _reading_engine(url, file)
     if file is not None:
-        engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS})
+        # A limit that is set shorter holds for the driver's waiting too.
+        engine = create_engine(url, connect_args={"timeout": min(SQLITE_BUSY_SECONDS, away_seconds())})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    return create_engine(
+    engine = create_engine(
         url,
         # A connection that the server closed meanwhile is replaced instead of failing the next statement.
         pool_pre_ping=True,
         # A worker's training thread, its lease thread and nobody else.
         pool_size=2,
-        connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": "dialin"},
+        connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": "dialin", **LOST},
     )
+    event.listen(engine, "connect", _prepare_postgres)
+    return engine
 
 
 def only_readable(file: Path) -> bool:
@@ -111,6 +121,11 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     # In WAL mode NORMAL keeps the file whole through a power cut; what may go is the last commits, all of each.
     connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    connection.commit()
 
 
 def _begin_sqlite(connection: Connection) -> None:
