@@ -1,11 +1,13 @@
 """The statements of a trial's life: take, renew, hand back, adopt, settle; called inside a transaction.
 
+What becomes of each owner is written beside it (`storage.owners`).
+
 Each is one conditional statement whose row count decides, so that it is right with any number of workers on
 SQLite and on PostgreSQL. A row count of 0 never needs a second look to be safe; where one follows, it only finds
 the words to say why.
 
-Rows are locked in one order, so that no two workers wait for each other: Optuna's study, its trial, our lease,
-our study.
+Rows are locked in one order, so that no two workers wait for each other: Optuna's study, its trial, our lease, what
+hangs on it, our study.
 """
 
 from __future__ import annotations
@@ -13,15 +15,24 @@ from __future__ import annotations
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, CursorResult, and_, delete, insert, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from storage import limits
+from storage import limits, owners
 from storage.claims import BudgetSpent, Claimant, Lease, LeaseLost, Settlement, StudyStopped, new_uuid
 from storage.engine import database_now
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
-from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, StudyRow, StudyState, TrialRow, WorkerRow
+from storage.tables import (
+    CheckpointKind,
+    CheckpointRow,
+    LeaseRow,
+    OwnerEnding,
+    StudyRow,
+    StudyState,
+    TrialRow,
+    WorkerRow,
+)
 
 # Objectives that raise so many times in a row are broken, not unlucky.
 ERRORS_IN_A_ROW = 3
@@ -53,6 +64,7 @@ def take(session: Session, claimant: Claimant, study_id: int, trial_id: int) -> 
             expires_at=database_now() + claimant.lease_seconds,
         )
     )
+    owners.began(session, lease)
     taken = _count(
         session,
         update(StudyRow)
@@ -110,32 +122,38 @@ def renew_all(session: Session, worker_id: str, seconds: float) -> None:
     session.execute(update(LeaseRow).where(held).values(expires_at=database_now() + seconds))
 
 
+def lock(session: Session, trial_id: int) -> None:
+    """Wait for whoever settles or deletes the trial, who locks it before all that hangs on it."""
+    trial = models.TrialModel
+    query = select(trial.trial_id).where(trial.trial_id == trial_id)
+    session.execute(query.with_for_update(read=True, key_share=True))
+
+
 def hand_back(session: Session, lease: Lease) -> None:
     """Any worker may adopt the trial from now on. Nothing happens where the lease is lost already."""
-    session.execute(update(LeaseRow).where(owned_by(lease)).values(expires_at=HANDED_BACK))
+    lock(session, lease.trial_id)
+    if _count(session, update(LeaseRow).where(owned_by(lease)).values(expires_at=HANDED_BACK)):
+        owners.ended(session, lease.trial_id, lease.generation, OwnerEnding.HANDED_BACK)
 
 
-def hand_back_all(session: Session, worker_id: str) -> int:
-    """The same for all that a worker held, said by whoever saw it die; the number of trials."""
-    return _count(session, update(LeaseRow).where(LeaseRow.worker_id == worker_id).values(expires_at=HANDED_BACK))
+def bury(session: Session, worker_id: str) -> int:
+    """A worker has ended: whatever it still held may be adopted; the number of trials.
+
+    One that ends as it should has settled or handed back its trial before.
+    """
+    held = select(LeaseRow.trial_id).where(LeaseRow.worker_id == worker_id).order_by(LeaseRow.trial_id)
+    for trial_id in session.scalars(held).all():
+        lock(session, trial_id)
+    owned = and_(LeaseRow.worker_id == worker_id, LeaseRow.expires_at > HANDED_BACK)
+    left = _count(session, update(LeaseRow).where(owned).values(expires_at=HANDED_BACK))
+    owners.died(session, worker_id)
+    return left
 
 
 def adopt(session: Session, claimant: Claimant, study_id: int) -> Lease | None:
     """Take over one trial whose lease has expired or was handed back; None where there is none."""
-    candidates = session.execute(
-        select(LeaseRow.trial_id, LeaseRow.generation)
-        .join(models.TrialModel, models.TrialModel.trial_id == LeaseRow.trial_id)
-        .join(StudyRow, StudyRow.study_id == LeaseRow.study_id)
-        .where(
-            LeaseRow.study_id == study_id,
-            LeaseRow.expires_at < database_now(),
-            models.TrialModel.state == TrialState.RUNNING,
-            StudyRow.state == StudyState.RUNNING,
-            limits.in_time(),
-        )
-        .order_by(LeaseRow.trial_id)
-    ).all()
-    for trial_id, generation in candidates:
+    while (candidate := _adoptable(session, study_id)) is not None:
+        trial_id, generation = candidate
         lease = Lease(trial_id, study_id, claimant.worker_id, generation + 1, claim=new_uuid())
         adopted = _count(
             session,
@@ -153,14 +171,38 @@ def adopt(session: Session, claimant: Claimant, study_id: int) -> Lease | None:
             ),
         )
         if adopted:
+            owners.ended(session, trial_id, generation, OwnerEnding.DIED)
+            owners.began(session, lease)
             return lease
     return None
+
+
+def _adoptable(session: Session, study_id: int) -> tuple[int, int] | None:
+    """A trial that may be adopted, and its generation; its row is locked. One that is locked is in others' hands."""
+    trial = models.TrialModel
+    row = session.execute(
+        select(LeaseRow.trial_id, LeaseRow.generation)
+        .join(trial, trial.trial_id == LeaseRow.trial_id)
+        .join(StudyRow, StudyRow.study_id == LeaseRow.study_id)
+        .where(
+            LeaseRow.study_id == study_id,
+            LeaseRow.expires_at < database_now(),
+            trial.state == TrialState.RUNNING,
+            StudyRow.state == StudyState.RUNNING,
+            limits.in_time(),
+        )
+        .order_by(LeaseRow.trial_id)
+        .limit(1)
+        .with_for_update(of=trial, skip_locked=True)
+    ).one_or_none()
+    return (row[0], row[1]) if row is not None else None
 
 
 def settle(session: Session, lease: Lease, settlement: Settlement) -> None:
     """Record how the trial ended and give up its lease; an error returns its ticket. Raises LeaseLost."""
     if not _count(session, delete(LeaseRow).where(owned_by(lease))):
         raise LeaseLost("it is no longer this worker's")
+    owners.ended(session, lease.trial_id, lease.generation, OwnerEnding.SETTLED)
     session.execute(
         update(TrialRow)
         .where(TrialRow.trial_id == lease.trial_id)
@@ -211,6 +253,8 @@ def _return_ticket(session: Session, study_id: int, reason: str) -> None:
 
 def add_checkpoint(session: Session, lease: Lease, kind: CheckpointKind, checkpoint: Any) -> None:
     """Record a file that is written and whole (a `claims.Checkpoint`)."""
+    if kind is CheckpointKind.STATE and not _got_as_far(session, lease, checkpoint):
+        owners.left_something(session, lease)
     session.execute(
         insert(CheckpointRow).values(
             trial_id=lease.trial_id,
@@ -221,6 +265,16 @@ def add_checkpoint(session: Session, lease: Lease, kind: CheckpointKind, checkpo
             sha256=checkpoint.sha256,
         )
     )
+
+
+def _got_as_far(session: Session, lease: Lease, checkpoint: Any) -> bool:
+    """Whether a checkpoint on record holds as much of the trial as this one."""
+    row = CheckpointRow
+    further = or_(
+        row.epoch > checkpoint.epoch, and_(row.epoch == checkpoint.epoch, row.batch >= getattr(checkpoint, "batch", 0))
+    )
+    of_trial = and_(row.trial_id == lease.trial_id, row.kind == CheckpointKind.STATE)
+    return session.scalar(select(row.checkpoint_id).where(of_trial, further).limit(1)) is not None
 
 
 def seen(session: Session, worker_id: str) -> None:

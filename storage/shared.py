@@ -7,8 +7,7 @@ methods at the end: each is one transaction.
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,13 +15,11 @@ from optuna import distributions
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
-from sqlalchemy import ColumnElement, func, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import func, insert, select
 
-from storage import leases, limits
+from storage import epochs, leases, limits, owners
 from storage.backend import Backend
 from storage.claims import Checkpoint, Claimant, Epoch, Lease, LeaseLost, Settlement
-from storage.engine import database_now
 from storage.optuna_internals import CachedStorage, forget_study, models, trial_id_of
 from storage.outcomes import Outcome
 from storage.tables import CheckpointKind, CheckpointRow, EpochRow, LeaseRow, StudyRow, StudyState
@@ -171,34 +168,13 @@ class SharedStorage(CachedStorage):
         with self._backend.write() as session:
             state = self._study_state(session, lease)
             leases.renew(session, lease, self._lease_seconds)
-            if epoch.value is not None:
-                session.execute(self._intermediate_value(lease, epoch.epoch, epoch.value))
-            upsert = self._upsert(
-                EpochRow,
-                {"trial_id": lease.trial_id, "epoch": epoch.epoch},
-                {
-                    "generation": lease.generation,
-                    "worker_id": lease.worker_id,
-                    "metrics": json.dumps(dict(epoch.metrics)),
-                    "seconds": epoch.seconds,
-                    "samples": epoch.samples,
-                    "device": epoch.device,
-                    "devices": epoch.devices,
-                    "ended_at": database_now(),
-                },
-            )
-            again = session.scalar(select(EpochRow.epoch).where(*_this_epoch(lease, epoch)))
-            session.execute(upsert)
+            new = epochs.write(session, lease, epoch)
+            if new:
+                owners.left_something(session, lease)
             if checkpoint is not None:
                 leases.add_checkpoint(session, lease, CheckpointKind.STATE, checkpoint)
             spent = epoch.seconds * epoch.devices
-            return limits.spend(session, lease.study_id, spent, epochs=int(again is None)) or state
-
-    def _intermediate_value(self, lease: Lease, step: int, value: float) -> Any:
-        table = models.TrialIntermediateValueModel
-        stored, kind = table.intermediate_value_to_stored_repr(value)
-        values = {"intermediate_value": stored, "intermediate_value_type": kind}
-        return self._upsert(table, {"trial_id": lease.trial_id, "step": step}, values)
+            return limits.spend(session, lease.study_id, spent, epochs=int(new)) or state
 
     def renew(self, lease: Lease | None) -> None:
         """Between epochs: the worker is alive, and so is its lease. Raises LeaseLost.
@@ -296,15 +272,6 @@ class SharedStorage(CachedStorage):
         if row is None or row[0] != TrialState.RUNNING:
             raise LeaseLost("it was settled or deleted elsewhere")
         return StudyState(row[1]) if row[1] is not None else StudyState.RUNNING
-
-    def _upsert(self, table: Any, key: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
-        dialect = postgresql if self._backend.engine.name == "postgresql" else sqlite
-        statement = dialect.insert(table).values(**key, **values)
-        return statement.on_conflict_do_update(index_elements=list(key), set_=dict(values))
-
-
-def _this_epoch(lease: Lease, epoch: Epoch) -> tuple[ColumnElement[bool], ...]:
-    return EpochRow.trial_id == lease.trial_id, EpochRow.epoch == epoch.epoch
 
 
 def open_storage(url: str, claimant: Claimant | None = None) -> SharedStorage:

@@ -100,7 +100,7 @@ def end(storage: SharedStorage, worker_id: str) -> int:
         session.execute(
             update(WorkerRow).where(WorkerRow.worker_id == worker_id).values(ended_at=database_now(), slot_key=None)
         )
-        return leases.hand_back_all(session, worker_id)
+        return leases.bury(session, worker_id)
 
 
 def living_here(storage: SharedStorage) -> int:

@@ -1,0 +1,56 @@
+"""Who has held a trial, for good: written by `storage.leases` in the transactions that make and end a lease.
+
+`chaos` and people ask it who trained what; a trial that kills its owners is known by it.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.orm import Session
+
+from storage.claims import Lease
+from storage.engine import database_now
+from storage.tables import LeaseRow, OwnerEnding, OwnerRow
+
+
+def began(session: Session, lease: Lease) -> None:
+    """A worker has taken the trial, or taken it over."""
+    session.execute(
+        insert(OwnerRow).values(
+            trial_id=lease.trial_id,
+            generation=lease.generation,
+            worker_id=lease.worker_id,
+            claim=lease.claim,
+            recorded=0,
+            began_at=database_now(),
+        )
+    )
+
+
+def left_something(session: Session, lease: Lease) -> None:
+    """An epoch or a checkpoint that takes the trial further than any owner before."""
+    session.execute(
+        update(OwnerRow)
+        .where(OwnerRow.trial_id == lease.trial_id, OwnerRow.generation == lease.generation)
+        .values(recorded=OwnerRow.recorded + 1)
+    )
+
+
+def ended(session: Session, trial_id: int, generation: int, how: OwnerEnding) -> None:
+    """Its time is over. Who was said to have ended before stays so: a trial handed back was not left by a death."""
+    session.execute(
+        update(OwnerRow)
+        .where(OwnerRow.trial_id == trial_id, OwnerRow.generation == generation, OwnerRow.ending.is_(None))
+        .values(ending=how, ended_at=database_now())
+    )
+
+
+def died(session: Session, worker_id: str) -> None:
+    """Whoever saw a worker end says so of all that it still held."""
+    held = select(LeaseRow.trial_id).where(LeaseRow.worker_id == worker_id)
+    session.execute(
+        update(OwnerRow)
+        .where(OwnerRow.trial_id.in_(held), OwnerRow.worker_id == worker_id, OwnerRow.ending.is_(None))
+        .values(ending=OwnerEnding.DIED, ended_at=database_now())
+        .execution_options(synchronize_session=False)
+    )

@@ -1,0 +1,74 @@
+"""The history of a trial's owners: who held it, what each left behind, and how its time with it ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from optuna.trial import Trial
+from storage_places import DONE, adopted_by, an_epoch, make_study, optuna_study, rows, worker_on
+
+from storage import workers
+from storage.claims import Checkpoint, Lease
+from storage.shared import SharedStorage
+from storage.studies import StudyRecord
+from storage.tables import OwnerRow
+
+pytest_plugins = ["storage_fixtures"]
+pytestmark = pytest.mark.usefixtures("storage_test")
+
+
+@pytest.fixture
+def worker(common_url: str) -> SharedStorage:
+    return worker_on(common_url)
+
+
+@pytest.fixture
+def study(worker: SharedStorage) -> StudyRecord:
+    return make_study(worker)
+
+
+def history(storage: SharedStorage, lease: Lease) -> list[Any]:
+    """Generation, what was recorded, and the ending of each owner, the first one first."""
+    owners = rows(storage, OwnerRow, OwnerRow.trial_id == lease.trial_id)
+    assert all((owner.ended_at is None) == (owner.ending is None) for owner in owners)
+    return sorted((owner.generation, owner.recorded, owner.ending) for owner in owners)
+
+
+def test_the_history_says_how_each_owner_ended(common_url: str, study: StudyRecord) -> None:
+    first, second, third, fourth = (worker_on(common_url, seconds) for seconds in (30, 30, 0.05, 30))
+    trial = optuna_study(first, study).ask()
+    lease = first.lease_of(trial)
+    first.record_epoch(lease, an_epoch(1))
+    first.hand_back(lease)
+    adopted_by(second, study)
+    claimant = second.backend.claimant
+    assert claimant is not None
+    assert workers.end(first, claimant.worker_id) == 1  # seen to die
+    third.record_epoch(adopted_by(third, study), an_epoch(2), Checkpoint(2, "state.pt", "0" * 64))
+    last = adopted_by(fourth, study)  # when its lease has expired
+    assert history(first, lease) == [(1, 1, "handed_back"), (2, 0, "died"), (3, 2, "died"), (4, 0, None)]
+    fourth.settle(optuna_study(fourth, study), Trial(optuna_study(fourth, study), last.trial_id), DONE, 0.5)
+    assert history(first, lease)[-1] == (4, 0, "settled")
+    owner = rows(first, OwnerRow, OwnerRow.claim == last.claim)[0]
+    assert (owner.worker_id, owner.generation) == (last.worker_id, 4)
+
+
+def test_only_what_takes_a_trial_further_counts(worker: SharedStorage, study: StudyRecord) -> None:
+    trial = optuna_study(worker, study).ask()
+    lease = worker.lease_of(trial)
+    worker.record_epoch(lease, an_epoch(1), Checkpoint(1, "state-1.pt", "1" * 64))
+    worker.record_epoch(lease, an_epoch(2))
+    worker.hand_back(lease)
+    again = adopted_by(worker, study)
+    worker.record_epoch(again, an_epoch(2))
+    assert history(worker, lease) == [(1, 3, "handed_back"), (2, 0, None)]
+    worker.record_epoch(again, an_epoch(3))
+    assert history(worker, lease)[-1] == (2, 1, None)
+
+
+def test_a_worker_that_ends_as_it_should_has_not_died(worker: SharedStorage, study: StudyRecord) -> None:
+    lease = worker.lease_of(optuna_study(worker, study).ask())
+    worker.hand_back(lease)
+    assert workers.end(worker, lease.worker_id) == 0
+    assert history(worker, lease) == [(1, 0, "handed_back")]
