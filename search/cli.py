@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from search import cli_look, cli_one, cli_studies, cli_train
+from search import cli_look, cli_one, cli_storage, cli_studies, cli_train
 from storage.errors import DialinError
 from storage.patience import one_line
 
@@ -53,6 +53,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
 }
 for _command, _example in EXAMPLES.items():
     app.command(_command.__name__.rstrip("_"), epilog=f"Example: {_example}")(_command)  # try_ is `dialin try`
+app.add_typer(cli_storage.app)
 
 
 def _print_version(asked: bool) -> None:

@@ -1,8 +1,9 @@
-"""Creates the tables once, or brings older ones up to date; refuses what it cannot read. Called by `storage.backend`.
+"""Creates the tables once; refuses those of another version, and brings older ones up to date when asked to.
+
+`storage.backend` calls `prepare` whenever a database is opened, `dialin storage upgrade` calls `upgrade`.
 
 Optuna creates its tables without a lock: processes that open a new database together collide. Here the first
-one creates or upgrades everything under a lock that the database (or, for SQLite, its folder) keeps, and the rest
-find it done.
+one creates everything under a lock that the database (or, for SQLite, its folder) keeps, and the rest find it done.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import optuna
-from sqlalchemy import Connection, Engine, func, insert, inspect, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, func, insert, inspect, select, update
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
 
 from storage import migrations, urls
 from storage.claims import LEASE_SECONDS
-from storage.engine import database_now, left_behind, only_readable, writing
+from storage.engine import database_now, left_behind, make_engine, only_readable, writing
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import VersionManager, models
 from storage.patience import one_line
@@ -43,22 +44,52 @@ def prepare(url: URL, engine: Engine, sessions: scoped_session[Session]) -> Vers
 
     Raises:
         StorageUnavailable: the database cannot be reached, or must be made and cannot be written.
-        ReadOnly: it must be upgraded and may only be read.
-        WrongVersion: its tables are of another version, or of one that workers still use.
+        WrongVersion: its tables are of another version; the line says the way out.
     """
-    try:
+    with _in_words(url):
         if not inspect(engine).has_table(SchemaRow.__tablename__) or _version(engine) is None:
             _create(url, engine, sessions)
-        outdated = _check(url, engine)
+        found = _version(engine)
+        if found != SCHEMA_VERSION:
+            raise WrongVersion(_other_version(url, found))
         manager = VersionManager(urls.full(url), engine, sessions)
         manager.check_table_schema_compatibility()
-        if outdated:
-            _upgrade(url, engine)
+    return manager
+
+
+def upgrade(url: URL) -> int:
+    """Bring the tables of an older Dialin up to date, all steps in one transaction; the version that they had.
+
+    That is SCHEMA_VERSION where there was nothing to do.
+
+    Raises:
+        StorageUnavailable: the database cannot be reached.
+        ReadOnly: it may only be read.
+        WrongVersion: nothing leads from its version to this one, or workers of its version are alive.
+        UsageError: there are no tables of Dialin's.
+    """
+    engine = make_engine(url)
+    try:
+        with _in_words(url):
+            found = _version(engine) if inspect(engine).has_table(SchemaRow.__tablename__) else None
+            if found is None:
+                raise UsageError(f"{urls.shown(url)} has no tables of Dialin's: the first `dialin run` makes them")
+            if found != SCHEMA_VERSION and not migrations.steps_from(found, SCHEMA_VERSION):
+                raise WrongVersion(_other_version(url, found))
+            return found if found == SCHEMA_VERSION else _upgrade(url, engine)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _in_words(url: URL) -> Iterator[None]:
+    """What the database or Optuna refuses, in one line."""
+    try:
+        yield
     except (DBAPIError, optuna.exceptions.StorageInternalError, OSError) as error:
         raise StorageUnavailable(explain(url, error)) from error
     except RuntimeError as error:
         raise WrongVersion(f"{urls.shown(url)} was made by another version of Optuna: {error}") from None
-    return manager
 
 
 def explain(url: URL, error: BaseException) -> str:
@@ -87,42 +118,46 @@ def _version(engine: Engine) -> int | None:
         return connection.scalar(select(SchemaRow.version))
 
 
-def _check(url: URL, engine: Engine) -> bool:
-    """Whether the tables must be upgraded before use. Raises WrongVersion where they cannot be."""
-    found = _version(engine)
-    if found == SCHEMA_VERSION:
-        return False
-    if found is not None and migrations.steps_from(found, SCHEMA_VERSION):
-        return True
-    newer = found is not None and found > SCHEMA_VERSION
-    way_out = "upgrade dialin" if newer else "use the dialin that made it, or a new database"
-    raise WrongVersion(
+def _other_version(url: URL, found: int | None) -> str:
+    """Why the database cannot be used as it is, and the way out."""
+    if found is not None and found < SCHEMA_VERSION and migrations.steps_from(found, SCHEMA_VERSION):
+        named = f" --storage {urls.shown(url)}" if url.password is None else ""
+        way_out = f"`dialin storage upgrade{named}` brings them up to date"
+    elif found is not None and found > SCHEMA_VERSION:
+        way_out = "upgrade dialin"
+    else:
+        way_out = "use the dialin that made it, or a new database"
+    return (
         f"{urls.shown(url)} has Dialin's tables of version {found}, but this dialin reads version "
         f"{SCHEMA_VERSION}: {way_out}"
     )
 
 
-def _upgrade(url: URL, engine: Engine) -> None:
-    """All steps in one transaction, unless another process has done them meanwhile."""
+def _upgrade(url: URL, engine: Engine) -> int:
+    """The version that it found: another process may have done it meanwhile."""
     with _lock(url, engine), writing(), engine.begin() as connection:
         found = connection.scalar(select(SchemaRow.version)) or 0
-        if found >= SCHEMA_VERSION:
-            return
-        _refuse_at_work(url, connection)
-        for step in migrations.steps_from(found, SCHEMA_VERSION):
-            step(connection)
-        connection.execute(update(SchemaRow).values(version=SCHEMA_VERSION))
+        if found < SCHEMA_VERSION:
+            _refuse_at_work(url, connection)
+            for step in migrations.steps_from(found, SCHEMA_VERSION):
+                step(connection)
+            connection.execute(update(SchemaRow).values(version=SCHEMA_VERSION))
+        return found
 
 
 def _refuse_at_work(url: URL, connection: Connection) -> None:
-    """Workers of an older Dialin could not go on after the upgrade; who only looks must not end them."""
-    alive = WorkerRow.ended_at.is_(None) & (WorkerRow.last_seen > database_now() - LEASE_SECONDS)
-    working = connection.scalar(select(func.count()).select_from(WorkerRow).where(alive))
+    """Workers of an older Dialin could not go on after the upgrade."""
+    working = connection.scalar(select(func.count()).select_from(WorkerRow).where(alive()))
     if working:
         raise WrongVersion(
             f"{urls.shown(url)} is in use by {working} worker{'s' * (working > 1)} of an older dialin: end them by its "
-            f"`dialin stop`; after {LEASE_SECONDS:g} s without a sign of one this dialin upgrades the database"
+            f"`dialin stop`, and upgrade again when there was no sign of one for {LEASE_SECONDS:g} s"
         )
+
+
+def alive() -> ColumnElement[bool]:
+    """The condition that a worker has given a sign of life within a lease's length."""
+    return WorkerRow.ended_at.is_(None) & (WorkerRow.last_seen > database_now() - LEASE_SECONDS)
 
 
 def _create(url: URL, engine: Engine, sessions: scoped_session[Session]) -> None:

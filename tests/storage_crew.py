@@ -18,12 +18,13 @@ from typing import Any
 import optuna
 from optuna.samplers import RandomSampler
 
-from storage import studies, workers
+from storage import schema, studies, workers
 from storage.claims import BudgetSpent, Claimant, Epoch, EpochsSpent, LeaseLost, Settlement, new_uuid
 from storage.outcomes import Outcome
 from storage.shared import open_storage
 from storage.studies import StudySpec
 from storage.tables import StudyState
+from storage.urls import parse
 
 PROCESSES = 8
 READY_SECONDS = 120
@@ -198,6 +199,12 @@ def open_at_once(url: str) -> str:
     together()
     open_storage(url).backend.engine.dispose()
     return "opened"
+
+
+def upgrade_at_once(url: str) -> int:
+    """Upgrade the database with all others; the version that this process found."""
+    together()
+    return schema.upgrade(parse(url))
 
 
 def _worker_id(storage: Any) -> str:

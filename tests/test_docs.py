@@ -9,7 +9,7 @@ import pytest
 from doc_blocks import ROOT, Reader, blocks
 from studies import Inside
 
-from search import cli
+from search import cli, cli_storage
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # tests/test_frameworks.py runs its modules with real workers and the deaths of some.
@@ -42,6 +42,7 @@ def test_the_simple_door_fits_in_thirty_lines() -> None:
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     commands = [command.__name__.rstrip("_") for command in cli.EXAMPLES]
+    commands += [f"storage {command.__name__}" for command in cli_storage.EXAMPLES]
     assert len(commands) >= 10
     assert [name for name in commands if f"dialin {name}" not in readme] == []
 

@@ -10,9 +10,11 @@ import pytest
 from studies import TINY, Inside
 from typer.main import get_command
 
+from search import cli_storage
 from search.cli import app
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+OF_STORAGE = sorted(f"storage {command.__name__}" for command in cli_storage.EXAMPLES)
 # Runs a command and prints what it imported that takes a second or more.
 WATCH = """
 import sys
@@ -36,9 +38,9 @@ def test_all_commands_are_there() -> None:
     }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_STORAGE])
 def test_help_says_what_it_is_for_and_ends_in_an_example(inside: Inside, command: str) -> None:
-    said = inside(command, "--help")
+    said = inside(*command.split(), "--help")
     assert said.status == 0
     lines = [line.strip() for line in said.out.splitlines() if line.strip()]
     assert lines[-1].startswith(f"Example: dialin {command}")

@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from command import Dialin
 from old_databases import VERSIONS, all_rows, as_it_was, put_version, reflected
 from optuna.trial import Trial
 from sqlalchemy import Engine, delete, event, insert, select, update
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError, ProgrammingError
-from storage_crew import PROCESSES, Crew, open_at_once
+from storage_crew import Crew, upgrade_at_once
 from storage_places import DONE, adopted_by, an_epoch, fresh, optuna_study, run_trial, worker_on
+from studies import Inside
 
-from storage import migrations, queries, studies, workers
+from storage import migrations, queries, schema, studies, workers
 from storage.claims import BudgetSpent, new_uuid
 from storage.engine import database_now, make_engine
 from storage.schema import WrongVersion
-from storage.shared import open_storage
+from storage.shared import SharedStorage, open_storage
 from storage.tables import SCHEMA_VERSION, Base, WorkerRow
 from storage.urls import parse
 
@@ -61,6 +62,12 @@ def old(old_url: str) -> Engine:
     return make_engine(parse(old_url))
 
 
+def upgraded(url: str) -> SharedStorage:
+    """The old database, brought up to date and opened."""
+    schema.upgrade(parse(url))
+    return open_storage(url)
+
+
 def as_now(table: str, row: dict[str, Any]) -> dict[str, Any]:
     """A row of an older version under today's names."""
     return {RENAMED.get((table, name), name): row[name] for name in row}
@@ -72,7 +79,7 @@ def as_now(table: str, row: dict[str, Any]) -> dict[str, Any]:
 def test_everything_in_the_old_database_is_still_there(any_url: str, version: int) -> None:
     before = all_rows(make_engine(parse(any_url)))
     assert {row["state"] for row in before["trials"]} == {"COMPLETE", "PRUNED", "RUNNING", "WAITING"}
-    after = all_rows(open_storage(any_url).backend.engine)
+    after = all_rows(upgraded(any_url).backend.engine)
     assert before.pop("dialin_schema") == [{"version": version}]
     assert after.pop("dialin_schema") == [{"version": SCHEMA_VERSION}]
     assert after.keys() >= before.keys()
@@ -86,13 +93,13 @@ def test_upgraded_tables_are_like_new_ones(any_url: str) -> None:
     def ours(_thing: object, name: str | None, kind: str, *_: object) -> bool:
         return kind != "table" or str(name).startswith("dialin_")
 
-    with open_storage(any_url).backend.engine.connect() as connection:
+    with upgraded(any_url).backend.engine.connect() as connection:
         options = {"include_object": ours, "compare_server_default": True}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
 
 
 def test_an_old_study_has_no_limits_one_fold_and_what_it_spent(old_url: str) -> None:
-    study = studies.find(open_storage(old_url), "open")
+    study = studies.find(upgraded(old_url), "open")
     assert (study.folds, study.length, study.until, study.budget_seconds, study.space) == (1, 2, None, None, {})
     assert study.spent_seconds == 1.5
     finished = studies.find(open_storage(old_url), "finished")
@@ -100,6 +107,7 @@ def test_an_old_study_has_no_limits_one_fold_and_what_it_spent(old_url: str) -> 
 
 
 def test_an_old_study_goes_on(old_url: str) -> None:
+    schema.upgrade(parse(old_url))
     worker = worker_on(old_url)
     study = studies.find(worker, "open")
     lease = adopted_by(worker, study)
@@ -117,19 +125,54 @@ def test_an_old_study_goes_on(old_url: str) -> None:
     assert studies.names(worker) == ["finished"]
 
 
-def test_the_command_resumes_an_old_study(sqlite_url: str, dialin: Dialin) -> None:
+def test_an_old_database_names_the_command_that_upgrades_it_and_stays_as_it_is(any_url: str, version: int) -> None:
+    before = all_rows(make_engine(parse(any_url)))
+    with pytest.raises(
+        WrongVersion, match=f"tables of version {version}, .*`dialin storage upgrade --storage "
+    ) as said:
+        open_storage(any_url)
+    assert len(str(said.value).splitlines()) == 1
+    assert all_rows(make_engine(parse(any_url))) == before
+
+
+def test_a_password_is_not_part_of_the_way_out(postgres_url: str) -> None:
+    put_version(1, postgres_url)
+    secret = make_url(postgres_url).set(password="s3cret").render_as_string(hide_password=False)
+    with pytest.raises(WrongVersion, match="`dialin storage upgrade` brings them up to date") as said:
+        open_storage(secret)
+    assert "s3cret" not in str(said.value)
+
+
+def test_the_commands_upgrade_an_old_database_and_resume_its_study(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = Inside(capsys, monkeypatch)
+    monkeypatch.setenv("DIALIN_STORAGE", sqlite_url)
     put_version(1, sqlite_url)
-    assert dialin("resume", "open", "--workers", "1", "--storage", sqlite_url).returncode == 0
-    status = json.loads(dialin("status", "open", "--json", "--storage", sqlite_url).stdout)
+    refused = inside("resume", "open", "--workers", "1")
+    assert (refused.status, len(refused.err.splitlines())) == (2, 1)
+    assert "has the tables of version 3 now" in inside("storage", "upgrade").out
+    assert "has the tables of version 3: there is nothing to upgrade" in inside("storage", "upgrade").out
+    assert inside("resume", "open", "--workers", "1").status == 0
+    status = json.loads(inside("status", "open", "--json").out)
     assert (status["state"], status["settled"]) == ("finished", 4)
+
+
+def test_what_is_not_there_is_not_upgraded(
+    sqlite_url: str, postgres_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = Inside(capsys, monkeypatch)
+    assert "there is no database" in inside("storage", "upgrade", "--storage", sqlite_url).err
+    assert "has no tables of Dialin's" in inside("storage", "upgrade", "--storage", postgres_url).err
+    assert all_rows(make_engine(parse(postgres_url))) == {}
 
 
 # -- Others at the same time
 
 
-def test_processes_that_open_an_old_database_at_once_all_find_it_upgraded(old_url: str, crew: Crew) -> None:
-    assert crew(open_at_once, old_url) == ["opened"] * PROCESSES
-    assert all_rows(open_storage(old_url).backend.engine)["dialin_schema"] == [{"version": SCHEMA_VERSION}]
+def test_of_processes_that_upgrade_a_database_at_once_one_does(old_url: str, crew: Crew) -> None:
+    assert {1} <= {*crew(upgrade_at_once, old_url)} <= {1, SCHEMA_VERSION}
+    assert all_rows(upgraded(old_url).backend.engine)["dialin_schema"] == [{"version": SCHEMA_VERSION}]
 
 
 def test_a_process_that_comes_to_the_upgrade_too_late_leaves_what_it_finds(
@@ -139,12 +182,13 @@ def test_a_process_that_comes_to_the_upgrade_too_late_leaves_what_it_finds(
 
     def others_were_faster(*versions: int) -> Any:
         monkeypatch.undo()
+        schema.upgrade(parse(old_url))
         worker = worker_on(old_url)
         workers.register(worker, new_uuid(), studies.find(worker).study_id, [workers.Place("cpu", None)])
         return migrations.steps_from(*versions)
 
     monkeypatch.setattr(migrations, "steps_from", others_were_faster)
-    assert studies.names(open_storage(old_url)) == ["finished", "open"]
+    assert studies.names(upgraded(old_url)) == ["finished", "open"]
 
 
 def test_an_upgrade_waits_for_the_workers_of_the_old_version(old_url: str, old: Engine) -> None:
@@ -153,11 +197,11 @@ def test_an_upgrade_waits_for_the_workers_of_the_old_version(old_url: str, old: 
         connection.execute(update(WorkerRow).where(WorkerRow.worker_id == last).values(last_seen=database_now()))
     before = all_rows(old)
     with pytest.raises(WrongVersion, match="in use by 1 worker of an older dialin: end them by its `dialin stop`"):
-        open_storage(old_url)
+        upgraded(old_url)
     assert all_rows(old) == before
     with old.begin() as connection:
         connection.execute(update(WorkerRow).values(ended_at=database_now()))
-    open_storage(old_url)
+    upgraded(old_url)
 
 
 def test_who_goes_on_with_the_old_tables_can_neither_claim_record_nor_settle(any_url: str, version: int) -> None:
@@ -169,7 +213,7 @@ def test_who_goes_on_with_the_old_tables_can_neither_claim_record_nor_settle(any
     for statement in statements:  # they are what that version executes
         with old.connect() as connection:
             connection.execute(statement)
-    after = all_rows(open_storage(any_url).backend.engine)
+    after = all_rows(upgraded(any_url).backend.engine)
     for statement in statements:
         with old.connect() as connection, pytest.raises((OperationalError, ProgrammingError), match=number):
             connection.execute(statement)
@@ -178,7 +222,7 @@ def test_who_goes_on_with_the_old_tables_can_neither_claim_record_nor_settle(any
 
 def test_whoever_held_a_lease_is_its_first_owner_on_record(any_url: str) -> None:
     epochs = len(all_rows(make_engine(parse(any_url)))["dialin_epochs"])
-    storage = open_storage(any_url)
+    storage = upgraded(any_url)
     after = all_rows(storage.backend.engine)
     [lease], [owner] = after["dialin_leases"], after["dialin_owners"]
     assert (owner["trial_id"], owner["generation"], owner["claim"]) == (5, 1, lease["claim"])
@@ -198,7 +242,7 @@ def test_an_upgrade_that_is_cut_off_has_changed_nothing(old_url: str, old: Engin
 
     event.listen(Engine, "after_cursor_execute", power_cut)
     with pytest.raises(PowerCut):
-        open_storage(old_url)
+        upgraded(old_url)
     event.remove(Engine, "after_cursor_execute", power_cut)
     assert all_rows(old) == before
-    assert all_rows(open_storage(old_url).backend.engine)["dialin_schema"] == [{"version": SCHEMA_VERSION}]
+    assert all_rows(upgraded(old_url).backend.engine)["dialin_schema"] == [{"version": SCHEMA_VERSION}]

@@ -173,7 +173,7 @@ def test_who_wants_to_write_is_told_that_it_may_only_be_read(
 def test_an_old_database_that_may_only_be_read_is_not_upgraded(folder: Path, url: str) -> None:
     put_version(1, url)
     with only_readable(folder):
-        assert "may only be read" in refused("status", url=url)
+        assert "may only be read" in refused("storage", "upgrade", url=url)
 
 
 def test_a_folder_without_rights_is_refused_for_a_new_database(folder: Path, url: str) -> None:
