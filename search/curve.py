@@ -16,6 +16,7 @@ import torch
 from search.batches import EvaluationBatches, TrainingBatches
 from search.data import Data
 from search.evaluation import evaluate
+from search.fitting import Fitting
 from search.metrics import Mean
 from search.objective import Objective, Task
 from search.optimizers import build_for
@@ -46,11 +47,19 @@ class Curve:
     """
 
     def __init__(
-        self, task: Task, data: Data, recipe: Recipe, objective: Objective, device: torch.device, seed: int
+        self,
+        task: Task,
+        data: Data,
+        recipe: Recipe,
+        objective: Objective,
+        device: torch.device,
+        seed: int,
+        fitting: Fitting,
     ) -> None:
+        """`fitting`: how much of a batch fits into memory at a time, of all folds of a trial."""
         self._task, self._objective, self._device = task, objective, device
         task.net.to(device)
-        self._stepper = Stepper(task, build_for(task, recipe), objective, device)
+        self._stepper = Stepper(task, build_for(task, recipe), objective, device, fitting)
         self._batches = TrainingBatches(
             data, task.augment, recipe.batch_size, seed=seed, device=device, epoch_batches=objective.epoch_batches
         )
@@ -92,11 +101,10 @@ class Curve:
         losses, stepper = Mean(), self._stepper
         stepper.start_epoch()
         for batch in batches:
-            total, weight = stepper.loss(batch)
+            total, weight = stepper.take(batch)
             losses.update(total, weight)
             if self._time_to_look() and not losses.finite():
                 return losses
-            stepper.add(total, weight)
             if stepper.full:
                 self._take_step()
         if stepper.pending:

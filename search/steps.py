@@ -4,12 +4,12 @@ Used by the trainer, and by `search.preview` and `search.check`, so that what is
 
     stepper.start_epoch()
     for batch in batches:
-        total, weight = stepper.loss(batch)
-        stepper.add(total, weight)
+        total, weight = stepper.take(batch)
         if stepper.full:
             stepper.step(rate)
 
-With no option set this is the plain loop, bit for bit: zero_grad, (total / weight).backward(), step.
+With no option set this is the plain loop, bit for bit: zero_grad, (total / weight).backward(), step. A batch that does
+not fit into memory goes through in parts where that comes to the same.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from search.errors import ObjectiveError
+from search.exactness import Comparison, compare
+from search.failures import first_line, out_of_memory
+from search.fitting import Fitting
+from search.micro_batches import WontFit, cut, digest, free, versions
 from search.objective import Objective, Precision, Task
 from search.optimizers import set_rate
 from search.snapshots import copied
@@ -38,15 +42,26 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 class Stepper:
     """A network, its optimizer, and what a checkpoint must hold between two steps: scaler and average."""
 
-    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, options: Objective, device: torch.device) -> None:
+    def __init__(
+        self,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        options: Objective,
+        device: torch.device,
+        fitting: Fitting | None = None,
+    ) -> None:
+        """`fitting`: what is known of the samples that fit at a time."""
         self.optimizer = optimizer
+        self._fitting, self._begun = fitting or Fitting(), False
         self._task, self._options, self._device = task, options, device
         # Without a scaler small gradients are zero in float16 (Micikevicius et al. 2018).
         self._scaler = torch.amp.GradScaler(device.type) if options.precision == "fp16" else None
         self._average = Average(task.net, options.ema) if options.ema is not None else None
-        self._pending = 0
+        self._pending = self._parts = 0
         self._weight: Tensor | float = 0.0
         self._unit: Tensor | float = 1.0
+        self._taken: list[tuple[Any, list[int]]] = []
+        self._random: dict[str, Tensor] = {}
 
     def start_epoch(self) -> None:
         """Training mode, but for norm layers in frozen parts."""
@@ -67,9 +82,72 @@ class Stepper:
         total, weight = returned
         return (total if self._options.precision == "float32" else total.float()), weight
 
+    def take(self, batch: Any) -> tuple[Tensor, Tensor | float]:
+        """Forward and back through one batch; its sum of losses and weight, for the record.
+
+        Where memory is wanting the batches of this step go through again in smaller parts, with the random numbers
+        that they began with: gradients that broke off half way are dropped.
+
+        Raises:
+            WontFit: it does not fit, and parts are no way out. ObjectiveError: as `loss`.
+        """
+        if not self._begun:
+            self._begun = True
+            self._fitting.begin(self._digest(batch), batch, self._compared)
+        if not self._taken:
+            self._random = _generators(self._device)
+        self._taken.append((batch, versions(batch)))
+        todo = [batch]
+        while True:
+            try:
+                for one in todo:
+                    summed = self._go_through(one)
+                self._fitting.fitted()
+                return summed
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, WontFit) or not out_of_memory(error):
+                    raise
+                said = first_line(error) or type(error).__name__
+            # Only now: the exception held the frames, and they the tensors.
+            self._begin_again(said, batch)
+            todo = [one for one, _ in self._taken]
+
+    def _go_through(self, batch: Any) -> tuple[Tensor, Tensor | float]:
+        parts = [batch] if self._fitting.size is None else cut(batch, self._fitting.size)
+        total, weight = self.loss(parts[0])
+        self._go_back(total, weight)
+        summed, total = total.detach(), total.detach()
+        for part in parts[1:]:
+            total, more = self.loss(part)
+            self._go_back(total, more)
+            summed, weight = summed + total.detach(), weight + more
+        self._pending += 1
+        return summed, weight
+
+    def _begin_again(self, said: str, batch: Any) -> None:
+        """Forget this step's gradients, and agree on a smaller size. Raises WontFit."""
+        self.optimizer.zero_grad()
+        free(self._device)
+        if any(versions(one) != before for one, before in self._taken):
+            raise WontFit(f"{said}; the network has changed its batch in place, which is not there to be cut")
+        self._fitting.smaller(said, batch)
+        self._pending = self._parts = 0
+        _set_generators(self._random, self._device)
+
+    def _digest(self, batch: Any) -> str:
+        options = (self._options.precision, self._options.ema is not None)
+        return digest(self._task.net, batch, type(self.optimizer).__name__, *options)
+
+    def _compared(self, batch: Any) -> Comparison:
+        return compare(self._task.net, lambda part: self._task.step(self._task.net, part), batch)
+
     def add(self, total: Tensor, weight: Tensor | float) -> None:
         """Go back through one batch. The gradients of the batches of a step add up."""
-        if self._pending == 0:
+        self._go_back(total, weight)
+        self._pending += 1
+
+    def _go_back(self, total: Tensor, weight: Tensor | float) -> None:
+        if self._parts == 0:
             self.optimizer.zero_grad()
             # The weight of all batches is not known yet: the first one's stands in for it until the step,
             # which keeps the gradients as large as a mean's. float16 would overflow on a sum's.
@@ -77,7 +155,7 @@ class Stepper:
         mean = total / self._unit
         (mean if self._scaler is None else self._scaler.scale(mean)).backward()
         self._weight = self._weight + weight
-        self._pending += 1
+        self._parts += 1
 
     @property
     def full(self) -> bool:
@@ -98,7 +176,7 @@ class Stepper:
             set_rate(self.optimizer, rate)
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
-        if self._pending > 1:
+        if self._parts > 1:
             for parameter in self._parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(self._unit / self._weight)
@@ -113,7 +191,8 @@ class Stepper:
             self._scaler.update()
         if self._average is not None:
             self._average.update()
-        self._pending = 0
+        self._pending = self._parts = 0
+        self._taken.clear()
 
     def _parameters(self) -> Iterator[Tensor]:
         return (parameter for group in self.optimizer.param_groups for parameter in group["params"])
@@ -123,12 +202,14 @@ class Stepper:
         return nullcontext() if self._average is None else self._average.in_place()
 
     def state(self) -> dict[str, Any]:
-        """CPU copies of what the options keep between two steps; empty without any."""
+        """CPU copies of what the options keep between two steps, and the size of micro-batches; empty without any."""
         kept: dict[str, Any] = {}
         if self._scaler is not None:
             kept["scaler"] = self._scaler.state_dict()
         if self._average is not None:
             kept["average"] = self._average.state()
+        if self._fitting.size is not None:
+            kept["micro_batch"] = self._fitting.size
         return kept
 
     def restore(self, kept: dict[str, Any]) -> None:
@@ -137,6 +218,19 @@ class Stepper:
             self._scaler.load_state_dict(kept["scaler"])
         if self._average is not None and "average" in kept:
             self._average.restore(kept["average"])
+        self._fitting.size = kept.get("micro_batch", self._fitting.size)
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """Where torch's generators stand that a network draws from: little to copy, before each step."""
+    state = {"cpu": torch.get_rng_state()}
+    return state if device.type != "cuda" else state | {"cuda": torch.cuda.get_rng_state(device)}
+
+
+def _set_generators(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 class Average:

@@ -24,12 +24,12 @@ LAYERS = (
     """objectives objectives.*""",
     """search.training search.curve search.evaluation search.steps search.streams search.predictions
     search.batches search.checkpoints search.randomness search.failures search.snapshots
-    search.reporting search.loop""",
+    search.reporting search.loop search.micro_batches search.exactness search.fitting""",
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
     search.keeper search.bare search.own_trial search.trainer search.loading
     search.preflight search.preload search.preview search.reporter
     search.trial_log search.by_value search.children search.artifacts search.telling search.trackers search.trackers.*
-    search.shared_data search.module_state search.packing""",
+    search.shared_data search.module_state search.packing search.memory""",
     """search.cli search.cli_train search.cli_one search.cli_studies search.cli_look search.cli_storage
     search.foreground search.chart search.trial_page search.logs search.options search.live search.feed search.launch
     search.solo search.searches search.views search.notebook search.api search.detached search.printing

@@ -250,7 +250,7 @@ def test_an_interruption_is_heeded_between_batches_and_records_nothing(stop_afte
 
 
 def failing_at(step_number: int, failure: Callable[[Tensor], Tensor]) -> Objective:
-    """An objective whose loss goes through `failure` at one step."""
+    """An objective whose loss goes through `failure` from one step on."""
     steps = iter(range(1, 1000))
 
     def model(trial: Any) -> Task:
@@ -258,7 +258,7 @@ def failing_at(step_number: int, failure: Callable[[Tensor], Tensor]) -> Objecti
 
         def step(net: nn.Module, batch: Any) -> tuple[Tensor, Tensor | float]:
             total, weight = task.step(net, batch)
-            return (failure(total) if next(steps) == step_number else total), weight
+            return (failure(total) if next(steps) >= step_number else total), weight
 
         return replace(task, step=step)
 
