@@ -10,40 +10,33 @@ The commands `dialin run` and `dialin resume` do the same through `search.search
 from __future__ import annotations
 
 import html
-import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from rich.console import Console
 
-from search import notebook, options, printing, searches, trackers
-from search.by_value import ByValue, by_value
-from search.errors import ObjectiveError
+from search import calls, notebook, options, printing, searches, trackers
+from search.by_value import ByValue
 from search.failures import RaisedError
-from search.loading import being_imported, builtin_objectives
+from search.loading import builtin_objectives
 from search.preflight import Placement
 from search.strategy import quiet_optuna
-from search.wishes import to_json
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
 from storage.overview import overview
 from storage.queries import RankedTrial, StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import NOTEBOOK
-from storage.urls import DEFAULT_URL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pandas
 
-    from search.objective import Objective
-
-    Searched = str | Path | Objective | Callable[[optuna.Trial], float]
+    from search.calls import Searched
 
 # Columns of `trials()` before those of knobs.
 COLUMNS = ("number", "outcome", "value", "best_epoch", "epochs", "seconds")
@@ -146,6 +139,8 @@ class Search:
         objective: Searched | None = None,
         until: float | None = None,
         budget: float | str | None = None,
+        total_epochs: int | str | None = None,
+        deadline: float | str | datetime | None = None,
         workers: int | None = None,
         devices: str | int | Sequence[str | int] | None = None,
         per_device: int | None = None,
@@ -157,36 +152,41 @@ class Search:
         Args:
             trials: a new budget, or "+20" for so many more; None: what is left of the old one.
             objective: the objective, where this handle came from `load` and it is not a built-in one.
-            until, budget: new limits; "+1h" of device time on top of the old.
+            until, budget, total_epochs, deadline: new limits; "+1h" of device time or "+100" epochs on top of the old.
             workers, devices, per_device, log, quiet: as `run`.
 
         Raises:
             UsageError: what was asked for cannot be, or the study has nothing left.
             RaisedError: the objective no longer works.
         """
-        _refuse_while_imported()
-        budget = f"{budget}s" if isinstance(budget, int | float) else budget
-        wanted = searches.MoreOfStudy(None if trials is None else str(trials), options.finite(until), budget)
+        calls.refuse_while_imported()
+        wanted = searches.MoreOfStudy(
+            calls.more(trials),
+            options.finite(until),
+            calls.lasting(budget),
+            calls.more(total_epochs),
+            calls.until_when(deadline),
+        )
         place = searches.Place(
             self._place.storage,
             self._place.files,
             self._place.data,
-            _placement(workers, devices, per_device),
+            calls.placement(workers, devices, per_device),
             self._place.log if log is None else trackers.check(log),
         )
         self._objective = objective if objective is not None else self._objective
         record = studies.find(self._storage, self.name)
-        console = _console(quiet)
+        console = calls.console(quiet)
         try:
             ready = searches.go_on(console, self._storage, record, self._what(record.objective), wanted, place)
         except RaisedError as error:
-            raise _with_frames(error) from None
+            raise calls.with_frames(error) from None
         _train(console, ready)
         return self
 
     def _what(self, stored: str) -> str | ByValue:
         if self._objective is not None:
-            return _sent(self._objective)
+            return calls.sent(self._objective)
         if stored.partition(":")[0] in builtin_objectives():
             return stored
         where = "in a notebook" if stored.startswith(NOTEBOOK) else f"in {stored}"
@@ -230,6 +230,8 @@ def run(
     ranges: Mapping[str, Any] | None = None,
     until: float | None = None,
     budget: float | str | None = None,
+    total_epochs: int | None = None,
+    deadline: float | str | datetime | None = None,
     seed: int | None = None,
     data: str | Path | None = None,
     log: Iterable[str] = (),
@@ -253,6 +255,8 @@ def run(
         ranges: knobs with a range (low, high) or a list of choices, as {"lr": (1e-4, 1e-2)}.
         until: stop when a trial reaches this value.
         budget: device time, in seconds or as "8h", after which the study stops.
+        total_epochs: epochs of all trials together after which it stops.
+        deadline: when it stops: "18:30", a datetime, or seconds or "2h" from now.
         seed: of sampling and training; by default a random one, which is stored.
         data: folder of data sets; by default $DIALIN_DATA, else ~/.cache/dialin.
         log: names of trackers, such as "tensorboard".
@@ -267,8 +271,8 @@ def run(
         UsageError: what was asked for cannot be; there is no study then.
         RaisedError: the objective does not work; its own frames are in the traceback.
     """
-    _refuse_while_imported()
-    place = _place(storage, files, data, _placement(workers, devices, per_device), trackers.check(log))
+    calls.refuse_while_imported()
+    place = calls.place(storage, files, data, calls.placement(workers, devices, per_device), trackers.check(log))
     wanted = searches.NewStudy(
         name=study,
         trials=trials,
@@ -276,16 +280,18 @@ def run(
         direction=direction,
         sampler=sampler,
         pruner=pruner,
-        space=_space(fix or {}, ranges or {}),
+        space=calls.space(fix or {}, ranges or {}),
         until=options.finite(until),
-        budget_seconds=options.seconds_of(f"{budget}s" if isinstance(budget, int | float) else budget),
+        budget_seconds=options.seconds_of(calls.lasting(budget)),
+        total_epochs=total_epochs,
+        deadline=calls.until_when(deadline),
         seed=seed,
     )
-    console = _console(quiet)
+    console = calls.console(quiet)
     try:
-        ready = searches.begin(console, _sent(objective), wanted, place)
+        ready = searches.begin(console, calls.sent(objective), wanted, place)
     except RaisedError as error:
-        raise _with_frames(error) from None
+        raise calls.with_frames(error) from None
     _train(console, ready)
     return Search(ready.storage, ready.study.name, place, objective)
 
@@ -296,7 +302,7 @@ def load(study: str | None = None, *, storage: str | None = None, files: str | P
     Raises:
         UsageError: there is no such database or study.
     """
-    place = _place(storage, files, None, Placement(), ())
+    place = calls.place(storage, files, None, Placement(), ())
     opened = options.open_existing(place.storage)
     return Search(opened, studies.find(opened, study).name, place, None)
 
@@ -315,80 +321,9 @@ def _spread(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _place(
-    storage: str | None, files: str | Path | None, data: str | Path | None, placement: Placement, log: tuple[str, ...]
-) -> searches.Place:
-    given = files or os.environ.get("DIALIN_FILES")
-    return searches.Place(
-        storage or os.environ.get("DIALIN_STORAGE") or DEFAULT_URL,
-        Path(given) if given else None,
-        Path(data) if data is not None else None,
-        placement,
-        log,
-    )
-
-
-def _placement(
-    workers: int | None, devices: str | int | Sequence[str | int] | None, per_device: int | None
-) -> Placement:
-    several = [devices] if isinstance(devices, str | int) else devices
-    return Placement(workers, None if several is None else ",".join(map(str, several)), per_device)
-
-
-def _space(fix: Mapping[str, Any], ranges: Mapping[str, Any]) -> dict[str, Any]:
-    for name, value in fix.items():
-        if isinstance(value, list | tuple):
-            raise UsageError(f"fix has {name}={value!r}, which is more than one value: put it into ranges")
-    for name, value in ranges.items():
-        if not isinstance(value, list | tuple):
-            raise UsageError(f"ranges has {name}={value!r}: write (low, high), or a list of choices")
-        if name in fix:
-            raise UsageError(f"{name} is in fix and in ranges: leave one out")
-    return to_json({**fix, **ranges})
-
-
-def _sent(objective: Searched) -> str | ByValue:
-    """The reference as it is, anything else by value."""
-    if isinstance(objective, str | Path):
-        return str(objective)
-    from search import bare
-    from search.objective import Objective
-
-    if isinstance(objective, Objective):
-        return by_value(objective)
-    if bare.takes_a_trial(objective):
-        return by_value(bare.objective_of(objective, bare.Script()), written=objective)
-    raise UsageError(
-        "run takes an Objective, a function of a trial, or the name of one (digits, my_model.py, pkg.module:name), "
-        f"but got {objective!r:.80}"
-    )
-
-
-def _console(quiet: bool) -> Console:
-    """Plain lines in a notebook, which has its own view: rich would take it for a terminal, or for a web page."""
-    return Console(quiet=quiet, force_jupyter=False, force_terminal=False if notebook.is_here() else None)
-
-
 def _train(console: Console, ready: searches.Ready) -> None:
     ending = searches.train(console, ready)
     if not notebook.is_here():  # its view has said it
         searches.say_ending(console, ready.storage, ending)
     if ending.signal is not None and not (ending.signal == signal.SIGINT and notebook.is_here()):
         signal.raise_signal(ending.signal)  # the trials are safe: now it means what it always does
-
-
-def _with_frames(error: RaisedError) -> RaisedError:
-    """A person's own frames in a traceback, instead of ours."""
-    told = RaisedError(str(error), error.frames)
-    if "\n" in error.frames.rstrip():
-        told.add_note(error.frames.rstrip())
-    return told
-
-
-def _refuse_while_imported() -> None:
-    """A file that searches when it is imported would do so in the middle of another command."""
-    path = being_imported()
-    if path is not None:
-        raise ObjectiveError(
-            f'{path.name} starts a search when it is imported: put search.run(...) under `if __name__ == "__main__":`'
-        )

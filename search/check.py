@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search import optimizers, schedules
+from search import optimizers, printing, schedules
 from search.batches import EvaluationBatches, TrainingBatches
 from search.check_lines import CheckLine, duration, memory_line
 from search.check_own import check_own
@@ -259,7 +259,7 @@ def _study(bench: _Bench, measured: Mapping[int, Mapping[str, float]], trials: i
     ]
     trial = bench.folds * objective.epochs * sum(epochs) / len(epochs)
     seconds = trial * -(-trials // workers)
-    length = f"{bench.folds} folds of {objective.epochs} epochs" if bench.folds > 1 else f"{objective.epochs} epochs"
+    length = (f"{bench.folds} folds of " if bench.folds > 1 else "") + printing.epochs(objective.epochs)
     detail = (
         f"{trials} trials of {length} on {workers} worker{'s' * (workers > 1)}: "
         f"about {duration(seconds)} with every epoch trained, none saved by pruning"

@@ -91,6 +91,8 @@ def run(
     ranges: options.Range = None,
     until: options.Until = None,
     budget: options.Budget = None,
+    total_epochs: options.TotalEpochs = None,
+    deadline: options.Deadline = None,
     seed: Seed = None,
     data: options.DataFolder = None,
     log: options.Log = None,
@@ -114,6 +116,8 @@ def run(
         space=to_json(parse_space(fix or (), ranges or ())),
         until=options.finite(until),
         budget_seconds=options.seconds_of(budget),
+        total_epochs=total_epochs,
+        deadline=deadline,
         seed=seed,
     )
     place = searches.Place(storage, files, data, Placement(workers, devices, per_device), trackers.check(log or ()))
@@ -131,6 +135,8 @@ def resume(
     ] = None,
     until: options.Until = None,
     budget: options.MoreBudget = None,
+    total_epochs: options.MoreTotalEpochs = None,
+    deadline: options.NewDeadline = None,
     objective: options.OwnObjective = None,
     workers: options.Workers = None,
     devices: options.Devices = None,
@@ -145,7 +151,7 @@ def resume(
     Sampler, pruner, seed, length, --fix and --range come from the study.
     A value of --until that was reached no longer stops it.
     """
-    wanted = searches.MoreOfStudy(trials, options.finite(until), budget)
+    wanted = searches.MoreOfStudy(trials, options.finite(until), budget, total_epochs, deadline)
     place = searches.Place(storage, files, data, Placement(workers, devices, per_device), trackers.check(log or ()))
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
@@ -225,7 +231,7 @@ def _say_what_next(console: Console, storage: SharedStorage, ending: Ending) -> 
     status = ending.status
     study = status.study
     best = queries.best(storage, study)
-    met = printing.limit_met(study, best[0] if best else None)
+    met = printing.limit_met(status, best[0] if best else None)
     printing.say(console, "go on with:")
     if status.finished or met:
         if best:

@@ -176,7 +176,8 @@ class Curve:
         """What to say of a complete curve: nothing, or that patience ended it."""
         if self.epoch >= self._objective.epochs or self._peak is None:
             return ""
-        return f"no better than in epoch {self._peak[1]} for {self._objective.patience} epochs"
+        epochs = f"{self._objective.patience} epoch{'s' * (self._objective.patience != 1)}"
+        return f"no better than in epoch {self._peak[1]} for {epochs}"
 
     def why_diverged(self, values: dict[str, float]) -> str:
         """What was no number in the last epoch."""

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from search import optimizers
+from search import optimizers, printing
 from search.knobs import Knob
 from search.loading import LoadedObjective
 from search.objective import Objective
@@ -37,7 +37,7 @@ def print_space(console: Console, loaded: LoadedObjective) -> None:
         cells = [knob.name, knob.range, _default(knob), knob.condition]
         table.add_row(*cells, *([knob.text] if wide else []))
     said = f"{loaded.reference}: {objective.description}" if objective.description else loaded.reference
-    length = f"{objective.epochs} epochs, " if objective.epochs else ""
+    length = f"{printing.epochs(objective.epochs)}, " if objective.epochs else ""
     for line in (said, f"{searched.direction} {searched.name}, {length}{objective.trials} trials"):
         console.print(line, markup=False, highlight=False)
     if objective.trains_itself:

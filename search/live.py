@@ -89,7 +89,7 @@ class Drawing:
 
     def outcomes(self, status: StudyStatus) -> str:
         """How trials ended, and what pruning saved."""
-        saved = f"; {status.epochs_saved} epochs saved by pruning" if status.epochs_saved else ""
+        saved = f"; {printing.epochs(status.epochs_saved)} saved by pruning" if status.epochs_saved else ""
         return printing.counts(status.counts) + saved
 
     def times(self, status: StudyStatus) -> str:

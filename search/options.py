@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -122,9 +123,30 @@ MoreBudget = Annotated[
         help="New limit of training on all devices together, or so much more.",
     ),
 ]
+TotalEpochs = Annotated[
+    int | None,
+    typer.Option("--total-epochs", min=1, metavar="N", help="Stop after so many epochs of all trials together."),
+]
+MoreTotalEpochs = Annotated[
+    str | None,
+    typer.Option("--total-epochs", metavar="N|+N", help="New limit of epochs of all trials together, or so many more."),
+]
+Deadline = Annotated[
+    str | None,
+    typer.Option(
+        "--deadline",
+        metavar="WHEN",
+        help="Stop then, by the database's clock: 18:30, 2h (from now), 2026-12-24T18:00.",
+    ),
+]
+NewDeadline = Annotated[
+    str | None,
+    typer.Option("--deadline", metavar="WHEN|none", help="New time to stop at: 18:30, 2h (from now), or none."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+_CLOCK = re.compile(r"(\d{1,2}):(\d{2})")
 # Days, hours, minutes, seconds, in this order.
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
@@ -135,14 +157,50 @@ def seconds_of(budget: str | None) -> float | None:
     Raises:
         UsageError: it is not a duration, or none at all.
     """
-    if budget is None:
-        return None
-    found = _DURATION.fullmatch(budget.strip().lower())
-    counts = found.groups(default="0") if found else ()
-    seconds = sum(float(count) * unit for count, unit in zip(counts, (86400, 3600, 60, 1), strict=False))
-    if not 0 < seconds < math.inf:
+    seconds = None if budget is None else _duration(budget)
+    if budget is not None and seconds is None:
         raise UsageError(f"--budget must be a time such as 90s, 30m, 8h, 2d or 1h30m, but got {budget!r}")
     return seconds
+
+
+def _duration(text: str) -> float | None:
+    """Seconds; None for what is no duration, or none of at least a moment."""
+    found = _DURATION.fullmatch(text.strip().lower())
+    counts = found.groups(default="0") if found else ()
+    seconds = sum(float(count) * unit for count, unit in zip(counts, (86400, 3600, 60, 1), strict=False))
+    return seconds if 0 < seconds < math.inf else None
+
+
+def deadline_of(text: str, now: float) -> float:
+    """`18:30` (the next), `2h` from now, or a date and time, in this machine's time zone unless it names one.
+
+    `now` and the answer are in seconds since 1970. `none` is infinity.
+
+    Raises:
+        UsageError: it is none of these, or past.
+    """
+    said = text.strip().lower()
+    if said == "none":
+        return math.inf
+    duration = _duration(said)
+    try:
+        moment = now + duration if duration is not None else _moment(said, datetime.fromtimestamp(now))
+        datetime.fromtimestamp(moment)  # it can be told
+    except (ValueError, OverflowError, OSError):
+        raise UsageError(
+            f"--deadline must be a time such as 18:30, 2h (from now) or 2026-12-24T18:00, but got {text!r}"
+        ) from None
+    if moment <= now:
+        raise UsageError(f"--deadline {text} is past already")
+    return moment
+
+
+def _moment(said: str, now: datetime) -> float:
+    clock = _CLOCK.fullmatch(said)
+    if clock is None:
+        return datetime.fromisoformat(said.upper()).timestamp()
+    at = now.replace(hour=int(clock[1]), minute=int(clock[2]), second=0, microsecond=0)
+    return (at if at > now else at + timedelta(days=1)).timestamp()
 
 
 def finite(until: float | None) -> float | None:

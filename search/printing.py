@@ -19,6 +19,7 @@ from rich.table import Table
 
 from search.loading import builtin_objectives
 from search.wishes import from_json, wish
+from storage.limits import moment, past
 from storage.outcomes import Outcome
 from storage.queries import FailedTrial, RankedTrial, RunningTrial, SettledTrial, StudyStatus
 from storage.studies import NOTEBOOK, StudyRecord
@@ -58,6 +59,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{clock}" if hours else clock
 
 
+def epochs(count: int) -> str:
+    """`1 epoch`, `15 epochs`."""
+    return f"{count} epoch{'s' * (count != 1)}"
+
+
 def ago(seconds: float) -> str:
     """How long ago, roughly: `20 s ago`, `5 min ago`, `3 h ago`, `2 days ago`."""
     for size, unit in ((86400, "day"), (3600, "h"), (60, "min")):
@@ -75,8 +81,8 @@ def counts(by_outcome: Mapping[str, int]) -> str:
 def settled_line(trial: SettledTrial, metric: str) -> str:
     """One line for a trial that has just ended."""
     said = f"{metric} {number(trial.value)}" if trial.value is not None else trial.reason
-    epochs = f"{trial.epochs} epoch{'s' * (trial.epochs != 1)} in {trial.seconds:.1f} s"
-    return f"trial {trial.number} {trial.outcome.text}: {said}, {epochs}; {trial.recipe}"
+    cost = f"{epochs(trial.epochs)} in {trial.seconds:.1f} s"
+    return f"trial {trial.number} {trial.outcome.text}: {said}, {cost}; {trial.recipe}"
 
 
 def failure_line(trial: FailedTrial) -> str:
@@ -95,6 +101,8 @@ def state_of(status: StudyStatus) -> str:
         return "finished"
     if status.study.state is StudyState.STOPPED:
         return f"stopped: {status.study.reason}" if status.study.reason else "stopped"
+    if status.late and status.study.deadline is not None:
+        return f"stopped: {past(status.study.deadline)}"
     if any(not trial.adoptable for trial in status.running):
         return "running"
     return "waiting for a worker"
@@ -117,12 +125,12 @@ def short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def running_row(trial: RunningTrial, epochs: int) -> tuple[str, ...]:
+def running_row(trial: RunningTrial, length: int) -> tuple[str, ...]:
     """Slot, trial, epoch of so many (0: nobody knows), now, best; for `status` and the live view."""
     return (
         trial.slot,
         str(trial.number),
-        f"{trial.epoch}/{epochs}" if epochs else str(trial.epoch),
+        f"{trial.epoch}/{length}" if length else str(trial.epoch),
         number(trial.now),
         number(trial.best),
     )
@@ -133,7 +141,7 @@ def length(study: StudyRecord) -> str:
     if not study.epochs:
         return "as long as its function trains"
     folds = f"{study.folds} folds of " if study.folds > 1 else ""
-    return f"{folds}{study.epochs} epoch{'s' * (study.epochs != 1)}"
+    return f"{folds}{epochs(study.epochs)}"
 
 
 def narrowing(study: StudyRecord) -> str:
@@ -149,14 +157,21 @@ def limits(study: StudyRecord) -> str:
     if study.budget_seconds is not None:
         spent, budget = duration(study.spent_seconds), duration(study.budget_seconds)
         said.append(f"{spent} of {budget} device time spent")
+    if study.budget_epochs is not None:
+        said.append(f"{study.spent_epochs} of {epochs(study.budget_epochs)} trained")
+    if study.deadline is not None:
+        said.append(f"until {moment(study.deadline)}")
     return "; ".join(said)
 
 
-def limit_met(study: StudyRecord, best: RankedTrial | None) -> bool:
-    """Whether the study is stopped because it has got what --until or --budget said."""
+def limit_met(status: StudyStatus, best: RankedTrial | None) -> bool:
+    """Whether the study is stopped because it has got what --until, a budget or --deadline said."""
+    study = status.study
+    if status.late:
+        return True
     if study.state is not StudyState.STOPPED:
         return False
-    if study.budget_seconds is not None and study.spent_seconds >= study.budget_seconds:
+    if study.time_is_spent or study.epochs_are_spent:
         return True
     if study.until is None or best is None:
         return False
@@ -166,8 +181,13 @@ def limit_met(study: StudyRecord, best: RankedTrial | None) -> bool:
 def more(status: StudyStatus) -> str:
     """The options that `dialin resume` needs to train more of a study that has got what it was to get."""
     study = status.study
-    spent = study.budget_seconds is not None and study.spent_seconds >= study.budget_seconds
-    return (" --trials +20" if status.finished else "") + (" --budget +1h" if spent else "")
+    needed = (
+        ("--trials +20", status.finished),
+        ("--budget +1h", study.time_is_spent),
+        ("--total-epochs +100", study.epochs_are_spent),
+        ("--deadline 2h", status.late),
+    )
+    return "".join(f" {option}" for option, is_needed in needed if is_needed)
 
 
 def resume_command(study: StudyRecord) -> str:

@@ -52,7 +52,9 @@ class Place:
 class NewStudy:
     """What a person says of a study to be made; None is the objective's own, or a free name, or a random seed.
 
-    UsageError: trials, epochs or seed is no integer that a database's column holds.
+    `deadline` as `options.deadline_of` reads it, when the study is made.
+
+    UsageError: a number is no integer that a database's column holds, or the deadline cannot be read.
     """
 
     name: str | None = None
@@ -64,11 +66,14 @@ class NewStudy:
     space: Mapping[str, Any] = field(default_factory=dict)
     until: float | None = None
     budget_seconds: float | None = None
+    total_epochs: int | None = None
+    deadline: str | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("epochs", 1), ("seed", 0)):
+        for name, least in (("trials", 1), ("epochs", 1), ("total_epochs", 1), ("seed", 0)):
             _refuse_beyond(name, getattr(self, name), least)
+        _read(self.deadline)
 
 
 @dataclass(frozen=True)
@@ -79,24 +84,30 @@ class MoreOfStudy:
         trials: "100", or "+20" for so many more.
         until: a new value at which the study stops.
         budget: "8h" of device time in all, or "+1h" on top of what there was.
+        total_epochs: "500" epochs of all trials together, or "+100" on top of what there was.
+        deadline: as `options.deadline_of` reads it, when the study goes on.
     """
 
     trials: str | None = None
     until: float | None = None
     budget: str | None = None
+    total_epochs: str | None = None
+    deadline: str | None = None
 
     def __post_init__(self) -> None:
         self.total_and_more()
+        _total_and_more("total-epochs", self.total_epochs)
         self._seconds()
+        _read(self.deadline)
 
     def total_and_more(self) -> tuple[int | None, int]:
-        """`50` -> (50, 0), `+50` -> (None, 50)."""
-        if self.trials is None:
-            return None, 0
-        if not self.trials.removeprefix("+").isdecimal() or int(self.trials) < 1:
-            raise UsageError(f"--trials must be a number such as 100, or +50 for 50 more, but got {self.trials!r}")
-        _refuse_beyond("trials", int(self.trials), 1)
-        return (None, int(self.trials)) if self.trials.startswith("+") else (int(self.trials), 0)
+        """Of trials: `50` -> (50, 0), `+50` -> (None, 50)."""
+        return _total_and_more("trials", self.trials)
+
+    def budget_epochs(self, study: StudyRecord) -> int | None:
+        """Epochs that the study may have on record from its beginning; None: as it is."""
+        total, more = _total_and_more("total-epochs", self.total_epochs)
+        return total if not more else more + (study.budget_epochs or study.spent_epochs)
 
     def budget_seconds(self, study: StudyRecord) -> float | None:
         """Device time that the study may spend from its beginning; None: as it is."""
@@ -146,6 +157,8 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
         pruner=wanted.pruner,
         until=wanted.until,
         budget_seconds=wanted.budget_seconds,
+        budget_epochs=wanted.total_epochs,
+        deadline=_deadline(storage, wanted.deadline),
         space=wanted.space,
     )
     first = found.first_trials[: spec.trials]
@@ -172,6 +185,7 @@ def go_on(
     _refuse_finished(storage, study, wanted)
     found = _preflight(console, objective, data, place.placement, study.direction, study.space)
     studies.check_same(study, found.reference, found.metric, found.direction)
+    studies.check_folds(study, found.folds)
     if found.sha256 != study.objective_sha256:
         printing.say(console, f"{found.reference} has changed since {study.name} was made")
     studies.resume(
@@ -180,6 +194,8 @@ def go_on(
         trials=total,
         more=more,
         budget_seconds=wanted.budget_seconds(study),
+        budget_epochs=wanted.budget_epochs(study),
+        deadline=_deadline(storage, wanted.deadline),
         until=wanted.until,
     )
     return _ready(storage, studies.find(storage, study.name), objective, found, place, files, data)
@@ -232,6 +248,25 @@ def _preflight(
     for note in found.notes:
         printing.say(console, note)
     return found
+
+
+def _total_and_more(name: str, said: str | None) -> tuple[int | None, int]:
+    if said is None:
+        return None, 0
+    if not said.removeprefix("+").isdecimal() or int(said) < 1:
+        raise UsageError(f"--{name} must be a number such as 100, or +50 for 50 more, but got {said!r}")
+    _refuse_beyond(name, int(said), 1)
+    return (None, int(said)) if said.startswith("+") else (int(said), 0)
+
+
+def _read(deadline: str | None) -> None:
+    """A deadline that cannot be read is said before anything slow; whether it is past, by the database's clock."""
+    if deadline is not None:
+        options.deadline_of(deadline, 0.0)
+
+
+def _deadline(storage: SharedStorage, said: str | None) -> float | None:
+    return None if said is None else options.deadline_of(said, studies.clock(storage))
 
 
 def _refuse_beyond(name: str, value: Any, least: int) -> None:

@@ -134,7 +134,8 @@ def _cost(trial: TrialDetail) -> list[str]:
     if trial.weights is not None:
         parts.append(f"weights kept in {trial.weights.path}")
     owners = [
-        f"{owner.host} pid {owner.pid} on {owner.slot} ({owner.epochs} epochs{', now' if owner.holds else ''})"
+        f"{owner.host} pid {owner.pid} on {owner.slot} ({printing.epochs(owner.epochs)}"
+        + (", now)" if owner.holds else ")")
         for owner in trial.owners
     ]
     return [f"cost: {', '.join(parts)}", *([f"trained by {', then '.join(owners)}"] if owners else [])]

@@ -74,7 +74,7 @@ class Worker:
         data = None
         if not objective.trains_itself:
             data = shared_or_loaded(assignment.shared, loaded, assignment.data, _log.warning)
-            check_folds(self._record, len(data.folds))
+            studies.check_folds(self._record, len(data.folds))
         self._slot = self._register(assignment)
         self._folder = assignment.files / self._record.folder
         self._study = optuna.load_study(
@@ -172,19 +172,6 @@ class Worker:
             _log.warning("trial %d: %s; going on with another", trial.number, lost)
         finally:
             keeper.lease = None
-
-
-def check_folds(record: studies.StudyRecord, folds: int) -> None:
-    """Are there as many folds as the study was made with?
-
-    Raises:
-        UsageError: no; a trial's epochs would be numbered otherwise than those before.
-    """
-    if folds != record.folds:
-        raise UsageError(
-            f"data() returns {folds} fold{'s' * (folds > 1)}, but study {record.name!r} was made with {record.folds}: "
-            "start a new study for that"
-        )
 
 
 def check_space(storage: SharedStorage, record: studies.StudyRecord, loaded: LoadedObjective) -> None:

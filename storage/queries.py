@@ -118,6 +118,12 @@ class StudyStatus:
         return sum(self.counts.values()) - self.study.returned
 
     @property
+    def late(self) -> bool:
+        """Whether the study is not finished, and its deadline past."""
+        deadline = self.study.deadline
+        return not self.finished and deadline is not None and self.study.created_at + self.age >= deadline
+
+    @property
     def finished(self) -> bool:
         """All tickets taken, and no started trial left open."""
         return self.study.taken >= self.study.trials and not self.running

@@ -82,6 +82,16 @@ class StudyRecord(StudySpec):
     spent_epochs: int = 0
 
     @property
+    def time_is_spent(self) -> bool:
+        """Whether the budget of device time, where there is one, is used up."""
+        return self.budget_seconds is not None and self.spent_seconds >= self.budget_seconds
+
+    @property
+    def epochs_are_spent(self) -> bool:
+        """Whether the budget of epochs, where there is one, is on record."""
+        return self.budget_epochs is not None and self.spent_epochs >= self.budget_epochs
+
+    @property
     def length(self) -> int:
         """Epochs of a full trial, all folds together; 0 where only the objective knows."""
         return self.epochs * self.folds
@@ -117,6 +127,12 @@ def create(
         return find(storage, chosen)
 
 
+def clock(storage: SharedStorage) -> float:
+    """Seconds since 1970 by the database's clock."""
+    with storage.backend.read() as session:
+        return session.scalar(select(database_now())) or 0.0
+
+
 def taken(name: str) -> UsageError:
     """The error for a new study with the name of an old one."""
     return UsageError(f"study {name!r} exists: go on with it by `dialin resume {name}`, or choose another name")
@@ -146,6 +162,19 @@ def check_same(record: StudyRecord, reference: str, metric: str, direction: str)
         raise UsageError(
             f"study {record.name!r} was made to {record.direction} {record.metric}, but {reference} now says "
             f"{direction} {metric}: start a new study for that"
+        )
+
+
+def check_folds(record: StudyRecord, folds: int) -> None:
+    """Are there as many folds as the study was made with?
+
+    Raises:
+        UsageError: no; a trial's epochs would be numbered otherwise than those before.
+    """
+    if folds != record.folds:
+        raise UsageError(
+            f"data() returns {folds} fold{'s' * (folds > 1)}, but study {record.name!r} was made with {record.folds}: "
+            "start a new study for that"
         )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from datetime import UTC, datetime
 
 import pytest
 from studies import TINY, Inside, assert_settled, trials, value
 
-from search.options import seconds_of
+from search.options import deadline_of, seconds_of
 from storage.errors import UsageError
 
 
@@ -50,6 +52,62 @@ def test_device_time_that_is_spent_ends_the_study_well(inside: Inside, storage_u
     assert inside(*resume, "--budget", "+1h").status == 0
     assert_settled(storage_url, "tiny-1", 3)
     assert "of 1:00:00 device time spent" in inside("status", "--storage", storage_url).out
+
+
+def test_epochs_that_are_spent_end_the_study_well_and_more_may_be_had(inside: Inside, storage_url: str) -> None:
+    said = inside(*RUN, "--total-epochs", 6, "--storage", storage_url)
+    assert said.status == 0, said.err
+    assert "stopped: the budget of 6 epochs is trained" in said.out
+    assert f"dialin resume tiny-1 --objective {TINY} --total-epochs +100" in said.out
+    assert value(storage_url, "SELECT count(*) FROM dialin_epochs") == 6
+    assert "limits: 6 of 6 epochs trained\n" in inside("status", "--storage", storage_url).out
+
+    resume = ("resume", "--objective", TINY, "--workers", 1, "--storage", storage_url)
+    refused = inside(*resume)
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert inside(*resume, "--total-epochs", "+100").status == 0
+    assert_settled(storage_url, "tiny-1", 3)
+    assert value(storage_url, "SELECT budget_epochs FROM dialin_studies") == 106
+
+
+def test_a_deadline_ends_the_study_well(inside: Inside, sqlite_url: str) -> None:
+    assert inside(*RUN, "--deadline", "1970-01-02", "--storage", sqlite_url).err.count("is past already\n") == 1
+    options = ("--storage", sqlite_url, "--trials", 100_000, "--epochs", 4, "--workers", 1, "--pruner", "none")
+    said = inside("run", TINY, *options, "--deadline", "3s")
+    assert said.status == 0, said.err
+    assert "stopped: the deadline of" in said.out
+    assert f"dialin resume tiny-1 --objective {TINY} --deadline 2h" in said.out
+    assert "limits: until " in inside("status", "--storage", sqlite_url).out
+
+
+NOON = datetime(2026, 11, 21, 12).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("18:30", datetime(2026, 11, 21, 18, 30)),
+        ("9:05", datetime(2026, 11, 22, 9, 5)),
+        ("12:00", datetime(2026, 11, 22, 12)),
+        ("2h", datetime(2026, 11, 21, 14)),
+        ("1d12h", datetime(2026, 11, 23)),
+        ("2026-12-24T18:00", datetime(2026, 12, 24, 18)),
+        ("2026-12-24", datetime(2026, 12, 24)),
+        ("2026-12-24T18:00Z", datetime(2026, 12, 24, 18, tzinfo=UTC)),
+    ],
+)
+def test_deadlines_are_written_as_people_say_them(text: str, moment: datetime) -> None:
+    assert deadline_of(text, NOON) == moment.timestamp()
+
+
+def test_no_deadline_is_infinitely_late() -> None:
+    assert deadline_of("none", NOON) == math.inf
+
+
+@pytest.mark.parametrize("text", ["", "tomorrow", "25:00", "18:60", "18.30", "9" * 30 + "h", "2026-13-01"])
+def test_what_is_no_deadline_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--deadline must be a time such as 18:30, 2h \(from now\) or 2026"):
+        deadline_of(text, NOON)
 
 
 @pytest.mark.parametrize(
