@@ -134,17 +134,21 @@ class Backend(PatientStorage):
 
     def _start(self, session: Session, trial: Any) -> None:
         trial.datetime_start = datetime.now()
+        trial.state = TrialState.RUNNING
         session.flush()
         if self.claimant is not None:
             self.leases[trial.trial_id] = leases.take(session, self.claimant, trial.study_id, trial.trial_id)
 
     def _finish(self, session: Session, trial: Any, state: TrialState, values: Sequence[float] | None) -> None:
-        trial.datetime_complete = datetime.now()
         lease = self.leases.get(trial.trial_id)
+        settlement = self.settlements.get(trial.trial_id) or Settlement(Outcome.of(state))
+        if lease is not None:
+            self.set_attrs(session, trial.trial_id, settlement.attrs)
+        # Written once and before our study: a second UPDATE of a row locks what it refers to, Optuna's study.
+        trial.datetime_complete, trial.state = datetime.now(), state
+        session.flush()
         if lease is None:
             return
-        settlement = self.settlements.get(trial.trial_id) or Settlement(Outcome.of(state))
-        self.set_attrs(session, trial.trial_id, settlement.attrs)
         leases.settle(session, lease, settlement)
         if settlement.seconds > 0:
             limits.spend(session, lease.study_id, settlement.seconds)
