@@ -40,7 +40,7 @@ WEIGHTS = (
     "SELECT t.number, c.epoch, c.path, c.sha256 FROM dialin_checkpoints c JOIN trials t ON t.trial_id = c.trial_id "
     "WHERE c.kind = 'weights'"
 )
-COUNTERS = "SELECT trials, taken, returned FROM dialin_studies"
+COUNTERS = "SELECT trials, taken, returned, spent_epochs FROM dialin_studies"
 # On a busy machine the clock may be read in another order than a row is written.
 CLOCK_SECONDS = 1e-3
 
@@ -88,16 +88,14 @@ def _budget(chaos: Chaos, found: list[FrozenTrial]) -> Iterator[str]:
         if {*trial.intermediate_values} != {*had}:
             yield f"trial {trial.number} shows the epochs {sorted(trial.intermediate_values)}, and has {had}"
     [counters] = _rows(chaos, COUNTERS)
-    due = (plan.trials, plan.trials, 0)
+    due = (plan.trials, plan.trials, 0, sum(map(len, epochs.values())))
     if tuple(counters) != due:
-        yield f"trials, tickets taken and returned are {tuple(counters)} and should be {due}"
+        yield f"trials, tickets taken and returned, epochs spent are {tuple(counters)} and should be {due}"
 
 
 def _owners(chaos: Chaos) -> Iterator[str]:
     """Each epoch was recorded by whoever held the lease then, and no two held one at a time."""
     owners = {(number, generation): rest for number, generation, *rest in _rows(chaos, OWNERS)}
-    if not owners:
-        return
     last: dict[int, int] = {}
     for (number, generation), (_worker, began, ended, ending) in owners.items():
         before = owners.get((number, generation - 1))
