@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 from search import options
-from storage import schema, urls
+from storage import copying, schema, urls
 from storage.tables import SCHEMA_VERSION
 from storage.urls import DEFAULT_URL
 
 app = typer.Typer(
     name="storage",
     no_args_is_help=True,
-    help="The database itself: bring one of an older version up to date.",
-    epilog="Example: dialin storage upgrade",
+    help="The database itself: move it, bring one of an older version up to date.",
+    epilog="Example: dialin storage copy sqlite:///dialin.db postgresql://...",
 )
+
+
+def copy(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="The database to copy, as --storage names it.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="An empty one, or one that is not there yet.")],
+    while_training: Annotated[
+        bool,
+        typer.Option(
+            "--while-training", help="Also while workers are at work; what they do from now on is in FROM only."
+        ),
+    ] = False,
+    files: options.Files = None,
+) -> None:
+    """Copy all studies from one database to another, SQLite to PostgreSQL or back, with nothing changed.
+
+    Checkpoints and logs stay where they are. A password may stay in ~/.pgpass or PGPASSWORD.
+    """
+    options.there_is(source)
+    old, new = urls.parse(source), urls.parse(target)
+    found = copying.copy(old, new, while_training=while_training)
+    many = f"{_counted(found.studies, 'study', 'studies')}, {_counted(found.trials, 'trial', 'trials')}"
+    typer.echo(f"copied {many} ({found.rows} rows) from {urls.shown(old)} to {urls.shown(new)}")
+    for table in found.left_out:
+        typer.echo(f"left out: table {table}, which is neither Optuna's nor Dialin's")
+    here, there = options.files_root(files, source), options.files_root(files, target)
+    named = "" if here == there else f": name that folder with --files or DIALIN_FILES, as TO's own is {there}"
+    typer.echo(f"checkpoints and logs stay in {here}{named}")
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def upgrade(storage: options.Storage = DEFAULT_URL) -> None:
@@ -35,6 +67,7 @@ def upgrade(storage: options.Storage = DEFAULT_URL) -> None:
 
 # Every command, with the example that its help ends in.
 EXAMPLES: dict[Callable[..., None], str] = {
+    copy: "dialin storage copy sqlite:///dialin.db postgresql://...",
     upgrade: "dialin storage upgrade --storage postgresql://...",
 }
 for _command, _example in EXAMPLES.items():

@@ -15,12 +15,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search.interrupt import Interrupt
 from storage.claims import Lease, LeaseLost
+from storage.patience import away_seconds, one_line, waiting
 from storage.shared import SharedStorage
 from storage.tables import StudyState
 
 LISTEN_SECONDS = 1.0
 # A sixth of a lease: five renewals may fail before it expires.
 RENEW_SECONDS = 5.0
+# After a database was away leases may have expired while nobody could renew them; their owners do so as soon as they
+# see that it is back, which takes them so many seconds: the longest pause between two attempts, and listening.
+RETURN_SECONDS = 8.0
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +40,9 @@ class LeaseKeeper:
         self._parent = parent
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease-keeper", daemon=True)
+        self._renewed = time.monotonic()
+        self._away_since: float | None = None
+        self._back_at: float | None = None
         self.lease: Lease | None = None
 
     def __enter__(self) -> LeaseKeeper:
@@ -46,16 +53,23 @@ class LeaseKeeper:
         self._end.set()
         self._thread.join()
 
+    @property
+    def returning(self) -> bool:
+        """Whether the database is away or has come back just now: an expired lease may still be its owner's."""
+        back_at = self._back_at
+        return self._away_since is not None or (back_at is not None and time.monotonic() - back_at < RETURN_SECONDS)
+
     def _keep(self) -> None:
-        renewed = time.monotonic()
-        while not self._pause():
-            try:
-                self._listen()
-                if time.monotonic() - renewed >= RENEW_SECONDS:
-                    self._renew()
-                    renewed = time.monotonic()
-            except (SQLAlchemyError, StorageInternalError) as error:
-                _log.warning("the database did not answer, trying again: %s", error)
+        with waiting(0):  # this thread asks again by itself, and listens to its parent meanwhile
+            while not self._pause():
+                try:
+                    self._listen()
+                    if time.monotonic() - self._renewed >= RENEW_SECONDS or self._away_since is not None:
+                        self._renew()
+                        self._renewed = time.monotonic()
+                    self._answered()
+                except (SQLAlchemyError, StorageInternalError) as error:
+                    self._not_answered(error)
 
     def _pause(self) -> bool:
         """Wait for the next round; True at the end. A parent that dies ends the wait at once."""
@@ -63,6 +77,19 @@ class LeaseKeeper:
             self._interrupt.request("the command that started this worker is gone")
             self._parent = None
         return self._end.wait(LISTEN_SECONDS)
+
+    def _not_answered(self, error: Exception) -> None:
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            _log.warning("the database does not answer, asking again: %s", one_line(error))
+        elif time.monotonic() - self._away_since > away_seconds():
+            self._interrupt.request("the database does not answer")
+
+    def _answered(self) -> None:
+        if self._away_since is not None:
+            self._back_at = time.monotonic()
+            _log.warning("the database answers again after %.0f s", self._back_at - self._away_since)
+            self._away_since = None
 
     def _listen(self) -> None:
         state = self._storage.study_state(self._study_id)

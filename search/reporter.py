@@ -11,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from search import checkpoints
 from search.interrupt import Interrupt
+from search.outbox import Outbox
 from search.reporting import EpochResult, Interrupted, Verdict
 from search.telling import Listener
 from storage.claims import Checkpoint, Epoch, EpochsSpent, Lease
+from storage.patience import away, waiting
 from storage.shared import SharedStorage
 from storage.tables import StudyState
 
@@ -55,6 +59,7 @@ class TrialReporter:
         self._device = device
         self._interrupt = interrupt
         self._listener = listener or Listener()
+        self._outbox = Outbox(storage, lease, interrupt)
         self._saved_at = self._recorded_at = time.monotonic()
         self._written: list[Path] = []
 
@@ -79,33 +84,55 @@ class TrialReporter:
         Raises:
             LeaseLost: the trial is another's.
             Interrupted: the study's budget of epochs is on record without this one.
+            DatabaseAway: the database went away, and has not come back within the limit.
         """
         ending = self._interrupt.requested
         checkpoint = self._save(result.epoch, state) if state is not None and self._due(result.epoch, ending) else None
         epoch = Epoch(result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device)
         try:
-            study = self._storage.record_epoch(self._lease, epoch, checkpoint)
+            study = self._outbox.record(epoch, checkpoint)
         except EpochsSpent as spent:
             self._interrupt.request(str(spent))
             raise Interrupted from spent
         self._recorded_at = time.monotonic()
         self._listener.recorded(result)
-        self._forget_old()
+        if not self._outbox.behind:  # else those before are the only ones on record
+            self._forget_old()
         if ending:
             return Verdict.HAND_BACK
         if study is StudyState.STOPPED:
             self._interrupt.request("the study was stopped")
-        losing = result.value is not None and self._is_losing(result.epoch)
+        losing = study is not None and result.value is not None and self._is_losing(result.epoch)
         return Verdict.PRUNE if losing else Verdict.GO_ON
+
+    def finish(self) -> None:
+        """Wait until everything is on record. To be called before the trial is settled or given back.
+
+        Raises:
+            LeaseLost, Interrupted, DatabaseAway: as `report`.
+        """
+        try:
+            self._outbox.flush()
+        except EpochsSpent as spent:
+            self._interrupt.request(str(spent))
+            raise Interrupted from spent
 
     def _is_losing(self, epoch: int) -> bool:
         """What `Trial.should_prune` asks, of the trial as recorded: a `Trial` only knows what it reported itself.
 
-        An owner before this one may have got further than its last checkpoint: that is not looked at.
+        An owner before this one may have got further than its last checkpoint: that is not looked at. No, where the
+        database goes away before it has answered: training does not wait.
         """
-        study, recorded = self._trial.study, self._storage.get_trial(self._lease.trial_id)
-        recorded.intermediate_values = {k: v for k, v in recorded.intermediate_values.items() if k <= epoch}
-        return study.pruner.prune(study, recorded)
+        study = self._trial.study
+        try:
+            with waiting(0):
+                recorded = self._storage.get_trial(self._lease.trial_id)
+                recorded.intermediate_values = {k: v for k, v in recorded.intermediate_values.items() if k <= epoch}
+                return study.pruner.prune(study, recorded)
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if not away(error):
+                raise
+            return False
 
     @property
     def unrecorded_seconds(self) -> float:
@@ -127,6 +154,8 @@ class TrialReporter:
 
     def _due(self, epoch: int, ending: bool) -> bool:
         last = epoch >= self._epochs
+        if self._outbox.behind and not ending:
+            return False  # it would not be on record, and so of no use
         return ending or (not last and time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS)
 
     def _save(self, epoch: int, state: Callable[[], dict[str, Any]]) -> Checkpoint | None:

@@ -37,6 +37,7 @@ from storage import queries
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
 from storage.optuna_internals import suggest_unless_asked
 from storage.outcomes import Outcome
+from storage.patience import DatabaseAway
 from storage.queries import SettledTrial
 from storage.retention import WEIGHTS_KEPT, retire_weights, worth_keeping
 from storage.shared import SharedStorage
@@ -71,7 +72,8 @@ class Trainer:
         """Train a trial held under `lease` and settle it; `folder` is the trial's own.
 
         Raises:
-            Interrupted: it is to be handed back. LeaseLost: it is another's.
+            Interrupted: it is to be handed back. LeaseLost: it is another's. DatabaseAway: the database went away,
+            and has not come back within the limit.
         """
         teller = self.teller(trial, lease)
         try:
@@ -96,7 +98,7 @@ class Trainer:
         )
         try:
             result, frames = self._train(trial, lease, reporter, teller, folder), ""
-        except LeaseLost:
+        except (LeaseLost, DatabaseAway):
             raise
         except (Exception, SystemExit) as error:  # whatever a person's module raises is theirs, and one trial's
             if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError) and from_storage(error):
@@ -106,6 +108,8 @@ class Trainer:
             raised = failure(error, self.path)
             result, frames = Result(Outcome.ERROR, reason=str(raised)), raised.frames
             print(frames, file=sys.stderr)
+        finally:
+            reporter.finish()
         return self._settle(trial, keeper, reporter, teller, result, frames)
 
     def _train(self, trial: Trial, lease: Lease, reporter: TrialReporter, teller: Teller, folder: Path) -> Result:

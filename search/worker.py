@@ -27,6 +27,7 @@ from search.devices import Slot
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
 from search.loading import LoadedObjective, resolve
+from search.outbox import HAND_BACK_SECONDS
 from search.packing import shared_or_loaded
 from search.reporting import Interrupted
 from search.settings import of_study
@@ -37,6 +38,7 @@ from search.trial_log import printing_to
 from storage import queries, studies, workers
 from storage.claims import BudgetSpent, Claimant, Lease, LeaseLost, StudyStopped
 from storage.errors import DialinError, UsageError
+from storage.patience import DatabaseAway, patiently, waiting
 from storage.queries import SettledTrial
 from storage.shared import SharedStorage, open_storage
 
@@ -61,7 +63,9 @@ class Worker:
         self.interrupt = interrupt
         self._tell = tell
         self._claimant = Claimant(assignment.worker_id, assignment.lease_seconds)
-        self._storage: SharedStorage = open_storage(assignment.storage, self._claimant)
+        # Whoever starts workers has reached the database a moment ago.
+        with waiting(stop=lambda: interrupt.requested, tell=_log.warning):
+            self._storage: SharedStorage = patiently(lambda: open_storage(assignment.storage, self._claimant))
         self._record = studies.find(self._storage, assignment.study)
         loaded = resolve(assignment.objective).to(self._record.direction)
         searched = loaded.objective.searched
@@ -107,14 +111,22 @@ class Worker:
         return self._slot
 
     def work(self) -> None:
-        """Train until the study has nothing left for this worker, or it is interrupted. Then sign off."""
+        """Train until the study has nothing left for this worker, or it is interrupted. Then sign off.
+
+        Raises:
+            DatabaseAway: the database went away, and has not come back within the limit. What was being trained may
+                be adopted when its lease has expired.
+        """
         sentinel = getattr(multiprocessing.parent_process(), "sentinel", None)
         try:
-            with LeaseKeeper(self._storage, self._record.study_id, self.interrupt, sentinel) as keeper:
-                while not self.interrupt.requested and (trial := self._next()) is not None:
+            with (
+                waiting(stop=lambda: self.interrupt.requested),
+                LeaseKeeper(self._storage, self._record.study_id, self.interrupt, sentinel) as keeper,
+            ):
+                while not self.interrupt.requested and (trial := self._next(keeper)) is not None:
                     self._work_on(trial, keeper)
         finally:
-            workers.end(self._storage, self._claimant.worker_id)
+            self._sign_off()
             self._trackers.close(hurried=lambda: self.interrupt.requested)
 
     def _teller(self, trial: Trial, lease: Lease) -> Teller:
@@ -136,10 +148,18 @@ class Worker:
         place = workers.register(self._storage, assignment.worker_id, self._record.study_id, places)
         return by_name[place.name]
 
-    def _next(self) -> Trial | None:
+    def _sign_off(self) -> None:
+        """Not waited for: a worker that is not seen for a lease's length has ended too."""
+        try:
+            with waiting(HAND_BACK_SECONDS):
+                patiently(lambda: workers.end(self._storage, self._claimant.worker_id))
+        except DatabaseAway as error:
+            _log.info("the worker ends without signing off: %s", error)
+
+    def _next(self, keeper: LeaseKeeper) -> Trial | None:
         """A trial left by another worker, or a new one; None when the study is done or stopped."""
         while not self.interrupt.requested:
-            lease = self._storage.adopt(self._record.study_id)
+            lease = None if keeper.returning else self._storage.adopt(self._record.study_id)
             if lease is not None:
                 return Trial(self._study, lease.trial_id)
             try:
@@ -167,7 +187,8 @@ class Worker:
             self._tell(settled)
         except Interrupted:
             if not self.interrupt.lost:
-                self._storage.hand_back(lease)
+                with waiting(HAND_BACK_SECONDS, stop=lambda: False):
+                    patiently(lambda: self._storage.hand_back(lease))
         except LeaseLost as lost:
             _log.warning("trial %d: %s; going on with another", trial.number, lost)
         finally:

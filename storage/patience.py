@@ -170,12 +170,13 @@ class Patience:
             self._since = self._clock()
             self._limit.tell(f"the database does not answer, asking again: {one_line(error)}")
         end = self._since + self._seconds
-        if self._clock() >= end or self._limit.stop():
-            waited = self._clock() - self._since
-            raise DatabaseAway(f"the database has not answered for {waited:.0f} s: {one_line(error)}") from error
+        over = self._clock() >= end
         wake = min(end, self._clock() + self._pause * self._random.uniform(0.5, 1.0))
         while (left := wake - self._clock()) > 0 and not self._limit.stop():
             self._sleep(min(left, _LISTEN_SECONDS))
+        if over or self._limit.stop():
+            waited = self._clock() - self._since
+            raise DatabaseAway(f"the database has not answered for {waited:.0f} s: {one_line(error)}") from error
         self._pause = min(2 * self._pause, LONGEST_SECONDS)
 
 

@@ -46,14 +46,17 @@ def prepare(url: URL, engine: Engine, sessions: scoped_session[Session]) -> Vers
         StorageUnavailable: the database cannot be reached, or must be made and cannot be written.
         WrongVersion: its tables are of another version; the line says the way out.
     """
-    with _in_words(url):
+    with in_words(url):
         if not inspect(engine).has_table(SchemaRow.__tablename__) or _version(engine) is None:
             _create(url, engine, sessions)
         found = _version(engine)
         if found != SCHEMA_VERSION:
             raise WrongVersion(_other_version(url, found))
         manager = VersionManager(urls.full(url), engine, sessions)
-        manager.check_table_schema_compatibility()
+        try:
+            manager.check_table_schema_compatibility()
+        except RuntimeError as error:
+            raise WrongVersion(f"{urls.shown(url)} was made by another version of Optuna: {error}") from None
     return manager
 
 
@@ -70,10 +73,8 @@ def upgrade(url: URL) -> int:
     """
     engine = make_engine(url)
     try:
-        with _in_words(url):
-            found = _version(engine) if inspect(engine).has_table(SchemaRow.__tablename__) else None
-            if found is None:
-                raise UsageError(f"{urls.shown(url)} has no tables of Dialin's: the first `dialin run` makes them")
+        with in_words(url):
+            found = _found(url, engine)
             if found != SCHEMA_VERSION and not migrations.steps_from(found, SCHEMA_VERSION):
                 raise WrongVersion(_other_version(url, found))
             return found if found == SCHEMA_VERSION else _upgrade(url, engine)
@@ -81,15 +82,32 @@ def upgrade(url: URL) -> int:
         engine.dispose()
 
 
+def require(url: URL, engine: Engine) -> None:
+    """Nothing is made where nothing is.
+
+    Raises:
+        UsageError: there are no tables of Dialin's.
+        WrongVersion: they are of another version.
+    """
+    found = _found(url, engine)
+    if found != SCHEMA_VERSION:
+        raise WrongVersion(_other_version(url, found))
+
+
+def _found(url: URL, engine: Engine) -> int:
+    found = _version(engine) if inspect(engine).has_table(SchemaRow.__tablename__) else None
+    if found is None:
+        raise UsageError(f"{urls.shown(url)} has no tables of Dialin's: the first `dialin run` makes them")
+    return found
+
+
 @contextmanager
-def _in_words(url: URL) -> Iterator[None]:
-    """What the database or Optuna refuses, in one line."""
+def in_words(url: URL) -> Iterator[None]:
+    """What the database refuses, in one line."""
     try:
         yield
     except (DBAPIError, optuna.exceptions.StorageInternalError, OSError) as error:
         raise StorageUnavailable(explain(url, error)) from error
-    except RuntimeError as error:
-        raise WrongVersion(f"{urls.shown(url)} was made by another version of Optuna: {error}") from None
 
 
 def explain(url: URL, error: BaseException) -> str:
