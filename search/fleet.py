@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +21,7 @@ from search.by_value import ByValue
 from search.devices import Slot
 from search.failures import RaisedError
 from search.preflight import NOTHING, Placement, Preflight, look_in_child
+from search.restarts import Restarts
 from search.shared_data import NamelessFile, Packed
 from storage import workers
 from storage.claims import new_uuid
@@ -76,59 +78,116 @@ def _nameless_file() -> NamelessFile | None:
 
 @dataclass
 class Member:
-    """A worker process of the fleet."""
+    """A worker process of the fleet, and the one that takes its place when it dies."""
 
     slot: Slot
     worker_id: str
     process: BaseProcess
     words: Connection
+    started: float
+    restarts: Restarts = field(default_factory=Restarts)
     ended: bool = False
+    again_at: float | None = None
 
 
 @dataclass(frozen=True)
 class Death:
-    """A worker that ended otherwise than by itself: its last words, or the signal or status it died of."""
+    """A worker that ended otherwise than by itself: its last words, or the signal or status it died of.
+
+    `again`: seconds until its slot has another; None: never. `hopeless`: it has died at its start too often.
+    """
 
     slot: Slot
     reason: str
     handed_back: int
+    again: float | None = None
+    hopeless: bool = False
 
 
 class Fleet:
-    """Starts a worker in every slot, notices deaths, and passes on a wish to end."""
+    """Keeps a worker in every slot, notices deaths, and passes on a wish to end."""
 
-    def __init__(self, storage: SharedStorage, assignment: Assignment, slots: Sequence[Slot]) -> None:
-        """Each worker gets the assignment with a slot and an identity of its own."""
-        self._storage = storage
-        self.members = [self._start(replace(assignment, places=(slot,), worker_id=new_uuid())) for slot in slots]
+    def __init__(
+        self,
+        storage: SharedStorage,
+        assignment: Assignment,
+        slots: Sequence[Slot],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Each worker gets the assignment with a slot and an identity of its own.
 
-    def _start(self, assignment: Assignment) -> Member:
+        Raises:
+            DialinError: one cannot be started; then none is left.
+        """
+        self._storage, self._assignment, self._clock = storage, assignment, clock
+        self.members: list[Member] = []
+        self.slots: dict[int, str] = {}
+        try:
+            for slot in slots:
+                self.members.append(Member(slot, *self._start(slot), clock()))
+                self._name_slots()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _start(self, slot: Slot) -> tuple[str, BaseProcess, Connection]:
+        assignment = replace(self._assignment, places=(slot,), worker_id=new_uuid())
         ours, theirs = multiprocessing.Pipe(duplex=False)
         process = children.start(_run_worker, theirs, assignment)
         theirs.close()
-        return Member(assignment.places[0], assignment.worker_id, process, ours)
+        return assignment.worker_id, process, ours
 
-    @property
-    def slots(self) -> dict[int, str]:
-        """Name of the slot of each worker, by the worker's process id."""
-        return {member.process.pid: member.slot.name for member in self.members if member.process.pid is not None}
+    def _name_slots(self) -> None:
+        """Keep `slots`, the name of each worker's slot by its process id, which views hold on to."""
+        named = {member.process.pid: member.slot.name for member in self.members}
+        self.slots.clear()
+        self.slots.update({pid: name for pid, name in named.items() if pid is not None})
 
     @property
     def alive(self) -> bool:
-        """Whether any worker still runs."""
-        return any(member.process.is_alive() for member in self.members)
+        """Whether any worker still runs, or is going to."""
+        return any(member.process.is_alive() or member.again_at is not None for member in self.members)
 
-    def deaths(self) -> list[Death]:
-        """Workers that failed since the last call. What they held may be adopted at once."""
-        found = []
+    @property
+    def unheard(self) -> bool:
+        """Whether a worker has ended of which `deaths` has not told."""
+        return any(not member.ended and not member.process.is_alive() for member in self.members)
+
+    def deaths(self) -> Iterator[Death]:
+        """Workers that have failed and were not told of. What they held may be adopted at once."""
         for member in self.members:
             if member.ended or member.process.is_alive():
                 continue
-            if member.process.exitcode != 0:
-                handed_back = workers.end(self._storage, member.worker_id)
-                found.append(Death(member.slot, _last_words(member), handed_back))
+            if member.process.exitcode == 0:
+                member.ended = True
+                continue
+            handed_back = workers.end(self._storage, member.worker_id)
+            work = workers.work_of(self._storage, member.worker_id)
             member.ended = True
-        return found
+            yield self._mourn(member, work, handed_back)
+
+    def _mourn(self, member: Member, work: workers.Work, handed_back: int) -> Death:
+        """What is said of a death, and when its slot has another worker: not after a mistake of the person's."""
+        reason = _last_words(member)
+        if member.process.exitcode == UsageError.exit_status:
+            return Death(member.slot, reason, handed_back)
+        pause = member.restarts.after(work, self._clock() - member.started)
+        member.again_at = None if pause is None else self._clock() + pause
+        return Death(member.slot, reason, handed_back, pause, hopeless=pause is None)
+
+    def start_again(self) -> None:
+        """Start the workers whose time has come. Raises DialinError."""
+        for member in self.members:
+            if member.again_at is not None and self._clock() >= member.again_at:
+                member.words.close()
+                member.worker_id, member.process, member.words = self._start(member.slot)
+                member.started, member.again_at, member.ended = self._clock(), None, False
+                self._name_slots()
+
+    def no_more(self) -> None:
+        """Start no worker again."""
+        for member in self.members:
+            member.again_at = None
 
     def sentinels(self) -> list[int]:
         """File descriptors that become readable when a worker ends, for waiting."""
@@ -142,6 +201,7 @@ class Fleet:
 
     def kill(self) -> None:
         """End every worker now; what they held may be adopted at once."""
+        self.no_more()
         for member in self.members:
             if member.process.is_alive():
                 member.process.kill()

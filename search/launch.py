@@ -21,12 +21,13 @@ from search import children
 from search.assignment import Assignment
 from search.devices import SlotPlan
 from search.feed import Feed
-from search.fleet import Fleet
+from search.fleet import Death, Fleet
 from search.live import View
+from search.restarts import STARTS
 from search.views import make_view
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
-from storage.patience import one_line
+from storage.patience import away, away_seconds, one_line, waiting
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
@@ -76,13 +77,13 @@ def follow(
         fleet = Fleet(storage, assignment, plan.slots)
         view = make_view(console, fleet.slots)
         try:
-            _watch(storage, study, fleet, view, interrupts)
+            _Watch(storage, study, fleet, view, interrupts).until_all_have_ended()
         finally:
             fleet.kill()
             if assignment.shared is not None:
                 assignment.shared.remove()
-            with suppress(SQLAlchemyError, StorageInternalError):
-                fleet.deaths()  # what they held may be adopted at once
+            with suppress(SQLAlchemyError, StorageInternalError), waiting(0):
+                [*fleet.deaths()]  # what they held may be adopted at once
             view.close()
     try:
         status = queries.status(storage, studies.find(storage, study.name))
@@ -91,30 +92,77 @@ def follow(
     return Ending(status, interrupts.first)
 
 
-def _watch(storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View, interrupts: _Interrupts) -> None:
-    """Redraw until every worker has ended. A database that does not answer is asked again."""
-    asked: float | None = None
-    failed, shown = "", Feed(storage, study)
-    while True:
-        alive = fleet.alive
+class _Watch:
+    """Follows a study while its workers run: shows what is new, and sees to workers that have died."""
+
+    def __init__(
+        self, storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View, interrupts: _Interrupts
+    ) -> None:
+        self._fleet, self._view, self._interrupts = fleet, view, interrupts
+        self._feed = Feed(storage, study)
+        self._asked: float | None = None
+        self._away_since: float | None = None
+        self._may_come_back = True
+        self._failed = ""
+
+    def until_all_have_ended(self) -> None:
+        """Redraw a few times a second. A database that does not answer is asked again."""
+        while True:
+            over = not self._fleet.alive and not self._fleet.unheard
+            answered = self._look()
+            if over or (not answered and not self._fleet.alive and self._gives_up):
+                return
+            self._heed_interrupts()
+            multiprocessing.connection.wait(self._fleet.sentinels(), timeout=POLL_SECONDS)
+
+    def _look(self) -> bool:
+        """Ask the database, and say so once where it does not answer; whether it did."""
         try:
-            for death in fleet.deaths():
-                left = "; its trial goes on elsewhere" if death.handed_back else ""
-                view.note(f"worker {death.slot.name} failed: {death.reason}{left}")
-            shown.show(view)
+            with waiting(0):
+                for death in self._fleet.deaths():
+                    self._view.note(_obituary(death))
+                status = self._feed.show(self._view)
         except (SQLAlchemyError, StorageInternalError) as error:
-            if one_line(error) != failed:
-                failed = one_line(error)
-                view.note(f"the database does not answer, asking again: {failed}")
-        if not alive:
+            self._away_since = self._away_since or time.monotonic()
+            self._may_come_back = away(error)
+            if one_line(error) != self._failed:
+                self._failed = one_line(error)
+                self._view.note(f"the database does not answer, asking again: {self._failed}")
+            return False
+        self._away_since = None
+        if status is None or status.over:
+            self._fleet.no_more()
+        try:
+            self._fleet.start_again()
+        except DialinError as error:
+            self._view.note(f"no worker can be started again: {error}")
+            self._fleet.no_more()
+        return True
+
+    @property
+    def _gives_up(self) -> bool:
+        """Whether a database that does not answer is waited for no longer, now that no worker is left."""
+        waited = 0.0 if self._away_since is None else time.monotonic() - self._away_since
+        return bool(self._interrupts.count) or not self._may_come_back or waited >= away_seconds()
+
+    def _heed_interrupts(self) -> None:
+        if not self._interrupts.count:
             return
-        if interrupts.count and asked is None:
-            asked = time.monotonic()
-            view.note("giving the trials back (Ctrl-C again to kill)")
-        if asked is not None:
-            patient = interrupts.count == 1 and time.monotonic() - asked < PATIENCE_SECONDS
-            fleet.hand_back() if patient else fleet.kill()
-        multiprocessing.connection.wait(fleet.sentinels(), timeout=POLL_SECONDS)
+        self._fleet.no_more()
+        if self._asked is None:
+            self._asked = time.monotonic()
+            self._view.note("giving the trials back (Ctrl-C again to kill)")
+        patient = self._interrupts.count == 1 and time.monotonic() - self._asked < PATIENCE_SECONDS
+        self._fleet.hand_back() if patient else self._fleet.kill()
+
+
+def _obituary(death: Death) -> str:
+    """One line for a worker that has died."""
+    left = "; its trial goes on elsewhere" if death.handed_back else ""
+    then = f"; another starts in {death.again:.0f} s" if death.again is not None else ""
+    if death.hopeless:
+        then = f"; given up: it died at its start {STARTS} times in a row (`dialin logs --workers` has more)"
+    return f"worker {death.slot.name} failed: {death.reason}{left}{then}"
 
 
 @contextmanager

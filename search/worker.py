@@ -216,7 +216,10 @@ def check_space(storage: SharedStorage, record: studies.StudyRecord, loaded: Loa
 
 
 def run_in_fleet(assignment: Assignment, connection: Any) -> None:
-    """The body of a forked worker. What stops it from working goes to `connection` as one line, exit status 1."""
+    """The body of a forked worker. What stops it from working goes to `connection` as one line.
+
+    Its exit status is 2 for a mistake of the person's, which starting again would not mend, and 1 for all else.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent, which decides
     interrupt = Interrupt()
     interrupt.on_signals(signal.SIGTERM, then=signal.SIG_IGN)  # a parent that has lost patience kills
@@ -224,13 +227,13 @@ def run_in_fleet(assignment: Assignment, connection: Any) -> None:
         try:
             Worker(assignment, interrupt).work()
         except DialinError as error:
-            _last_words(connection, str(error))
+            _last_words(connection, str(error), error.exit_status)
         except Exception as error:  # a bug of ours or a database that went away: the parent must hear of it
             _log.exception("the worker failed")
             _last_words(connection, f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def _last_words(connection: Any, text: str) -> None:
+def _last_words(connection: Any, text: str, status: int = 1) -> None:
     with contextlib.suppress(OSError):
         connection.send(text)
-    sys.exit(1)
+    sys.exit(status)

@@ -19,7 +19,7 @@ from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
-from storage.tables import CheckpointKind, CheckpointRow, EpochRow, LeaseRow, TrialRow, WorkerRow
+from storage.tables import CheckpointKind, CheckpointRow, EpochRow, LeaseRow, StudyState, TrialRow, WorkerRow
 
 __all__ = [
     "EpochLine",
@@ -116,6 +116,11 @@ class StudyStatus:
     def settled(self) -> int:
         """Trials that count towards the budget and have ended."""
         return sum(self.counts.values()) - self.study.returned
+
+    @property
+    def over(self) -> bool:
+        """Whether no worker is wanted: the study is finished, stopped, or its deadline past."""
+        return self.finished or self.late or self.study.state is StudyState.STOPPED
 
     @property
     def late(self) -> bool:

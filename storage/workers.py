@@ -17,7 +17,7 @@ from storage.engine import database_now
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import models
 from storage.shared import SharedStorage
-from storage.tables import WorkerRow
+from storage.tables import OwnerEnding, OwnerRow, WorkerRow
 
 
 class NoFreeSlot(DialinError):
@@ -101,6 +101,22 @@ def end(storage: SharedStorage, worker_id: str) -> int:
             update(WorkerRow).where(WorkerRow.worker_id == worker_id).values(ended_at=database_now(), slot_key=None)
         )
         return leases.bury(session, worker_id)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker has done: trials that it claimed or adopted, and those of them that it settled."""
+
+    claimed: int
+    settled: int
+
+
+def work_of(storage: SharedStorage, worker_id: str) -> Work:
+    """What a worker has done in its life."""
+    query = select(func.count(), func.count().filter(OwnerRow.ending == OwnerEnding.SETTLED))
+    with storage.backend.read() as session:
+        claimed, settled = session.execute(query.where(OwnerRow.worker_id == worker_id)).one()
+    return Work(claimed, settled)
 
 
 def living_here(storage: SharedStorage) -> int:
