@@ -19,6 +19,7 @@ from search import options, printing
 from search.loading import builtin_objectives
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
+from storage.outcomes import Outcome
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
@@ -49,6 +50,10 @@ def status(study: options.Study = None, as_json: options.Json = False, storage: 
             "counts": dict(found.counts),
             "waiting": found.waiting,
             "running": [asdict(trial) for trial in found.running],
+            "adoptable": [trial.number for trial in found.running if trial.adoptable],
+            "lost": found.counts.get(Outcome.LOST, 0),
+            "workers": [asdict(worker) for worker in found.workers],
+            **asdict(found.handovers),
             "epochs_trained": found.epochs_trained,
             "epochs_saved": found.epochs_saved,
             "seconds": found.seconds,
@@ -79,17 +84,29 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
     printing.say(console, f"outcomes: {printing.counts(found.counts)}; {cost}{saved}")
     if found.waiting:
         printing.say(console, f"waiting: {found.waiting} enqueued")
-    if found.running:
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-        for heading in ("slot", "trial", "epoch", "now", "best", "worker"):
-            table.add_column(heading, header_style="dim")
-        for trial in found.running:
-            where = f"{trial.host} pid {trial.pid}, seen {trial.seen_ago:.0f} s ago"
-            note = "gone: waiting for another" if trial.adoptable else where
-            table.add_row(*printing.running_row(trial, record.length), note)
-        console.print(table)
+    if handed_on := printing.handovers_line(found):
+        printing.say(console, f"handed on: {handed_on}")
+    if found.running or found.workers:
+        console.print(_who_trains_what(found))
     for failure in found.failures:
         printing.say(console, printing.failure_line(failure))
+
+
+def _who_trains_what(found: StudyStatus) -> Table:
+    """A row for each trial that is not settled, and for each worker that is between trials."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for heading in ("slot", "trial", "epoch", "now", "best", "worker"):
+        table.add_column(heading, header_style="dim")
+    holders = {worker.trial: worker for worker in found.workers}
+    for trial in found.running:
+        holder = holders.get(trial.number)
+        sign = printing.worker_line(holder) if holder is not None else f"{trial.host} pid {trial.pid}"
+        note = "gone: waiting for another" if trial.adoptable else sign
+        table.add_row(*printing.running_row(trial, found.study.length), note)
+    for worker in found.workers:
+        if worker.trial is None:
+            table.add_row(worker.slot, "-", "", "", "", printing.worker_line(worker))
+    return table
 
 
 def best(

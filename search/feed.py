@@ -5,14 +5,15 @@ Used by `search.launch`, which started the workers, and by `dialin watch`, which
 
 from __future__ import annotations
 
+from search import printing
 from search.live import View
-from storage import queries, studies
+from storage import queries, roster, studies
 from storage.errors import UsageError
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 
-# Settled trials are asked for by time; one that commits late may lie a little before the newest one seen.
+# Settled and adopted trials are asked for by time; one that commits late may lie a little before the newest seen.
 OVERLAP_SECONDS = 5.0
 
 
@@ -26,6 +27,8 @@ class Feed:
         self._newest = study.created_at + queries.status(storage, study).age
         before = queries.settled(storage, study, self._newest - OVERLAP_SECONDS)
         self._known = {trial.number for trial in before}
+        self._adopted_at = self._newest
+        self._adopted = {(one.number, one.generation) for one in self._adoptions(study)}
 
     def show(self, view: View) -> StudyStatus | None:
         """Tell the view what is new; where the study stands now, None when it is gone."""
@@ -40,7 +43,18 @@ class Feed:
         ]
         self._known.update(trial.number for trial in settled)
         self._newest = max([self._newest, *(trial.settled_at for trial in settled)])
+        self._tell_adoptions(study, view)
         best = queries.best(self._storage, study)
         status = queries.status(self._storage, study)
         view.update(status, best[0] if best else None, settled)
         return status
+
+    def _adoptions(self, study: StudyRecord) -> list[roster.Adoption]:
+        return roster.adoptions(self._storage, study, self._adopted_at - OVERLAP_SECONDS)
+
+    def _tell_adoptions(self, study: StudyRecord, view: View) -> None:
+        for one in self._adoptions(study):
+            if (one.number, one.generation) not in self._adopted:
+                self._adopted.add((one.number, one.generation))
+                self._adopted_at = max(self._adopted_at, one.began_at)
+                view.note(printing.adoption_line(one))

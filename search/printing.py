@@ -10,6 +10,7 @@ import io
 import json
 import math
 import pprint
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from search.wishes import from_json, wish
 from storage.limits import moment, past
 from storage.outcomes import Outcome
 from storage.queries import FailedTrial, RankedTrial, RunningTrial, SettledTrial, StudyStatus
+from storage.roster import Adoption, WorkerLine
 from storage.studies import NOTEBOOK, StudyRecord
 from storage.tables import StudyState
 
@@ -88,6 +90,38 @@ def settled_line(trial: SettledTrial, metric: str) -> str:
 def failure_line(trial: FailedTrial) -> str:
     """Which trial failed, and why."""
     return f"trial {trial.number} {trial.outcome.text}: {trial.reason}"
+
+
+def adoption_line(adoption: Adoption) -> str:
+    """Which trial goes on, from where and on which worker, and why."""
+    where = adoption.slot if adoption.host == socket.gethostname() else f"{adoption.host} {adoption.slot}"
+    start = f"after epoch {adoption.epoch}" if adoption.epoch else "from its beginning"
+    return f"trial {adoption.number} goes on {start} on {where}" + (": its worker died" if adoption.died else "")
+
+
+def handovers_line(status: StudyStatus) -> str:
+    """Deaths and adoptions of a study's trials, and how many wait for a worker; empty without any."""
+    found, left = status.handovers, sum(trial.adoptable for trial in status.running)
+    said = [(found.deaths, "worker died", "workers died"), (found.adoptions, "adoption", "adoptions")]
+    counted = [f"{count} {one if count == 1 else many}" for count, one, many in said if count]
+    counted += [f"{left} trial{'s' * (left != 1)} to adopt"] if left else []
+    return ", ".join(counted)
+
+
+def worker_line(worker: WorkerLine) -> str:
+    """Which process a worker is, and how long ago it gave a sign."""
+    sign = "no sign for" if worker.silent else "seen"
+    return f"{worker.host} pid {worker.pid}, {sign} {worker.seen_ago:.0f} s" + ("" if worker.silent else " ago")
+
+
+def there_already(workers: Sequence[WorkerLine]) -> str:
+    """Who trains a study to which workers are added."""
+    living = [worker for worker in workers if not worker.silent]
+    if not living:
+        return ""
+    who = ", ".join(f"{worker.slot} (pid {worker.pid} on {worker.host})" for worker in living)
+    verb = "worker trains" if len(living) == 1 else "workers train"
+    return f"{len(living)} {verb} it already, beside the new ones: {who}"
 
 
 def progress(status: StudyStatus) -> str:

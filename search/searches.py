@@ -21,6 +21,7 @@ from search.preflight import Placement, Preflight
 from search.strategy import check_names, quiet_optuna
 from storage import queries, studies
 from storage.errors import UsageError
+from storage.queries import StudyStatus
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
 from storage.urls import DEFAULT_URL, parse, sqlite_file
@@ -182,7 +183,10 @@ def go_on(
     quiet_optuna()
     total, more = wanted.total_and_more()
     files, data = options.make_files_root(place.files, place.storage), options.data_root(place.data)
-    _refuse_finished(storage, study, wanted)
+    status = queries.status(storage, study)
+    _refuse_finished(status, wanted)
+    if status.workers and (line := printing.there_already(status.workers)):
+        printing.say(console, line)
     found = _preflight(console, objective, data, place.placement, study.direction, study.space)
     studies.check_same(study, found.reference, found.metric, found.direction)
     studies.check_folds(study, found.folds)
@@ -298,8 +302,9 @@ def _refuse_early(url: str, name: str | None) -> None:
         raise studies.taken(name)
 
 
-def _refuse_finished(storage: SharedStorage, study: StudyRecord, wanted: MoreOfStudy) -> None:
-    if wanted.trials is None and queries.status(storage, study).finished:
+def _refuse_finished(status: StudyStatus, wanted: MoreOfStudy) -> None:
+    study = status.study
+    if wanted.trials is None and status.finished:
         raise UsageError(
             f"{study.name} is finished ({study.taken} of {study.trials} trials): "
             f"{printing.resume_command(study)} --trials +20 goes on"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna import distributions
@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from storage import roster
 from storage.details import EpochLine, Owner, TrialDetail, trial
 from storage.engine import database_now
 from storage.listing import StudyLine, listing, logged
@@ -111,6 +112,8 @@ class StudyStatus:
     seconds: float
     age: float
     failures: tuple[FailedTrial, ...]
+    workers: tuple[roster.WorkerLine, ...] = ()
+    handovers: roster.Handovers = field(default_factory=roster.Handovers)
 
     @property
     def settled(self) -> int:
@@ -148,6 +151,8 @@ def status(storage: SharedStorage, study: StudyRecord) -> StudyStatus:
             seconds=seconds,
             age=(session.scalar(select(database_now())) or 0.0) - study.created_at,
             failures=_failures(session, study.study_id),
+            workers=roster.workers(session, study.study_id),
+            handovers=roster.handovers(session, study.study_id),
         )
 
 

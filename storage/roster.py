@@ -1,0 +1,125 @@
+"""Who trains a study: its workers, what each of them holds, and which trials went from one to another.
+
+Asked by `storage.queries` for a study's status, by the live view, and by whoever is about to add workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from optuna.trial import TrialState
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session, aliased
+
+from storage.claims import LEASE_SECONDS
+from storage.engine import database_now
+from storage.leases import HANDED_BACK
+from storage.optuna_internals import models
+from storage.shared import SharedStorage
+from storage.studies import StudyRecord
+from storage.tables import EpochRow, LeaseRow, OwnerEnding, OwnerRow, TrialRow, WorkerRow
+
+
+@dataclass(frozen=True)
+class WorkerLine:
+    """A worker that has not ended. `trial`: number of the one it holds; None between trials.
+
+    `seen_ago`: seconds since its last sign. `silent`: so many that it is taken for dead.
+    """
+
+    host: str
+    pid: int
+    slot: str
+    seen_ago: float
+    trial: int | None
+    silent: bool
+
+
+@dataclass(frozen=True)
+class Handovers:
+    """Owners of the study's trials that died, and trials that another worker took over, in all."""
+
+    deaths: int = 0
+    adoptions: int = 0
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """A trial that a worker took over at `began_at` (seconds since 1970, the database's clock).
+
+    `epoch`: the last one that an earlier owner put on record, 0 for none. `died`: whether the owner before did.
+    """
+
+    number: int
+    generation: int
+    epoch: int
+    host: str
+    slot: str
+    died: bool
+    began_at: float
+
+
+def workers(session: Session, study_id: int) -> tuple[WorkerLine, ...]:
+    """Workers that have not ended, in the order of their start; of those that are silent only who holds a trial."""
+    trial, ago = models.TrialModel, database_now() - WorkerRow.last_seen
+    rows = session.execute(
+        select(WorkerRow.host, WorkerRow.pid, WorkerRow.slot, ago, trial.number)
+        .outerjoin(LeaseRow, and_(LeaseRow.worker_id == WorkerRow.worker_id, LeaseRow.expires_at > HANDED_BACK))
+        .outerjoin(trial, and_(trial.trial_id == LeaseRow.trial_id, trial.state == TrialState.RUNNING))
+        .where(
+            WorkerRow.study_id == study_id,
+            WorkerRow.ended_at.is_(None),
+            or_(ago < LEASE_SECONDS, trial.trial_id.is_not(None)),
+        )
+        .order_by(WorkerRow.started_at, WorkerRow.worker_id)
+    ).all()
+    return tuple(
+        WorkerLine(host, pid, slot, max(0.0, seen_ago), number, seen_ago >= LEASE_SECONDS)
+        for host, pid, slot, seen_ago, number in rows
+    )
+
+
+def handovers(session: Session, study_id: int) -> Handovers:
+    """How often trials were left by a death, and how often they were taken over."""
+    row = session.execute(
+        select(
+            func.count().filter(OwnerRow.ending == OwnerEnding.DIED),
+            func.count().filter(OwnerRow.generation > 1),
+        )
+        .join(TrialRow, TrialRow.trial_id == OwnerRow.trial_id)
+        .where(TrialRow.study_id == study_id)
+    ).one()
+    return Handovers(*row)
+
+
+def adoptions(storage: SharedStorage, study: StudyRecord, since: float) -> list[Adoption]:
+    """Trials that were taken over at `since` (seconds since 1970, the database's clock) or later, in that order."""
+    trial, before = models.TrialModel, aliased(OwnerRow)
+    epoch = (
+        select(func.coalesce(func.max(EpochRow.epoch), 0))
+        .where(EpochRow.trial_id == OwnerRow.trial_id, EpochRow.generation < OwnerRow.generation)
+        .correlate(OwnerRow)
+        .scalar_subquery()
+    )
+    query = (
+        select(
+            trial.number,
+            OwnerRow.generation,
+            epoch,
+            WorkerRow.host,
+            WorkerRow.slot,
+            before.ending,
+            OwnerRow.began_at,
+        )
+        .join(OwnerRow, OwnerRow.trial_id == trial.trial_id)
+        .outerjoin(WorkerRow, WorkerRow.worker_id == OwnerRow.worker_id)
+        .outerjoin(before, and_(before.trial_id == OwnerRow.trial_id, before.generation == OwnerRow.generation - 1))
+        .where(trial.study_id == study.study_id, OwnerRow.generation > 1, OwnerRow.began_at >= since)
+        .order_by(OwnerRow.began_at, trial.number)
+    )
+    with storage.backend.read() as session:
+        rows = session.execute(query).all()
+    return [
+        Adoption(number, generation, epoch, host or "?", slot or "?", ending == OwnerEnding.DIED, began_at)
+        for number, generation, epoch, host, slot, ending, began_at in rows
+    ]
