@@ -59,20 +59,21 @@ class Fitting:
             self.size = known
 
     def _after_kills(self, known: int | None, batch: Any) -> int | None:
-        """Half of what the owner before was killed with."""
+        """Half of what the owner before was killed with, kept before it is tried: it may kill, too."""
         said = "killed for want of memory"
         samples = count(batch)
-        if samples is None or not self._exact(batch).exact:
-            if self._kills >= KILLS_IN_A_ROW:
-                raise WontFit(f"{said} {self._kills} times in a row; {self._no_way(batch)}")
-            return known
-        before = min(known or samples, self.size or samples, samples)
-        if before == 1:
-            raise WontFit(f"{said} while it trained on one sample at a time")
-        half = -(-before // 2)
-        _log.warning("the worker before was %s: its batches are trained %d samples at a time now", said, half)
-        self._keep(half)
-        return half
+        if samples is not None:
+            before = min(known or samples, self.size or samples, samples)
+            if before == 1:
+                raise WontFit(f"{said} while it trained on one sample at a time")
+            half = -(-before // 2)
+            self._keep(half)
+            if self._exact(head(batch, before)).exact:
+                _log.warning("the worker before was %s: its batches are trained %d samples at a time now", said, half)
+                return half
+        if self._kills >= KILLS_IN_A_ROW:
+            raise WontFit(f"{said} {self._kills} times in a row; {self._no_way(batch)}")
+        return known
 
     def smaller(self, said: str, batch: Any) -> None:
         """Halve the size, since this batch did not fit; `said`: what the system said of it.

@@ -20,10 +20,11 @@ from search.assignment import Assignment
 from search.by_value import ByValue
 from search.devices import Slot
 from search.failures import RaisedError
+from search.memory import OomKills
 from search.preflight import NOTHING, Placement, Preflight, look_in_child
 from search.restarts import Restarts
 from search.shared_data import NamelessFile, Packed
-from storage import workers
+from storage import micro_batches, workers
 from storage.claims import new_uuid
 from storage.errors import DialinError, UsageError
 from storage.shared import SharedStorage
@@ -88,6 +89,7 @@ class Member:
     restarts: Restarts = field(default_factory=Restarts)
     ended: bool = False
     again_at: float | None = None
+    wanted_memory: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,17 @@ class Fleet:
         assignment: Assignment,
         slots: Sequence[Slot],
         clock: Callable[[], float] = time.monotonic,
+        oom_kills: OomKills | None = None,
     ) -> None:
         """Each worker gets the assignment with a slot and an identity of its own.
+
+        `oom_kills` tells whether one was killed by the system, for want of memory.
 
         Raises:
             DialinError: one cannot be started; then none is left.
         """
         self._storage, self._assignment, self._clock = storage, assignment, clock
+        self._oom_kills = oom_kills or OomKills()
         self.members: list[Member] = []
         self.slots: dict[int, str] = {}
         try:
@@ -161,14 +167,23 @@ class Fleet:
             if member.process.exitcode == 0:
                 member.ended = True
                 continue
+            if self._wanted_memory(member):  # first: whoever adopts its trial must know
+                micro_batches.note_kill(self._storage, member.worker_id)
             handed_back = workers.end(self._storage, member.worker_id)
             work = workers.work_of(self._storage, member.worker_id)
             member.ended = True
             yield self._mourn(member, work, handed_back)
 
+    def _wanted_memory(self, member: Member) -> bool:
+        """Whether the system killed it for want of memory: asked once, also where the database must be asked twice."""
+        if member.wanted_memory is None:
+            killed = member.process.exitcode == -signal.SIGKILL
+            member.wanted_memory = killed and self._oom_kills.risen()
+        return member.wanted_memory
+
     def _mourn(self, member: Member, work: workers.Work, handed_back: int) -> Death:
         """What is said of a death, and when its slot has another worker: not after a mistake of the person's."""
-        reason = _last_words(member)
+        reason = "killed by the system for want of memory" if member.wanted_memory else _last_words(member)
         if member.process.exitcode == UsageError.exit_status:
             return Death(member.slot, reason, handed_back)
         pause = member.restarts.after(work, self._clock() - member.started)
@@ -182,6 +197,7 @@ class Fleet:
                 member.words.close()
                 member.worker_id, member.process, member.words = self._start(member.slot)
                 member.started, member.again_at, member.ended = self._clock(), None, False
+                member.wanted_memory = None
                 self._name_slots()
 
     def no_more(self) -> None:

@@ -1,15 +1,18 @@
-"""Whether the system's out-of-memory killer was at work here: told from the counters of the control group.
+"""How much memory there is, and whether the system's out-of-memory killer was at work: control groups tell both.
 
 `search.fleet` asks when a worker was killed by SIGKILL. Imports no torch.
 """
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 # The kernel's names: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst.
 VERSION_2, VERSION_1 = "memory.events", "memory.oom_control"
+LIMIT_2, LIMIT_1 = "memory.max", "memory.limit_in_bytes"
 COUNTER = "oom_kill"
 
 
@@ -21,7 +24,7 @@ class OomKills:
     """
 
     def __init__(self, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> None:
-        self._files = _counters(proc, groups)
+        self._files = [*_files(proc, groups, VERSION_2, VERSION_1), proc / "vmstat"]
         self._accounted = self._count()
 
     def risen(self) -> bool:
@@ -39,15 +42,27 @@ class OomKills:
         return 0
 
 
-def _counters(proc: Path, groups: Path) -> list[Path]:
-    """Where the counter may be, the nearest first. Inside a container the path may be the machine's: then the root."""
+def room(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """The bytes that this process may use at most: the machine's, its control group's, or its own limit's."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in _files(proc, groups, LIMIT_2, LIMIT_1):
+        try:
+            found.append(int(file.read_text()))  # version 2 says "max" where there is no limit
+        except (OSError, ValueError):
+            continue
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return min(found if own == resource.RLIM_INFINITY else [*found, own])
+
+
+def _files(proc: Path, groups: Path, version_2: str, version_1: str) -> list[Path]:
+    """Where a group's file may be, the nearest first; the root, where a container is told the machine's paths."""
     found = []
     for controllers, path in _own_groups(proc):
         if not controllers:
-            found += [groups / path / VERSION_2, groups / "unified" / path / VERSION_2]
+            found += [groups / path / version_2, groups / "unified" / path / version_2]
         elif "memory" in controllers.split(","):
-            found += [groups / "memory" / path / VERSION_1]
-    return [*found, groups / VERSION_2, groups / "memory" / VERSION_1, proc / "vmstat"]
+            found += [groups / "memory" / path / version_1]
+    return [*found, groups / version_2, groups / "memory" / version_1]
 
 
 def _own_groups(proc: Path) -> Iterator[tuple[str, str]]:

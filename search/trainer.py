@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from search import bare, loop, space
 from search.data import Data, Folds
 from search.failures import failure, from_storage
+from search.fitting import KILLS_IN_A_ROW, Fitting
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
 from search.narrowing import narrowed
@@ -30,10 +31,11 @@ from search.own_trial import OwnTrial
 from search.randomness import seed_everything
 from search.reporter import TrialReporter
 from search.reporting import Interrupted, Result
+from search.sizes import StoredSizes
 from search.space import Recipe
 from search.telling import Teller
 from search.training import train
-from storage import queries
+from storage import micro_batches, queries
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
 from storage.optuna_internals import suggest_unless_asked
 from storage.outcomes import Outcome
@@ -54,6 +56,7 @@ class Trainer:
         folder: the study's, for checkpoints and logs.
         path: the file of the objective's module, whose frames an error shows.
         teller: makes what tells the trackers of a trial.
+        sizes: how much of a batch has fitted into memory.
     """
 
     storage: SharedStorage
@@ -67,6 +70,7 @@ class Trainer:
     path: Path
     interrupt: Interrupt
     teller: Callable[[Trial, Lease], Teller]
+    sizes: StoredSizes
 
     def train(self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper) -> SettledTrial:
         """Train a trial held under `lease` and settle it; `folder` is the trial's own.
@@ -115,6 +119,9 @@ class Trainer:
     def _train(self, trial: Trial, lease: Lease, reporter: TrialReporter, teller: Teller, folder: Path) -> Result:
         seed = trial_seed(self.record.seed, trial.number)
         seed_everything(seed)
+        kills = micro_batches.kills_in_a_row(self.storage, lease)
+        if kills >= KILLS_IN_A_ROW and self.objective.trains_itself:
+            return Result(Outcome.OUT_OF_MEMORY, reason=f"killed for want of memory {kills} times in a row")
         if self.objective.function is not None:
             self._use_device()
             function, knobs = self.objective.function, self.objective.knobs
@@ -123,7 +130,7 @@ class Trainer:
             self._use_device()
             run = self._run(trial, seed, reporter, folder, lease)
             return loop.play(run, self.objective)
-        return self._train_task(trial, seed, reporter, teller)
+        return self._train_task(trial, seed, reporter, teller, Fitting(self.sizes, kills))
 
     def _use_device(self) -> None:
         """A bare "cuda" in a person's own code means this worker's."""
@@ -154,7 +161,7 @@ class Trainer:
                 trial.set_user_attr(key, value)
         return recipe
 
-    def _train_task(self, trial: Trial, seed: int, reporter: TrialReporter, teller: Teller) -> Result:
+    def _train_task(self, trial: Trial, seed: int, reporter: TrialReporter, teller: Teller, fitting: Fitting) -> Result:
         """Dialin's own loop: recipe and model are sampled in one transaction before it."""
         raised: BaseException | None = None
         with self.storage.sampling(trial):
@@ -181,6 +188,7 @@ class Trainer:
             seed=seed,
             reporter=reporter,
             new_task=lambda: self.objective.task(trial),
+            fitting=fitting,
         )
 
     def _told(self, recipe: Recipe) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from search.outbox import HAND_BACK_SECONDS
 from search.packing import shared_or_loaded
 from search.reporting import Interrupted
 from search.settings import of_study
+from search.sizes import StoredSizes
 from search.telling import Teller
 from search.trackers import make_trackers
 from search.trainer import Trainer
@@ -101,6 +102,7 @@ class Worker:
             path=loaded.path,
             interrupt=interrupt,
             teller=self._teller,
+            sizes=StoredSizes(self._storage, torch.device(self._slot.devices[0])),
         )
         self._files = assignment.files
         self._trackers = make_trackers(assignment.log, self._folder)

@@ -1,0 +1,142 @@
+"""Memory that really is wanting: a failed allocation under a limit, a worker that the system killed for it."""
+
+from __future__ import annotations
+
+import multiprocessing.connection
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from storage_places import adopted_by, make_study, optuna_study, rows, worker_on
+from studies import OBJECTIVES
+
+from search.assignment import Assignment
+from search.devices import Slot
+from search.fleet import Fleet
+from search.memory import OomKills
+from storage import micro_batches, studies
+from storage.outcomes import Outcome
+from storage.shared import SharedStorage, open_storage
+from storage.studies import StudySpec
+from storage.tables import MicroBatchRow, OwnerRow, TrialRow
+
+pytest_plugins = ["storage_fixtures"]
+pytestmark = pytest.mark.usefixtures("storage_test")
+
+LIMITED = """
+    import resource, sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    from narrow import fitted, objective
+    from torch import nn
+    from search.fitting import Fitting
+
+    def wide(*layers):
+        return nn.Sequential(nn.Linear(3, 500_000), *layers, nn.Linear(500_000, 2))
+
+    torch.set_num_threads(1)
+    fitted(objective(wide, batch_sizes=(2,), epochs=1))
+    used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
+    resource.setrlimit(resource.RLIMIT_AS, ((used * 1024 + 250 * 2**20,) * 2))
+    for layer in (nn.Tanh(), nn.BatchNorm1d(500_000)):
+        fitting = Fitting()
+        result = fitted(objective(lambda: wide(layer), batch_sizes=(48,), epochs=1), fitting=fitting)
+        print(result.outcome, fitting.size, result.reason)
+"""
+
+
+def test_a_failed_allocation_halves_the_batch_where_that_is_exact() -> None:
+    """The activations of 48 samples take 100 MB in each of three layers, and as much again on the way back."""
+    script = textwrap.dedent(LIMITED).format(tests=str(Path(__file__).parent))
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert child.returncode == 0, child.stderr
+    *_, exact, different = child.stdout.splitlines()
+    assert re.match(r"complete \d+ $", exact), exact
+    assert re.match(
+        r"out_of_memory None out of memory at batch size 48: .*DefaultCPUAllocator.*; trained in parts, it would not "
+        r"train the same: BatchNorm1d '1' mixes the samples of a batch",
+        different,
+    ), different
+
+
+KILLER = """
+import os, signal
+from pathlib import Path
+
+import tiny
+from torch import nn
+
+from search import Objective
+
+HERE = Path(__file__).parent
+COUNTER = HERE / "groups" / "memory.events"
+
+
+class Narrow(nn.Module):
+    def forward(self, points):
+        if self.training and len(points) > 16:
+            COUNTER.write_text("oom_kill %d" % (1 + int(COUNTER.read_text().split()[1])))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return points
+
+
+objective = Objective(
+    model=lambda trial: nn.Sequential(Narrow(), nn.Linear(4, 2)),
+    data=tiny.data, loss=nn.CrossEntropyLoss(), epochs=2, batch_sizes=(32,),
+)
+"""
+
+
+def test_whoever_adopts_from_the_killed_takes_half_of_the_batch(sqlite_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "narrow_objective.py"
+    file.write_text(f"import sys; sys.path.insert(0, {str(OBJECTIVES)!r})\n{KILLER}")
+    (tmp_path / "groups").mkdir()
+    (tmp_path / "groups" / "memory.events").write_text("oom_kill 7")
+    storage = open_storage(sqlite_url)
+    spec = StudySpec(str(file), "", "accuracy", "maximize", epochs=2, trials=1, seed=0, sampler="random", pruner="none")
+    record = studies.create(storage, spec, stem="narrow")
+    slot = Slot(("cpu",), 0, None)
+    assignment = Assignment(
+        sqlite_url, record.name, str(file), (), 1, tmp_path / "files", tmp_path, worker_id="made by the fleet"
+    )
+    reasons = []
+    fleet = Fleet(storage, assignment, [slot], oom_kills=OomKills(tmp_path / "proc", tmp_path / "groups"))
+    try:
+        while fleet.alive:
+            multiprocessing.connection.wait(fleet.sentinels(), timeout=0.25)
+            reasons += [death.reason for death in fleet.deaths()]
+            fleet.start_again()
+    finally:
+        fleet.kill()
+    assert reasons == ["killed by the system for want of memory"]
+    [row] = rows(storage, TrialRow)
+    assert row.outcome == Outcome.COMPLETE, row.reason
+    assert [owner.ending for owner in rows(storage, OwnerRow)] == ["died", "settled"]
+    assert [row.samples for row in rows(storage, MicroBatchRow)] == [16]
+
+
+class TestOnRecord:
+    @pytest.fixture
+    def worker(self, common_url: str) -> SharedStorage:
+        return worker_on(common_url)
+
+    def test_the_smallest_size_stays(self, worker: SharedStorage) -> None:
+        for model, size in (("a", 8), ("a", 4), ("a", 16), ("b", 2)):
+            micro_batches.keep(worker, model, "cpu 8 GiB", size)
+        found = [micro_batches.find(worker, *one) for one in (("a", "cpu 8 GiB"), ("b", "cpu 8 GiB"), ("a", "cpu"))]
+        assert found == [4, 2, None]
+
+    def test_kills_count_from_owner_to_owner(self, worker: SharedStorage) -> None:
+        record = make_study(worker)
+        lease = worker.lease_of(optuna_study(worker, record).ask())
+        found = [micro_batches.kills_in_a_row(worker, lease)]
+        for killed in (True, True, False, True):
+            if killed:
+                micro_batches.note_kill(worker, lease.worker_id)
+            worker.hand_back(lease)
+            lease = adopted_by(worker, record)
+            found.append(micro_batches.kills_in_a_row(worker, lease))
+        assert found == [0, 1, 2, 0, 1]
