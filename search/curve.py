@@ -57,7 +57,7 @@ class Curve:
         fitting: Fitting,
     ) -> None:
         """`fitting`: how much of a batch fits into memory at a time, of all folds of a trial."""
-        self._task, self._objective, self._device = task, objective, device
+        self._task, self._objective, self._device, self._fitting = task, objective, device, fitting
         task.net.to(device)
         self._stepper = Stepper(task, build_for(task, recipe), objective, device, fitting)
         self._batches = TrainingBatches(
@@ -91,7 +91,7 @@ class Curve:
                 if losses.finite():
                     held_out = _unless(interrupted, self._held_out)
                     precision = self._objective.precision
-                    values |= evaluate(self._task, held_out, self._metrics, self._device, precision)
+                    values |= evaluate(self._task, held_out, self._metrics, self._device, precision, self._fitting)
                 value = self._judge(values)
             seconds = time.perf_counter() - started
             yield EpochResult(self.epoch, value, values, seconds, self._batches.samples(self.epoch))

@@ -21,7 +21,9 @@ _log = logging.getLogger(__name__)
 
 
 class Fitting:
-    """Of one trial. `size`: the most samples at a time, None while whole batches are trained."""
+    """Of one trial. `size`: the most samples at a time, None while whole batches are trained. `evaluated`: the same
+    for evaluation, which is the same in any batches.
+    """
 
     def __init__(self, sizes: Sizes | None = None, kills: int = 0) -> None:
         """`kills`: so many owners before this one, in a row, were killed by the system for want of memory."""
@@ -31,6 +33,7 @@ class Fitting:
         self._compared: Comparison | None = None
         self._kept: int | None = None
         self.size: int | None = None
+        self.evaluated: int | None = None
 
     def begin(self, model: str, batch: Any, compare: Callable[[Any], Comparison]) -> None:
         """Look up what is known of the model; after an owner's death for want of memory half of that.

@@ -105,6 +105,16 @@ def versions(batch: Any) -> list[int]:
     return [version for value in values for version in versions(value)]
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two batches hold the same tensors."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    pairs = zip(one.values(), other.values(), strict=True) if isinstance(one, dict) else ()
+    if isinstance(one, list | tuple):
+        pairs = zip(one, other, strict=True)
+    return all(same(*pair) for pair in pairs)
+
+
 def free(device: torch.device) -> None:
     """Give back what the batch that did not fit has left, also in cycles of objects."""
     gc.collect()

@@ -91,6 +91,23 @@ class TestTraining:
         assert result.reason.startswith("out of memory at batch size 10: CUDA out of memory. Tried to allocate 9 GiB; ")
 
 
+class TestEvaluation:
+    class Small(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            if not self.training and len(inputs) > 20:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return inputs
+
+    def test_it_is_the_same_in_smaller_batches(self) -> None:
+        whole, parts, fitting = Recorder(), Recorder(), Fitting()
+        metrics = ("loss", "accuracy", "f1")
+        fitted(objective(lambda: narrow(samples=10), metric=metrics), whole)
+        fitted(objective(lambda: narrow(self.Small(), samples=10), metric=metrics), parts, fitting)
+        assert (fitting.size, fitting.evaluated) == (None, 13)
+        for one, other in zip(whole.results, parts.results, strict=True):
+            assert other.metrics == pytest.approx(one.metrics, rel=1e-6)
+
+
 class TestAfterAKill:
     def test_the_next_owner_takes_half(self) -> None:
         table = Table()
