@@ -6,7 +6,8 @@ other Dataset goes through a DataLoader.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +30,7 @@ LARGE_MULTIPLE = 4
 
 
 class _Source(Protocol):
-    def gather(self, order: Sequence[Tensor], seed: int) -> Iterator[Any]: ...
+    def gather(self, order: Sequence[Tensor], seed: int, after: int = 0) -> Iterator[Any]: ...
 
 
 class TrainingBatches:
@@ -55,6 +56,7 @@ class TrainingBatches:
     ) -> None:
         self._data, self._augment, self._batch_size = data, augment, batch_size
         self._seed, self._device, self._epoch_batches = seed, device, epoch_batches
+        self._augmenting = torch.Generator(device)
         if isinstance(data.train, IterableDataset):
             if epoch_batches is None:
                 raise ObjectiveError(
@@ -75,24 +77,34 @@ class TrainingBatches:
         first = (epoch - 1) * len(self)
         return sum(self._sizes[number % len(self._sizes)] for number in range(first, first + len(self)))
 
-    def epoch(self, epoch: int) -> Iterator[Any]:
-        """The batches of an epoch: order, augmentation and DataLoader seed are functions of (seed, epoch)."""
-        generator = self._generator("augment", epoch, self._device)
-        for batch in self._batches(epoch):
+    def epoch(self, epoch: int, after: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Any]:
+        """The batches of an epoch: order, augmentation and DataLoader seed are functions of (seed, epoch).
+
+        after: without so many at its beginning. state: where augmentation stood after them (see `state`).
+        """
+        self._augmenting = generator = self._generator("augment", epoch, self._device)
+        if state is not None and state["device"] == self._device.type:
+            generator.set_state(state["augment"])
+        for batch in self._batches(epoch, after):
             scaled = _scaled(batch, self._data)
             if self._data.augment is not None:
                 scaled = _with_inputs(scaled, _inputs(scaled, "augment"), self._data.augment, generator)
             yield scaled if self._augment is None else self._augment(scaled, generator)
 
-    def _batches(self, epoch: int) -> Iterator[Any]:
+    def state(self) -> dict[str, Any]:
+        """Where augmentation stands in the epoch that is being drawn. Another kind of device begins it again."""
+        return {"device": self._device.type, "augment": self._augmenting.get_state()}
+
+    def _batches(self, epoch: int, after: int) -> Iterator[Any]:
         first = (epoch - 1) * len(self)
         if isinstance(self._data.train, IterableDataset):
-            return (moved(batch, self._device) for batch in self._stream.take(first, len(self)))
+            drawn = self._stream.take(first + after, len(self) - after)
+            return (moved(batch, self._device) for batch in drawn)
         order: list[Tensor] = []
         while len(order) < len(self):
             passes, done = divmod(first + len(order), len(self._sizes))
             order += self._pass(passes + 1)[done : done + len(self) - len(order)]
-        return self._source.gather(order, seed_of("loader", self._seed, epoch))
+        return self._source.gather(order, seed_of("loader", self._seed, epoch), after)
 
     def _pass(self, number: int) -> Sequence[Tensor]:
         """The rows of each batch of one pass over the split."""
@@ -141,10 +153,10 @@ class _Tensors:
     def __init__(self, tensors: tuple[Tensor, ...], device: torch.device) -> None:
         self._tensors, self._device = tuple(tensor.to(device) for tensor in tensors), device
 
-    def gather(self, order: Sequence[Tensor], seed: int) -> Iterator[tuple[Tensor, ...]]:
+    def gather(self, order: Sequence[Tensor], seed: int, after: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Copies, also in order: a model that works in place on its input must not change the data."""
         lengths = [len(rows) for rows in order]
-        for rows in torch.cat(list(order)).to(self._device).split(lengths):
+        for rows in torch.cat(list(order)).to(self._device).split(lengths)[after:]:
             yield tuple(tensor[rows] for tensor in self._tensors)
 
 
@@ -152,16 +164,18 @@ class _Loader:
     def __init__(self, dataset: Dataset[Any], data: Data, device: torch.device) -> None:
         self._dataset, self._data, self._device = dataset, data, device
 
-    def gather(self, order: Sequence[Tensor], seed: int) -> Iterator[Any]:
+    def gather(self, order: Sequence[Tensor], seed: int, after: int = 0) -> Iterator[Any]:
+        """Worker processes draw what is left out as well: what a dataset draws there depends on all before."""
+        unread = 0 if self._data.loader_workers else after
         loader = DataLoader(
             self._dataset,
-            batch_sampler=[rows.tolist() for rows in order],
+            batch_sampler=[rows.tolist() for rows in order[unread:]],
             num_workers=self._data.loader_workers,
             collate_fn=self._data.collate,
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator().manual_seed(seed),
         )
-        for batch in loader:
+        for batch in islice(loader, after - unread, None):
             yield moved(batch, self._device)
 
 

@@ -44,6 +44,9 @@ class _FirstReport:
             state()  # what cannot be kept is found out here too
         raise _Enough
 
+    def between_batches(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:
+        pass
+
     def interrupted(self) -> bool:
         return False
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,26 @@ from storage.outcomes import Outcome
 # On an accelerator each look at the loss waits for the device, so there it is looked at every so many
 # steps. Nothing is missed: what is looked at is the sum, in which NaN and infinity stay.
 LOOK_EVERY = 16
+
+
+# Called with the batches so far of an epoch and what makes the state after them.
+BetweenBatches = Callable[[int, Callable[[], dict[str, Any]]], None]
+
+
+@dataclass
+class _Begun:
+    """An epoch in flight: its batches so far, their losses, where drawing them stands, seconds of owners before."""
+
+    batches: int = 0
+    losses: Mean = field(default_factory=Mean)
+    drawn: dict[str, Any] | None = None
+    before: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been trained."""
+        return self.before + time.perf_counter() - self.started
 
 
 @dataclass
@@ -70,18 +90,22 @@ class Curve:
         self._searched = self._metrics[0]
         self.epoch = self._step = 0
         self.best: _Best | None = None
+        self._begun: _Begun | None = None  # the epoch after that one, where a checkpoint was taken within it
         self._peak: tuple[float, int] | None = None  # the best value so far and its epoch, which patience counts from
 
-    def epochs(self, interrupted: Callable[[], bool]) -> Iterator[EpochResult]:
+    def epochs(self, interrupted: Callable[[], bool], between: BetweenBatches) -> Iterator[EpochResult]:
         """Train on, epoch by epoch, until the curve is over. A value of NaN says that the epoch diverged.
+
+        `between` is called between two batches, and before the evaluation, wherever training could go on from.
 
         Raises:
             Interrupted: `interrupted`, asked before each batch, said so.
         """
         while not self.over:
-            started = time.perf_counter()
             self.epoch += 1
-            losses = self._train_epoch(_unless(interrupted, self._batches.epoch(self.epoch)))
+            begun, self._begun = self._begun or _Begun(), None
+            self._train_epoch(begun, interrupted, between)
+            losses = begun.losses
             values = {
                 self._searched.name: math.nan,
                 "train_loss": losses.compute(),
@@ -93,23 +117,22 @@ class Curve:
                     precision = self._objective.precision
                     values |= evaluate(self._task, held_out, self._metrics, self._device, precision, self._fitting)
                 value = self._judge(values)
-            seconds = time.perf_counter() - started
-            yield EpochResult(self.epoch, value, values, seconds, self._batches.samples(self.epoch))
+            yield EpochResult(self.epoch, value, values, begun.seconds, self._batches.samples(self.epoch))
 
-    def _train_epoch(self, batches: Iterable[Any]) -> Mean:
-        """One epoch, or as much of it as has a finite loss; returns the mean training loss."""
-        losses, stepper = Mean(), self._stepper
+    def _train_epoch(self, begun: _Begun, interrupted: Callable[[], bool], between: BetweenBatches) -> None:
+        """One epoch from where it was left, or as much of it as has a finite loss."""
+        losses, stepper = begun.losses, self._stepper
         stepper.start_epoch()
-        for batch in batches:
+        batches = self._batches.epoch(self.epoch, begun.batches, begun.drawn)
+        for batch in _asking(interrupted, batches, len(self._batches) - begun.batches):
             total, weight = stepper.take(batch)
             losses.update(total, weight)
             if self._time_to_look() and not losses.finite():
-                return losses
-            if stepper.full:
+                return
+            begun.batches += 1
+            if stepper.full or begun.batches == len(self._batches):
                 self._take_step()
-        if stepper.pending:
-            self._take_step()
-        return losses
+                between(begun.batches, lambda: self._state_within(begun))
 
     def _take_step(self) -> None:
         self._stepper.step(self._rates[self._step])
@@ -152,6 +175,16 @@ class Curve:
             "random": random_state(self._device),
         }
 
+    def _state_within(self, begun: _Begun) -> dict[str, Any]:
+        """The same, of an epoch in flight."""
+        within = {
+            "batches": begun.batches,
+            "losses": begun.losses.state(),
+            "drawn": self._batches.state(),
+            "seconds": begun.seconds,
+        }
+        return {**self.state(), "epoch": self.epoch - 1, "within": within}
+
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go on from a `state`; None: from the start."""
         if state is None:
@@ -164,6 +197,9 @@ class Curve:
         self.best = _Best(**state["best"]) if state["best"] else None
         value, epoch = state.get("peak") or ((self.best.value, self.best.epoch) if self.best else (math.nan, 0))
         self._peak = (value, epoch) if self.best else None
+        if within := state.get("within"):
+            self._begun = _Begun(within["batches"], drawn=within["drawn"], before=within["seconds"])
+            self._begun.losses.restore(within["losses"], self._device)
         restore_random_state(state["random"], self._device)
 
     def result(self, outcome: Outcome, reason: str = "") -> Result:
@@ -183,6 +219,15 @@ class Curve:
         """What was no number in the last epoch."""
         lost = self._searched.name if math.isfinite(values["train_loss"]) else "train_loss"
         return f"{lost} is {values[lost]} in epoch {self.epoch}"
+
+
+def _asking(interrupted: Callable[[], bool], batches: Iterator[Any], count: int) -> Iterator[Any]:
+    """So many batches, with Interrupted raised before one is drawn that is not wanted any more."""
+    for _ in range(count):
+        if interrupted():
+            raise Interrupted
+        yield next(batches)
+    next(batches, None)  # a DataLoader's processes end with its last batch
 
 
 def _unless(interrupted: Callable[[], bool], batches: Iterable[Any]) -> Iterator[Any]:

@@ -63,6 +63,9 @@ class Lines:
     def restore(self) -> None:
         """There is nothing to go on from."""
 
+    def between_batches(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Nothing is kept."""
+
     def interrupted(self) -> bool:
         """Ctrl-C raises by itself."""
         return False

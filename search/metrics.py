@@ -169,6 +169,21 @@ class Mean:
             return float("nan")
         return float(self._total) / float(self._weight)
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it: copies."""
+        return {"total": _on(_CPU, self._total), "weight": _on(_CPU, self._weight)}
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from a `state`, on that device."""
+        self._total, self._weight = _on(device, state["total"]), _on(device, state["weight"])
+
+
+_CPU = torch.device("cpu")
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    return value.to(device, copy=True) if isinstance(value, Tensor) else value
+
 
 def _classes(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
     """Predicted and true classes, flat, and how many classes there are.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from search import checkpoints
 from search.interrupt import Interrupt
 from search.outbox import Outbox
+from search.pace import Background, Pace
 from search.reporting import EpochResult, Interrupted, Verdict
 from search.telling import Listener
-from storage.claims import Checkpoint, Epoch, EpochsSpent, Lease
-from storage.patience import away, waiting
+from storage.claims import Checkpoint, Epoch, EpochsSpent, Lease, LeaseLost
+from storage.patience import away, one_line, waiting
 from storage.shared import SharedStorage
 from storage.tables import StudyState
-
-# What a death may cost besides the epoch in flight.
-CHECKPOINT_SECONDS = 5.0
-# The newest and, should it be unreadable, the one before.
-CHECKPOINTS_KEPT = 2
 
 _log = logging.getLogger(__name__)
 
@@ -60,26 +56,31 @@ class TrialReporter:
         self._interrupt = interrupt
         self._listener = listener or Listener()
         self._outbox = Outbox(storage, lease, interrupt)
-        self._saved_at = self._recorded_at = time.monotonic()
-        self._written: list[Path] = []
+        self._recorded_at = time.monotonic()
+        self._pace = Pace()
+        self._writing = Background("checkpoint-writer")
+        self._epoch = 0  # the last one reported, or that training goes on after
+        self._unrecorded: Checkpoint | None = None  # written while the database was away
 
     def restore(self) -> dict[str, Any] | None:
         """The newest recorded checkpoint that can be read."""
-        for checkpoint in self._storage.checkpoints(self._lease):
+        recorded = self._storage.checkpoints(self._lease)
+        self._sweep({checkpoint.path for checkpoint in recorded})
+        for checkpoint in recorded:
             path = self._root / checkpoint.path
             try:
                 state = checkpoints.load(path, checkpoint.sha256)
             except checkpoints.CheckpointError as error:
                 _log.warning("%s; going back to the one before", error)
                 continue
-            self._written.insert(0, path)
+            self._epoch = checkpoint.epoch
             self._listener.restored(checkpoint.epoch)
             return state
         self._listener.restored(0)
         return None
 
     def report(self, result: EpochResult, state: Callable[[], dict[str, Any]] | None) -> Verdict:
-        """Record the epoch, with a checkpoint when one is due, and say whether to go on.
+        """Record the epoch and say whether to go on. A checkpoint that is due is written while training does.
 
         Raises:
             LeaseLost: the trial is another's.
@@ -87,7 +88,10 @@ class TrialReporter:
             DatabaseAway: the database went away, and has not come back within the limit.
         """
         ending = self._interrupt.requested
-        checkpoint = self._save(result.epoch, state) if state is not None and self._due(result.epoch, ending) else None
+        self._epoch = result.epoch
+        if not self._writing.busy:
+            self._writing.finish()
+        checkpoint = self._save(0, state) if ending and state is not None else self._take_unrecorded()
         epoch = Epoch(result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device)
         try:
             study = self._outbox.record(epoch, checkpoint)
@@ -96,13 +100,13 @@ class TrialReporter:
             raise Interrupted from spent
         self._recorded_at = time.monotonic()
         self._listener.recorded(result)
-        if not self._outbox.behind:  # else those before are the only ones on record
-            self._forget_old()
         if ending:
             return Verdict.HAND_BACK
         if study is StudyState.STOPPED:
             self._interrupt.request("the study was stopped")
         losing = study is not None and result.value is not None and self._is_losing(result.epoch)
+        if state is not None and not losing and result.epoch < self._epochs:
+            self._keep_if_due(0, state)
         return Verdict.PRUNE if losing else Verdict.GO_ON
 
     def finish(self) -> None:
@@ -111,6 +115,7 @@ class TrialReporter:
         Raises:
             LeaseLost, Interrupted, DatabaseAway: as `report`.
         """
+        self._writing.wait()
         try:
             self._outbox.flush()
         except EpochsSpent as spent:
@@ -143,6 +148,13 @@ class TrialReporter:
         """Whether to stop between two batches."""
         return self._interrupt.overdue
 
+    def between_batches(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:
+        """So many batches after the last epoch: a checkpoint where one is due, or where training must stop."""
+        if not self._interrupt.overdue:
+            self._keep_if_due(batch, state)
+        elif not self._interrupt.lost and (checkpoint := self._save(batch, state)) is not None:
+            self._record(checkpoint)
+
     def save_weights(self, epoch: int, weights: dict[str, Any]) -> Checkpoint | None:
         """Write the best epoch's weights; None, with a warning, when the disk is full."""
         return self._write(epoch, f"weights-{epoch:04d}.g{self._lease.generation}.pt", weights)
@@ -152,28 +164,81 @@ class TrialReporter:
         for path in self._folder.glob("state-*"):
             path.unlink(missing_ok=True)
 
-    def _due(self, epoch: int, ending: bool) -> bool:
-        last = epoch >= self._epochs
-        if self._outbox.behind and not ending:
-            return False  # it would not be on record, and so of no use
-        return ending or (not last and time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS)
+    def _keep_if_due(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:
+        if self._writing.busy or not self._pace.due() or self._outbox.behind:
+            return  # while the database is away it would not be on record, and so of no use
+        began = self._pace.now()
+        epoch, content = self._epoch, state()
+        self._writing.start(lambda: self._write_and_record(epoch, batch, content))
+        self._pace.took(began)
 
-    def _save(self, epoch: int, state: Callable[[], dict[str, Any]]) -> Checkpoint | None:
-        checkpoint = self._write(epoch, f"state-{epoch:04d}.g{self._lease.generation}.pt", state())
-        self._saved_at = time.monotonic()
+    def _write_and_record(self, epoch: int, batch: int, content: dict[str, Any]) -> None:
+        """In a thread beside training."""
+        try:
+            checkpoint = self._write(epoch, self._state_name(epoch, batch), content, batch)
+            if checkpoint is not None:
+                self._record(checkpoint)
+        except LeaseLost as lost:
+            self._interrupt.lose(str(lost))
+        finally:
+            if self._device == "cpu":  # every core has a worker there: this thread's time is training's
+                self._pace.cost(time.thread_time())
+
+    def _save(self, batch: int, state: Callable[[], dict[str, Any]]) -> Checkpoint | None:
+        """Write one now, after the one that is being written."""
+        self._writing.finish()
+        return self._write(self._epoch, self._state_name(self._epoch, batch), state(), batch)
+
+    def _record(self, checkpoint: Checkpoint) -> None:
+        """Put a file on record, or keep it for the next epoch's transaction while the database is away.
+
+        Raises:
+            LeaseLost: the trial is another's.
+        """
+        old: list[str] | None = None
+        try:
+            with waiting(0):
+                old = self._storage.record_checkpoint(self._lease, checkpoint)
+        except LeaseLost:
+            self._remove([checkpoint.path])
+            raise
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if not away(error):
+                raise
+            _log.warning("a checkpoint is not on record yet, the database does not answer: %s", one_line(error))
+        if old is not None:
+            self._unrecorded = None
+            self._remove(old)
+            return
+        if self._unrecorded is not None:
+            self._remove([self._unrecorded.path])
+        self._unrecorded = checkpoint
+
+    def _take_unrecorded(self) -> Checkpoint | None:
+        if self._writing.busy:
+            return None
+        checkpoint, self._unrecorded = self._unrecorded, None
         return checkpoint
 
-    def _write(self, epoch: int, name: str, content: dict[str, Any]) -> Checkpoint | None:
+    def _state_name(self, epoch: int, batch: int) -> str:
+        place = f"{epoch:04d}-{batch:06d}" if batch else f"{epoch:04d}"
+        return f"state-{place}.g{self._lease.generation}.pt"
+
+    def _write(self, epoch: int, name: str, content: dict[str, Any], batch: int = 0) -> Checkpoint | None:
         path = self._folder / name
         try:
             sha256 = checkpoints.save(path, content)
         except checkpoints.CheckpointError as error:
             _log.warning("%s; training goes on without it", error)
             return None
-        if name.startswith("state"):
-            self._written.append(path)
-        return Checkpoint(epoch, str(path.relative_to(self._root)), sha256)
+        return Checkpoint(epoch, str(path.relative_to(self._root)), sha256, batch, path.stat().st_size)
 
-    def _forget_old(self) -> None:
-        while len(self._written) > CHECKPOINTS_KEPT:
-            self._written.pop(0).unlink(missing_ok=True)
+    def _sweep(self, recorded: set[str]) -> None:
+        """Remove what the owners before left behind without a record: halves, and what was superseded as they died."""
+        mine = f".g{self._lease.generation}.pt"
+        found = [path for path in self._folder.glob("state-*") if mine not in path.name]
+        self._remove({str(path.relative_to(self._root)) for path in found} - recorded)
+
+    def _remove(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            (self._root / path).unlink(missing_ok=True)

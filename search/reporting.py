@@ -54,6 +54,9 @@ class Reporter(Protocol):
         None: there is nothing to go on from, and a trial that is taken over begins again.
         """
 
+    def between_batches(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Called between two batches, so many of them after the last report, where `state()` can be gone on from."""
+
     def interrupted(self) -> bool:
         """Asked before every batch: True ends training at once."""
 

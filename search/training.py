@@ -79,7 +79,7 @@ def _train(
 ) -> Result:
     curve = Curve(task, data, recipe, objective, device, seed, fitting)
     curve.restore(reporter.restore())
-    for result in curve.epochs(reporter.interrupted):
+    for result in curve.epochs(reporter.interrupted, reporter.between_batches):
         verdict = reporter.report(result, curve.state)
         if result.value is None or math.isnan(result.value):
             return curve.result(Outcome.DIVERGED, curve.why_diverged(result.metrics))
@@ -126,13 +126,17 @@ class _FoldedTrial:
         curve = Curve(task, part, self.recipe, self.objective, self.device, seed, self.fitting)
         curve.restore(kept)
 
-        def state() -> dict[str, Any]:
-            return {"values": list(self.values), "weights": dict(self.weights), "curve": curve.state()}
+        def whole(state: dict[str, Any]) -> dict[str, Any]:
+            return {"values": list(self.values), "weights": dict(self.weights), "curve": state}
 
-        for result in curve.epochs(self.reporter.interrupted):
+        def between(batch: int, state: Callable[[], dict[str, Any]]) -> None:
+            self.reporter.between_batches(batch, lambda: whole(state()))
+
+        for result in curve.epochs(self.reporter.interrupted, between):
             diverged = result.value is None or math.isnan(result.value)
             value = math.nan if diverged else self._mean_with(curve) if curve.over else None
-            verdict = self.reporter.report(replace(result, epoch=before + result.epoch, value=value), state)
+            told = replace(result, epoch=before + result.epoch, value=value)
+            verdict = self.reporter.report(told, lambda: whole(curve.state()))
             if diverged:
                 return self._result(Outcome.DIVERGED, f"{curve.why_diverged(result.metrics)} of fold {fold}")
             if verdict is Verdict.HAND_BACK:

@@ -57,11 +57,16 @@ class Lease:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file that is written and whole. `path` is relative to the study's files."""
+    """A checkpoint file that is written and whole. `path` is relative to the study's files, `size` in bytes.
+
+    It holds everything up to `epoch`, the last on record, and so many batches of the one after it.
+    """
 
     epoch: int
     path: str
     sha256: str
+    batch: int = 0
+    size: int | None = None
 
 
 @dataclass(frozen=True)

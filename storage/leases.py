@@ -260,8 +260,10 @@ def add_checkpoint(session: Session, lease: Lease, kind: CheckpointKind, checkpo
             trial_id=lease.trial_id,
             kind=kind,
             epoch=checkpoint.epoch,
+            batch=checkpoint.batch,
             generation=lease.generation,
             path=checkpoint.path,
+            size=checkpoint.size,
             sha256=checkpoint.sha256,
         )
     )

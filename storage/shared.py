@@ -17,7 +17,7 @@ from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 from sqlalchemy import func, insert, select
 
-from storage import epochs, leases, limits, owners
+from storage import epochs, leases, limits, owners, state_files
 from storage.backend import Backend
 from storage.claims import Checkpoint, Claimant, Epoch, Lease, LeaseLost, Settlement
 from storage.optuna_internals import CachedStorage, forget_study, models, trial_id_of
@@ -172,9 +172,24 @@ class SharedStorage(CachedStorage):
             if new:
                 owners.left_something(session, lease)
             if checkpoint is not None:
-                leases.add_checkpoint(session, lease, CheckpointKind.STATE, checkpoint)
+                state_files.record(session, lease, checkpoint)
             spent = epoch.seconds * epoch.devices
             return limits.spend(session, lease.study_id, spent, epochs=int(new)) or state
+
+    def record_checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> list[str] | None:
+        """A state checkpoint by itself; in return the paths of older ones that nothing needs any more.
+
+        None: nothing is recorded, since the epoch that it goes on after is not on record yet.
+
+        Raises:
+            LeaseLost: another worker owns the trial, or somebody settled or deleted it. Nothing is recorded.
+        """
+        with self._backend.write() as session:
+            self._study_state(session, lease)
+            leases.renew(session, lease, self._lease_seconds)
+            if not state_files.follows_the_record(session, lease, checkpoint):
+                return None
+            return state_files.record(session, lease, checkpoint)
 
     def renew(self, lease: Lease | None) -> None:
         """Between epochs: the worker is alive, and so is its lease. Raises LeaseLost.
@@ -247,7 +262,13 @@ class SharedStorage(CachedStorage):
         """Recorded state checkpoints of a trial, the newest first."""
         with self._backend.read() as session:
             rows = session.execute(
-                select(CheckpointRow.epoch, CheckpointRow.path, CheckpointRow.sha256)
+                select(
+                    CheckpointRow.epoch,
+                    CheckpointRow.path,
+                    CheckpointRow.sha256,
+                    CheckpointRow.batch,
+                    CheckpointRow.size,
+                )
                 .where(CheckpointRow.trial_id == lease.trial_id, CheckpointRow.kind == CheckpointKind.STATE)
                 .order_by(CheckpointRow.checkpoint_id.desc())
             ).all()

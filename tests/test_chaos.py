@@ -16,7 +16,7 @@ PLAN = Plan(
     epochs=8,
     blows_in_all=5,
     step_seconds=0.02,
-    tempo={"search.reporter:CHECKPOINT_SECONDS": 0.2},
+    tempo={"search.pace:CHECKPOINT_SECONDS": 0.2},
     limit_seconds=120,
 )
 

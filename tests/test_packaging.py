@@ -27,7 +27,7 @@ LAYERS = (
     search.reporting search.loop search.micro_batches search.exactness search.fitting""",
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
     search.keeper search.bare search.own_trial search.trainer search.loading
-    search.preflight search.preload search.restarts search.preview search.reporter search.outbox
+    search.pace search.preflight search.preload search.restarts search.preview search.reporter search.outbox
     search.trial_log search.by_value search.children search.artifacts search.telling search.trackers search.trackers.*
     search.shared_data search.module_state search.packing search.memory search.sizes""",
     """search.cli search.cli_train search.cli_one search.cli_studies search.cli_look search.cli_storage

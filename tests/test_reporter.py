@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import pickle
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +16,15 @@ import pytest
 import torch
 from optuna.pruners import BasePruner, NopPruner
 from optuna.trial import Trial
+from sqlalchemy.exc import OperationalError
 from studies import engines_disposed, rows
 
-from search import reporter
+from search import checkpoints, pace
 from search.interrupt import Interrupt
-from search.reporter import CHECKPOINTS_KEPT, TrialReporter
+from search.reporter import TrialReporter
 from search.reporting import EpochResult, Verdict
 from storage import studies
-from storage.claims import Claimant, Lease, LeaseLost, new_uuid
+from storage.claims import Checkpoint, Claimant, Lease, LeaseLost, new_uuid
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
 
@@ -104,7 +108,8 @@ def bench(sqlite_url: str, tmp_path: Path) -> Iterator[Bench]:
 @pytest.fixture
 def every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is due after every epoch, however short."""
-    monkeypatch.setattr(reporter, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "TRAINING_SHARE", 0.0)
 
 
 def result(epoch: int, value: float = 0.5) -> EpochResult:
@@ -116,7 +121,12 @@ def state(epoch: int) -> dict[str, Any]:
 
 
 def report(to: TrialReporter, *epochs: int) -> list[Verdict]:
-    return [to.report(result(epoch), lambda epoch=epoch: state(epoch)) for epoch in epochs]  # type: ignore[misc]
+    """Every checkpoint is written before the next epoch ends."""
+    verdicts = []
+    for epoch in epochs:
+        verdicts.append(to.report(result(epoch), lambda epoch=epoch: state(epoch)))  # type: ignore[misc]
+        to.finish()
+    return verdicts
 
 
 class TestEpochs:
@@ -134,7 +144,6 @@ class TestEpochs:
     @pytest.mark.usefixtures("every_epoch")
     def test_the_newest_two_checkpoints_are_kept(self, bench: Bench) -> None:
         report(bench.reporter(), 1, 2, 3, 4)
-        assert CHECKPOINTS_KEPT == 2
         assert bench.files() == ["state-0003.g1.pt", "state-0004.g1.pt"]
 
     @pytest.mark.usefixtures("every_epoch")
@@ -222,7 +231,7 @@ class TestAnAdopter:
         after = bench.adopted().reporter()
         after.restore()
         report(after, 2)
-        assert {"state-0002.g1.pt", "state-0002.g2.pt"} <= {*bench.files()}
+        assert bench.files() == ["state-0001.g1.pt", "state-0002.g2.pt"]
 
     def test_a_settled_trial_keeps_its_weights_and_no_state(self, bench: Bench) -> None:
         to = bench.reporter()
@@ -232,3 +241,99 @@ class TestAnAdopter:
         assert kept.path == "trial-00000/weights-0002.g1.pt"
         to.discard()
         assert bench.files() == ["weights-0002.g1.pt"]
+
+
+@pytest.mark.usefixtures("every_epoch")
+class TestWithinAnEpoch:
+    def within(self, to: TrialReporter, batch: int) -> None:
+        to.between_batches(batch, lambda: {"batch": batch})
+        to.finish()
+
+    def test_what_is_due_is_recorded_with_its_batch_and_size(self, bench: Bench) -> None:
+        to = bench.reporter()
+        self.within(to, 3)
+        report(to, 1)
+        self.within(to, 7)
+        path = bench.folder / "state-0001-000007.g1.pt"
+        recorded = rows(bench.url, "SELECT epoch, batch, size FROM dialin_checkpoints ORDER BY checkpoint_id")
+        assert recorded == [(1, 0, len((bench.folder / "state-0001.g1.pt").read_bytes())), (1, 7, path.stat().st_size)]
+        assert bench.files() == ["state-0001-000007.g1.pt", "state-0001.g1.pt"]
+        assert bench.adopted().reporter().restore() == {"batch": 7}
+
+    def test_training_goes_on_while_one_is_written(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        may_write, save = threading.Event(), checkpoints.save
+        monkeypatch.setattr(checkpoints, "save", lambda *what: (may_write.wait(60), save(*what))[1])
+        to = bench.reporter()
+        to.between_batches(1, lambda: {"batch": 1})
+        to.between_batches(2, lambda: pytest.fail("the one before is still being written"))
+        assert to.report(result(1), None) is Verdict.GO_ON
+        assert rows(bench.url, "SELECT path FROM dialin_checkpoints") == []
+        may_write.set()
+        to.finish()
+        assert bench.files() == ["state-0000-000001.g1.pt"]
+
+    def test_an_owner_that_must_stop_leaves_what_it_has(self, bench: Bench) -> None:
+        to = bench.reporter()
+        bench.interrupt.request("SIGTERM")
+        bench.interrupt._since = -math.inf  # long ago
+        to.between_batches(5, lambda: {"batch": 5})
+        assert to.interrupted()
+        assert bench.adopted().reporter().restore() == {"batch": 5}
+
+    def test_an_owner_that_lost_its_lease_hears_of_it_and_leaves_nothing(self, bench: Bench) -> None:
+        to = bench.reporter()
+        bench.adopted()
+        self.within(to, 5)
+        assert to.interrupted()
+        assert bench.interrupt.lost
+        assert rows(bench.url, "SELECT path FROM dialin_checkpoints") == []
+        assert bench.files() == []
+
+    def test_an_adopter_removes_what_is_on_no_record(self, bench: Bench) -> None:
+        self.within(bench.reporter(), 5)
+        (bench.folder / "state-0000-000009.g1.pt.partial").write_bytes(b"half")
+        (bench.folder / "state-0000-000001.g1.pt").write_bytes(b"superseded")
+        bench.adopted().reporter().restore()
+        assert bench.files() == ["state-0000-000005.g1.pt"]
+
+    def test_while_the_database_is_away_one_is_kept_for_the_next_epoch(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        to = bench.reporter()
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.storage, "record_checkpoint", away)
+            self.within(to, 1)
+            self.within(to, 2)
+        assert bench.files() == ["state-0000-000002.g1.pt"]
+        assert to.report(result(1), None) is Verdict.GO_ON
+        assert bench.adopted().reporter().restore() == {"batch": 2}
+
+    def test_none_is_recorded_after_an_epoch_that_is_not(self, bench: Bench) -> None:
+        checkpoint = Checkpoint(1, "state.pt", "0" * 64)
+        assert bench.storage.record_checkpoint(bench.lease, checkpoint) is None
+        report(bench.reporter(), 1)
+        old = [path for (path,) in rows(bench.url, "SELECT path FROM dialin_checkpoints")]
+        assert bench.storage.record_checkpoint(bench.lease, checkpoint) == old
+        assert bench.storage.record_checkpoint(bench.lease, checkpoint) == []
+        assert bench.storage.checkpoints(bench.lease) == [checkpoint]
+
+    def test_what_cannot_be_written_at_all_is_the_objectives_mistake(self, bench: Bench) -> None:
+        to = bench.reporter()
+        to.between_batches(1, lambda: {"batch": lambda: 1})
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            report(to, 1)
+
+
+def away(*_: Any) -> None:
+    raise OperationalError("INSERT", {}, Exception("the database is away"), connection_invalidated=True)
+
+
+class TestPace:
+    def test_five_seconds_or_twenty_times_what_the_last_one_cost(self) -> None:
+        times = iter([0.0, 4.9, 5.0, 5.0, 5.5, 15.4, 15.5, 15.5])
+        pacing = pace.Pace(lambda: next(times))
+        assert [pacing.due(), pacing.due()] == [False, True]
+        pacing.took(pacing.now())
+        assert [pacing.due(), pacing.due()] == [False, True]
+        pacing.cost(1.0)
+        assert not pacing.due()

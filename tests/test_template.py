@@ -37,6 +37,9 @@ class Watching:
     def report(self, result: EpochResult, state: Callable[[], dict[str, Any]] | None) -> Verdict:
         return Verdict.GO_ON
 
+    def between_batches(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:
+        pass
+
     def interrupted(self) -> bool:
         return False
 

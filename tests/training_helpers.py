@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +22,19 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Recorder:
-    """Keeps what is reported. `keep`: epochs to keep a state of; `stop_after`: batches."""
+    """Keeps what is reported. `keep`: epochs to keep a state of; `stop_after`: batches.
+
+    keep_within: (epochs reported, batches after them) to keep a state of, through a file as a checkpoint is.
+    """
 
     verdicts: dict[int, Verdict] = field(default_factory=dict)
     keep: tuple[int, ...] = ()
     restored: dict[str, Any] | None = None
+    keep_within: tuple[tuple[int, int], ...] = ()
     stop_after: int | None = None
     results: list[EpochResult] = field(default_factory=list)
     states: dict[int, dict[str, Any]] = field(default_factory=dict)
+    within: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     batches: int = 0
 
     def restore(self) -> dict[str, Any] | None:
@@ -39,6 +45,14 @@ class Recorder:
         if result.epoch in self.keep and state is not None:
             self.states[result.epoch] = state()
         return self.verdicts.get(result.epoch, Verdict.GO_ON)
+
+    def between_batches(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:
+        place = (len(self.results), batch)
+        if place in self.keep_within:
+            file = io.BytesIO()
+            torch.save(state(), file)
+            file.seek(0)
+            self.within[place] = torch.load(file, weights_only=True)
 
     def interrupted(self) -> bool:
         self.batches += 1

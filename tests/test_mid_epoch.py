@@ -1,0 +1,87 @@
+"""A trial that goes on from within an epoch has the curve of one that nothing disturbed, bit for bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import resumable
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+from training_helpers import Recorder, fit
+
+from search.data import Data, Folds
+from search.objective import Objective
+
+INPUTS = torch.randn(90, 16, generator=torch.Generator().manual_seed(0))
+TARGETS = INPUTS[:, :4].argmax(1)
+VALID = (INPUTS[60:], TARGETS[60:])
+
+
+class Noisy(Dataset[Any]):
+    """Draws from every global generator for each sample, as transforms do."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return INPUTS[index] * random.uniform(0.9, 1.1) + 0.1 * torch.randn(16), TARGETS[index]
+
+
+class Flow(IterableDataset[Any]):
+    """The same as a stream."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (Noisy()[index] for index in range(60))
+
+
+def data(train: Any = (INPUTS[:60], TARGETS[:60]), **shaping: Any) -> Data:
+    return Data(train, VALID, **shaping)
+
+
+def objective(given: Data | Folds, **arguments: Any) -> Objective:
+    """Dropout, batch norm and a layer that draws from Python's generator; eight batches an epoch, one of them short."""
+    fixed: dict[str, Any] = {"epochs": 3, "batch_sizes": (8,), "metric": ("accuracy", "loss")}
+    return replace(resumable.objective, data=lambda root: given, **fixed | arguments)
+
+
+CASES = {
+    "tensors that are augmented": objective(data(augment=resumable.noise)),
+    "accumulated gradients": objective(data(), accumulate=3),
+    "an average of the weights": objective(data(), ema=0.9, clip_norm=1.0),
+    "weighted samples": objective(data(weights=torch.arange(1.0, 61.0))),
+    "epochs that are no pass": objective(data(augment=resumable.noise), epoch_batches=5),
+    "a dataset": objective(data(Noisy())),
+    "a dataset in other processes": objective(data(Noisy(), loader_workers=2), epochs=2),
+    "a stream": objective(data(Flow()), epoch_batches=8),
+    "folds": objective(Folds((data(augment=resumable.noise), data())), epochs=2),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_goes_on_bit_for_bit(case: str) -> None:
+    per_epoch = 5 if CASES[case].epoch_batches == 5 else 8
+    places = ((0, 3), (1, 1), (1, 4), (1, per_epoch), (2, 6))
+    whole = Recorder(keep_within=places)
+    result = fit(CASES[case], whole, seed=7)
+    assert {*whole.within} >= {(1, per_epoch)}
+    for (epochs, _), state in whole.within.items():
+        rest = Recorder(restored=state)
+        again = fit(CASES[case], rest, seed=7)
+        assert rest.curve == whole.curve[epochs:]
+        assert (again.value, again.best_epoch) == (result.value, result.best_epoch)
+        assert checksums(again.weights) == checksums(result.weights)
+
+
+def checksums(weights: dict[str, Any] | None) -> list[str]:
+    """Of the one network, or of each fold's."""
+    assert weights is not None
+    return (
+        [resumable.checksum(part) for part in weights.values()]
+        if "fold-1" in weights
+        else [resumable.checksum(weights)]
+    )
