@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search import cli_look, cli_one, cli_storage, cli_studies, cli_train
 from storage.errors import DialinError
-from storage.patience import one_line
+from storage.patience import one_line, waiting
 
 signal.signal(signal.SIGINT, _SIGINT)
 
@@ -73,7 +73,8 @@ def dialin(
 
 def main() -> None:
     """Entry point."""
-    sys.exit(told(lambda: app(prog_name="dialin", standalone_mode=False)))
+    with waiting(tell=_say):
+        sys.exit(told(lambda: app(prog_name="dialin", standalone_mode=False)))
 
 
 def told(command: Callable[[], object]) -> int:
@@ -101,8 +102,12 @@ def told(command: Callable[[], object]) -> int:
 def _complain(message: str, status: int, frames: str = "") -> int:
     if "\n" in frames.rstrip():  # one line holds no frame, only what the message says too
         print(frames.rstrip(), file=sys.stderr)
-    print(f"dialin: {message}", file=sys.stderr)
+    _say(message)
     return status
+
+
+def _say(line: str) -> None:
+    print(f"dialin: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from search.views import make_view
 from storage import queries, studies
 from storage.attachments import attached
 from storage.errors import DialinError, UsageError
-from storage.patience import one_line
+from storage.patience import one_line, waiting
 from storage.queries import StudyLine, StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
@@ -242,7 +242,8 @@ def _watch(storage: SharedStorage, record: StudyRecord, view: View) -> StudyStat
     failed, feed = "", Feed(storage, record)
     while True:
         try:
-            status = feed.show(view)
+            with waiting(0):
+                status = feed.show(view)
         except (SQLAlchemyError, StorageInternalError) as error:
             if one_line(error) != failed:
                 failed = one_line(error)

@@ -86,7 +86,8 @@ def follow(
                 [*fleet.deaths()]  # what they held may be adopted at once
             view.close()
     try:
-        status = queries.status(storage, studies.find(storage, study.name))
+        with waiting(PATIENCE_SECONDS, tell=lambda _line: None):
+            status = queries.status(storage, studies.find(storage, study.name))
     except UsageError:
         raise DialinError(f"study {study.name!r} was deleted or renamed while it ran") from None
     return Ending(status, interrupts.first)

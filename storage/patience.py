@@ -149,8 +149,8 @@ class Patience:
     ) -> None:
         """Wait for at most `seconds`, and no longer than the `waiting` block around says."""
         self._limit = _limit.get()
-        around = self._limit.seconds if self._limit.seconds is not None else away_seconds()
-        self._seconds = around if seconds is None else min(seconds, around)
+        given = [one for one in (seconds, self._limit.seconds) if one is not None]
+        self._seconds = min([*given, away_seconds()])
         self._clock, self._sleep = clock, sleep
         # Not Python's own generator: training draws from that one, and is reproducible.
         self._random = random.Random()

@@ -1,0 +1,82 @@
+"""The database goes away while real workers train: nothing is lost, and each log has one line about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command import Dialin, Running
+from postgres_server import PostgresServer
+from studies import SLOW, Inside, assert_settled, engines_disposed, rows, value
+
+from storage.shared import open_storage
+
+NOTICE = "the database does not answer, asking again"
+
+
+@pytest.fixture
+def server(postgres_server: PostgresServer) -> Iterator[PostgresServer]:
+    """One that a test may kill; it runs again afterwards."""
+    yield postgres_server
+    postgres_server.start_again()
+
+
+def training(dialin: Dialin, url: str, *arguments: object, **environment: str) -> Running:
+    """`dialin run` with workers that have an epoch on record."""
+    open_storage(url).backend.engine.dispose()  # there are tables to look into
+    run = dialin.start("run", SLOW, "--pruner", "none", *arguments, DIALIN_STORAGE=url, **environment)
+    run.wait_until(lambda: value(url, "SELECT count(*) FROM dialin_epochs"))
+    return run
+
+
+def log() -> str:
+    """What all workers and trials have in their logs."""
+    return "".join(path.read_text() for path in Path.home().rglob("*") if path.suffix in (".txt", ".log"))
+
+
+def test_a_server_that_is_killed_and_started_again_costs_a_study_nothing(
+    dialin: Dialin, postgres_url: str, server: PostgresServer, tmp_path: Path
+) -> None:
+    run = training(dialin, postgres_url, "--trials", 3, "--workers", 1, "--epochs", 9)
+    server.crash()
+    run.wait_for(NOTICE)
+    run.wait_until(lambda: NOTICE in log())
+    server.start_again()
+    run.wait_until(lambda: "the database answers again" in log())
+    (tmp_path / "hurry").touch()
+    assert run.wait() == 0, run.stderr
+    found = assert_settled(postgres_url, "slow-1", 3)
+    assert [[*trial.intermediate_values] for trial in found] == [[*range(1, 10)]] * 3
+    assert value(postgres_url, "SELECT count(*) FROM dialin_epochs WHERE generation > 1") == 0, "nobody lost a trial"
+    assert log().count(NOTICE) == 1
+    assert "Traceback" not in log()
+    assert "worker cpu" not in run.stdout, "none has died"
+
+
+def test_a_server_that_stays_away_ends_the_workers_with_a_line_and_their_trial_is_adopted_later(
+    dialin: Dialin,
+    postgres_url: str,
+    server: PostgresServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = training(dialin, postgres_url, "--trials", 1, "--workers", 1, "--epochs", 9, DIALIN_AWAY_SECONDS="0.5")
+    server.crash()
+    assert run.wait() == 1
+    assert run.stderr.count("\n") == 1, run.stderr
+    assert "the database has not answered for" in run.stderr
+    assert "Traceback" not in log()
+    server.start_again()
+    [(before,)] = rows(postgres_url, "SELECT max(epoch) FROM dialin_epochs")
+    with engines_disposed(), open_storage(postgres_url).backend.write() as session:  # half a minute passes
+        session.connection().exec_driver_sql("UPDATE dialin_leases SET expires_at = 1 WHERE expires_at > 0")
+    (tmp_path / "hurry").touch()
+    monkeypatch.setenv("DIALIN_STORAGE", postgres_url)
+    resumed = Inside(capsys, monkeypatch)("resume", "--workers", 1)
+    assert resumed.status == 0, resumed.err
+    [trial] = assert_settled(postgres_url, "slow-1", 1)
+    assert [*trial.intermediate_values] == [*range(1, 10)]
+    owners = [owner for (owner,) in rows(postgres_url, "SELECT generation FROM dialin_epochs ORDER BY epoch")]
+    assert owners == [1] * before + [2] * (9 - before)
