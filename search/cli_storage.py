@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from search import options
-from storage import copying, schema, urls
+from search import options, printing
+from storage import checking, copying, schema, urls
 from storage.tables import SCHEMA_VERSION
 from storage.urls import DEFAULT_URL
 
 app = typer.Typer(
     name="storage",
     no_args_is_help=True,
-    help="The database itself: move it, bring one of an older version up to date.",
+    help="The database itself: is it in order, move it, bring one of an older version up to date.",
     epilog="Example: dialin storage copy sqlite:///dialin.db postgresql://...",
 )
 
@@ -47,6 +48,42 @@ def copy(
     typer.echo(f"checkpoints and logs stay in {here}{named}")
 
 
+def check(
+    mend: Annotated[bool, typer.Option("--mend", help="Put it right.")] = False,
+    as_json: options.Json = False,
+    files: options.Files = None,
+    storage: options.Storage = DEFAULT_URL,
+) -> None:
+    """Does all that is stored fit together? A line for each thing that does not, and what --mend would do.
+
+    Workers may be at work meanwhile, with --mend too. Exit status 1 when something is wrong and not mended.
+    """
+    shared = options.open_existing(storage)
+    found = checking.check(shared, options.files_root(files, storage), mend=mend)
+    if as_json:
+        typer.echo(printing.as_json([asdict(line) for line in found.lines]))
+    else:
+        for line in found.lines:
+            way = f"; {'mended' if line.mended else 'mending'}: {line.mending}" if line.mending else ""
+            typer.echo(f"{line.what}{way}")
+        for note in found.notes:
+            typer.echo(f"note: {note}")
+        typer.echo(_verdict(found, urls.shown(storage)))
+    if any(not line.mended for line in found.lines):
+        raise typer.Exit(1)
+
+
+def _verdict(found: checking.Checked, shown: str) -> str:
+    wrong = [line for line in found.lines if not line.mended]
+    mended = len(found.lines) - len(wrong)
+    said = [f"mended {_counted(mended, 'thing', 'things')} in {shown}"] if mended else []
+    if wrong:
+        said.append(f"{_counted(len(wrong), 'thing is', 'things are')} wrong in {shown}")
+        mendable = sum(bool(line.mending) for line in wrong)
+        said += [f"--mend puts {mendable} of them right"] if mendable else []
+    return "; ".join(said) or f"nothing is wrong with {shown}"
+
+
 def _counted(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
@@ -67,6 +104,7 @@ def upgrade(storage: options.Storage = DEFAULT_URL) -> None:
 
 # Every command, with the example that its help ends in.
 EXAMPLES: dict[Callable[..., None], str] = {
+    check: "dialin storage check --mend",
     copy: "dialin storage copy sqlite:///dialin.db postgresql://...",
     upgrade: "dialin storage upgrade --storage postgresql://...",
 }

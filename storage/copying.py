@@ -6,8 +6,8 @@ their keys. Files are no part of it.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from storage import patience, schema, urls
-from storage.engine import make_engine, writing
+from storage.engine import make_engine, one_moment, patiently, writing
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import models
 from storage.tables import Base, SchemaRow, WorkerRow
@@ -70,12 +70,13 @@ def copy(source: URL, target: URL, *, while_training: bool = False) -> Copied:
         raise UsageError(f"{urls.shown(source)} cannot be copied to itself: name another database")
     old, new = make_engine(source), make_engine(target)
     try:
-        with schema.in_words(source), _one_moment(old) as reading:
+        with schema.in_words(source), one_moment(old) as reading:
             schema.require(source, old)
             _refuse_at_work(source, reading, while_training)
             with schema.in_words(target):
                 schema.prepare(target, new, _sessions(new))
                 with writing(), new.begin() as into:
+                    patiently(into)
                     _refuse_unless_empty(target, into)
                     return _copy_all(source, target, reading, into)
     finally:
@@ -85,21 +86,6 @@ def copy(source: URL, target: URL, *, while_training: bool = False) -> Copied:
 
 def _sessions(engine: Engine) -> scoped_session[Session]:
     return scoped_session(sessionmaker(bind=engine))
-
-
-@contextmanager
-def _one_moment(engine: Engine) -> Iterator[Connection]:
-    """A transaction in which every statement sees the same, whatever others commit meanwhile. SQLite's are so."""
-    with engine.connect() as connection:
-        if engine.name == "postgresql":
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
-            _patiently(connection)
-        yield connection
-
-
-def _patiently(connection: Connection) -> None:
-    """The server does not end this transaction while the other side is slow."""
-    connection.execute(DDL("SET LOCAL idle_in_transaction_session_timeout = 0"))  # type: ignore[no-untyped-call]
 
 
 def _refuse_at_work(url: URL, connection: Connection, while_training: bool) -> None:
@@ -115,7 +101,6 @@ def _refuse_unless_empty(url: URL, connection: Connection) -> None:
     """Nobody adds a study until the transaction ends."""
     if connection.dialect.name == "postgresql":
         connection.execute(DDL("LOCK TABLE studies IN SHARE ROW EXCLUSIVE MODE"))  # type: ignore[no-untyped-call]
-        _patiently(connection)
     for table in _tables():
         if table.name not in _VERSIONS and connection.scalar(select(exists(select(table)))):
             raise UsageError(f"{urls.shown(url)} is not empty, it has rows in {table.name}: copy to a new database")

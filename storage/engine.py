@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Float, NullPool, create_engine, event
+from sqlalchemy import DDL, Connection, Engine, Float, NullPool, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -77,6 +77,22 @@ def make_engine(url: URL) -> Engine:
     )
     event.listen(engine, "connect", _prepare_postgres)
     return engine
+
+
+@contextmanager
+def one_moment(engine: Engine) -> Iterator[Connection]:
+    """A transaction in which every statement sees the same, whatever others commit meanwhile. SQLite's are so."""
+    with engine.connect() as connection:
+        if engine.name == "postgresql":
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        patiently(connection)
+        yield connection
+
+
+def patiently(connection: Connection) -> None:
+    """The server does not end this transaction because its client is slow."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(DDL("SET LOCAL idle_in_transaction_session_timeout = 0"))  # type: ignore[no-untyped-call]
 
 
 def only_readable(file: Path) -> bool:

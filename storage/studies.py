@@ -227,6 +227,12 @@ def find(storage: SharedStorage, name: str | None = None) -> StudyRecord:
     raise UsageError(f"there is no study {name!r}: " + (f"did you mean {near[0]!r}?" if near else there_is))
 
 
+def records(storage: SharedStorage) -> list[StudyRecord]:
+    """All studies of Dialin's, the newest first."""
+    with storage.backend.read() as session:
+        return [_record(row) for row in session.execute(_records())]
+
+
 def newest_open(storage: SharedStorage, without: Collection[int] = ()) -> StudyRecord | None:
     """The newest study that has work for a worker: running, with tickets left or trials not settled yet.
 

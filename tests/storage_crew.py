@@ -12,13 +12,14 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import optuna
 from optuna.samplers import RandomSampler
 
-from storage import schema, studies, workers
+from storage import checking, schema, studies, workers
 from storage.claims import BudgetSpent, Claimant, Epoch, EpochsSpent, LeaseLost, Settlement, new_uuid
 from storage.outcomes import Outcome
 from storage.shared import open_storage
@@ -205,6 +206,25 @@ def upgrade_at_once(url: str) -> int:
     """Upgrade the database with all others; the version that this process found."""
     together()
     return schema.upgrade(parse(url))
+
+
+def claim_beside_mending(url: str, name: str, folder: str) -> tuple[int, list[str]]:
+    """Claim and settle until the budget is spent, mending after each; the number of trials, and all that was found."""
+    storage = open_storage(url, Claimant(new_uuid()))
+    study = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
+    ran, found = 0, []
+    together()
+    try:
+        while True:
+            trial = study.ask()
+            storage.record_epoch(storage.lease_of(trial), Epoch(1, 0.5, {"accuracy": 0.5}, 0.1, 10, "cpu"))
+            storage.settle(study, trial, Settlement(Outcome.COMPLETE), 0.5)
+            found += [line.what for line in checking.check(storage, Path(folder), mend=True).lines]
+            ran += 1
+    except BudgetSpent:
+        return ran, found
+    finally:
+        storage.backend.engine.dispose()
 
 
 def _worker_id(storage: Any) -> str:

@@ -1,0 +1,169 @@
+"""Checkpoint files against their records: those that are missing or spoilt, those that nothing records.
+
+Part of `dialin storage check`, for a folder of files. Workers may be at work: files are listed before their records are
+read, and a file is only left over when no owner can record it any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+from sqlalchemy import delete, select
+
+from storage import studies
+from storage.leases import HANDED_BACK
+from storage.optuna_internals import models
+from storage.shared import SharedStorage
+from storage.studies import StudyRecord
+from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, WorkerRow
+
+# As `search.reporter` names them: what it is, where the trial stands, the generation that wrote it.
+_CHECKPOINT = re.compile(r"(?:state|weights)-.*\.g(\d+)\.pt(?:\.partial)?")
+_TRIAL = re.compile(r"trial-(\d+)")
+# A study's folder: its name and the beginning of its UUID.
+_STUDY = re.compile(r".+-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class Stray:
+    """A record whose file is not what it was, or files that nothing records.
+
+    `checkpoint_id` is the record to forget, None for none; `files` are removed.
+    """
+
+    what: str
+    mending: str
+    checkpoint_id: int | None
+    files: tuple[Path, ...]
+
+
+def look(storage: SharedStorage, root: Path) -> tuple[list[Stray], list[str]]:
+    """What is wrong with the files of all studies below `root`, and notes on what was left alone."""
+    if not root.is_dir():
+        return [], [f"there is no folder {root}: no files were looked at (--files names another)"]
+    records = studies.records(storage)
+    strays: list[Stray] = []
+    elsewhere = 0
+    for record in records:
+        folder = root / record.folder
+        present = [*folder.glob("trial-*/*")]
+        for row in _recorded(storage, record):
+            fault = _spoilt(folder / row.path, row)
+            if not fault or not _still_recorded(storage, row.checkpoint_id):
+                continue
+            if fault == _MISSING and not (folder / row.path).parent.is_dir() and _others(storage, record):
+                elsewhere += 1
+            else:
+                strays.append(_spoilt_record(record, row, folder, fault))
+        strays += _left_over(storage, record, folder, present)
+    notes = []
+    if elsewhere:
+        are = "checkpoint is" if elsewhere == 1 else "checkpoints are"
+        notes.append(f"{elsewhere} recorded {are} not below {root}: on another machine, or gone")
+    known = {record.folder for record in records}
+    for folder in sorted(root.iterdir()):
+        if folder.is_dir() and _STUDY.fullmatch(folder.name) and folder.name not in known:
+            notes.append(f"{folder} belongs to no study of this database: of another one, or of a study deleted")
+    return strays, notes
+
+
+def mend(storage: SharedStorage, stray: Stray) -> bool:
+    """Forget the record and remove the files; whether all of that could be done."""
+    if stray.checkpoint_id is not None:
+        with storage.backend.write() as session:
+            session.execute(delete(CheckpointRow).where(CheckpointRow.checkpoint_id == stray.checkpoint_id))
+    try:
+        for file in stray.files:
+            file.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+_MISSING = "is not there"
+
+
+def _recorded(storage: SharedStorage, record: StudyRecord) -> list[Any]:
+    trial, row = models.TrialModel, CheckpointRow
+    query = (
+        select(row.checkpoint_id, row.kind, row.path, row.size, row.sha256, trial.number)
+        .join(trial, trial.trial_id == row.trial_id)
+        .where(trial.study_id == record.study_id)
+        .order_by(row.checkpoint_id)
+    )
+    with storage.backend.read() as session:
+        return list(session.execute(query))
+
+
+def _still_recorded(storage: SharedStorage, checkpoint_id: int) -> bool:
+    """Its owner may have forgotten it since, and removed it."""
+    with storage.backend.read() as session:
+        return session.get(CheckpointRow, checkpoint_id) is not None
+
+
+def _spoilt(path: Path, row: Any) -> str:
+    """What is wrong with a recorded file; empty for nothing."""
+    try:
+        with open(path, "rb") as file:
+            whole = hashlib.file_digest(file, "sha256").hexdigest() == row.sha256
+    except FileNotFoundError:
+        return _MISSING
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return "" if whole else "is not what was recorded: its SHA-256 is another"
+
+
+def _others(storage: SharedStorage, record: StudyRecord) -> bool:
+    """Whether workers of other machines have trained the study, who may have folders of their own."""
+    hosts = select(WorkerRow.worker_id).where(
+        WorkerRow.study_id == record.study_id, WorkerRow.host != socket.gethostname()
+    )
+    with storage.backend.read() as session:
+        return session.scalar(hosts.limit(1)) is not None
+
+
+def _spoilt_record(record: StudyRecord, row: Any, folder: Path, fault: str) -> Stray:
+    state = row.kind == CheckpointKind.STATE
+    return Stray(
+        f"{record.name}: {'checkpoint' if state else 'weights'} {row.path} of trial {row.number} {fault}",
+        "forgotten: the trial goes on from the one before, or from its beginning" if state else "forgotten",
+        row.checkpoint_id,
+        () if fault == _MISSING else (folder / row.path,),
+    )
+
+
+def _left_over(storage: SharedStorage, record: StudyRecord, folder: Path, present: list[Path]) -> Iterator[Stray]:
+    """Files that were there before the records were read and are in none, a line for each trial."""
+    writable = _writable(storage, record)  # before the records: whoever could record no more by then is among them
+    recorded = {folder / row.path for row in _recorded(storage, record)}
+    found: dict[int, list[Path]] = {}
+    for path in present:
+        named, trial = _CHECKPOINT.fullmatch(path.name), _TRIAL.fullmatch(path.parent.name)
+        if named is None or trial is None or path in recorded:
+            continue
+        number = int(trial.group(1))
+        if int(named.group(1)) < writable.get(number, float("inf")):
+            found.setdefault(number, []).append(path)
+    for number, paths in sorted(found.items()):
+        what = f"{record.name}: trial {number} has {len(paths)} file{'s' * (len(paths) > 1)} that nothing records"
+        yield Stray(f"{what}, such as {min(paths)}", "removed", None, tuple(sorted(paths)))
+
+
+def _writable(storage: SharedStorage, record: StudyRecord) -> dict[int, int]:
+    """Of each open trial the lowest generation that may still record a file."""
+    trial, lease = models.TrialModel, LeaseRow
+    query = (
+        select(trial.number, lease.generation, lease.expires_at)
+        .outerjoin(lease, lease.trial_id == trial.trial_id)
+        .where(trial.study_id == record.study_id, trial.state == TrialState.RUNNING)
+    )
+    with storage.backend.read() as session:
+        rows = session.execute(query).all()
+    return {row.number: (row.generation or 0) + (row.expires_at == HANDED_BACK) for row in rows}
