@@ -58,9 +58,9 @@ def show(name: str, database: str, plan: Plan) -> bool:
     wrong += [f"only {blows} of {plan.blows_in_all} blows fell"] if blows < plan.blows_in_all else []
     kinds = " ".join(f"{kind[3:].lower()} {count}" for kind, count in sorted(report.blows.items()))
     print(
-        f"{name:6s} {database:10s} {plan.seed:4d} {kinds:26s} {report.outages:7d} {report.started:8d} "
-        f"{report.seconds:8.1f} {cost.trained:8.1f} {cost.epochs:9.1f} {cost.epochs / blows:7.2f}  "
-        f"{f'{len(wrong)} wrong' if wrong else 'nothing lost'}",
+        f"{name:5s}  {database:10s} {plan.seed:4d}  {kinds:21s}  {report.outages:7d} {report.started:8d} "
+        f"{report.seconds:8.1f} {cost.trained:7.1f} {cost.epochs:8.1f} {cost.epochs / blows:7.2f} "
+        f"{cost.seconds / blows:8.2f}  {f'{len(wrong)} wrong' if wrong else 'nothing lost'}",
         flush=True,
     )
     for line in wrong:
@@ -102,8 +102,12 @@ def main() -> None:
     print(
         f"{arguments.workers} workers, {arguments.trials} trials of {KILLING.epochs} epochs; pruner {arguments.pruner}"
     )
-    print("plan   database   seed blows                      outages  workers  seconds  trained  in epochs  a blow")
-    print("                                                            started            epochs trained again")
+    print(
+        "                                                       workers             epochs  trained    epochs  seconds"
+    )
+    print(
+        "plan   database   seed blows                      outages  started  seconds  in all    again  a blow   a blow"
+    )
     fine = True
     for name in arguments.plans:
         for database in arguments.databases:

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,9 +48,10 @@ CLOCK_SECONDS = 1e-3
 
 @dataclass(frozen=True)
 class Lost:
-    """What the deaths cost: epochs that were trained more than once, parts of one too, and epochs in all."""
+    """What the deaths cost: epochs that were trained again, parts of one too, their seconds, and epochs in all."""
 
     epochs: float
+    seconds: float
     trained: float
 
 
@@ -163,10 +165,13 @@ def lost(chaos: Chaos) -> Lost:
     """What the batches say that were trained."""
     batch_sizes = {trial.number: trial.params["batch_size"] for trial in trials(chaos.url, chaos.study.name)}
     points = size(_chaotic().objective.data(Path()).train)
-    trained = 0.0
+    trained, again, epochs = 0.0, 0.0, Counter(number for number, *_rest in _rows(chaos, EPOCHS))
     for steps in chaos.steps.iterdir():
-        trained += steps.stat().st_size / math.ceil(points / batch_sizes[int(steps.name)])
-    return Lost(trained - len(_rows(chaos, EPOCHS)), trained)
+        number = int(steps.name)
+        batches = math.ceil(points / batch_sizes[number])
+        trained += steps.stat().st_size / batches
+        again += steps.stat().st_size - epochs[number] * batches
+    return Lost(trained - epochs.total(), again * chaos.plan.step_seconds, trained)
 
 
 def _chaotic() -> Any:
