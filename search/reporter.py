@@ -161,8 +161,7 @@ class TrialReporter:
 
     def discard(self) -> None:
         """Remove the state checkpoints of a settled trial."""
-        for path in self._folder.glob("state-*"):
-            path.unlink(missing_ok=True)
+        discard(self._folder)
 
     def _keep_if_due(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:
         if self._writing.busy or not self._pace.due() or self._outbox.behind:
@@ -242,3 +241,9 @@ class TrialReporter:
     def _remove(self, paths: Iterable[str]) -> None:
         for path in paths:
             (self._root / path).unlink(missing_ok=True)
+
+
+def discard(folder: Path) -> None:
+    """Remove the state checkpoints in a settled trial's folder."""
+    for path in folder.glob("state-*"):
+        path.unlink(missing_ok=True)

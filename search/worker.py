@@ -29,6 +29,7 @@ from search.keeper import LeaseKeeper
 from search.loading import LoadedObjective, resolve
 from search.outbox import HAND_BACK_SECONDS
 from search.packing import shared_or_loaded
+from search.reporter import discard
 from search.reporting import Interrupted
 from search.settings import of_study
 from search.sizes import StoredSizes
@@ -192,7 +193,11 @@ class Worker:
                 with waiting(HAND_BACK_SECONDS, stop=lambda: False):
                     patiently(lambda: self._storage.hand_back(lease))
         except LeaseLost as lost:
-            _log.warning("trial %d: %s; going on with another", trial.number, lost)
+            told = patiently(lambda: self._storage.let_go(lease))
+            why = f"another program told it {told.name}" if told is not None else str(lost)
+            if told is not None:
+                discard(folder)
+            _log.warning("trial %d: %s; going on with another", trial.number, why)
         finally:
             keeper.lease = None
 

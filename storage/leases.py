@@ -39,6 +39,9 @@ ERRORS_IN_A_ROW = 3
 
 HANDED_BACK = 0.0
 
+# The reason on record of a trial that no worker settled.
+TOLD_ELSEWHERE = "told by another program, as by optuna-dashboard"
+
 
 def take(session: Session, claimant: Claimant, study_id: int, trial_id: int) -> Lease:
     """Ticket and lease for a trial that has just become RUNNING in the same transaction.
@@ -229,6 +232,27 @@ def settle(session: Session, lease: Lease, settlement: Settlement) -> None:
             .where(StudyRow.study_id == lease.study_id, StudyRow.errors_in_a_row > 0)
             .values(errors_in_a_row=0)
         )
+
+
+def let_go(session: Session, lease: Lease) -> TrialState | None:
+    """Another program told the trial while its owner trained it: say so on record, and give up the lease.
+
+    The state that it was told in return; None where nobody did, or the lease is another's. Its ticket stays spent.
+    """
+    trial = models.TrialModel
+    query = select(trial.state).where(trial.trial_id == lease.trial_id)
+    state = session.scalar(query.with_for_update(read=True, key_share=True))
+    if state is None or not state.is_finished() or not _count(session, delete(LeaseRow).where(owned_by(lease))):
+        return None
+    owners.ended(session, lease.trial_id, lease.generation, OwnerEnding.HANDED_BACK)
+    session.execute(
+        update(TrialRow)
+        .where(TrialRow.trial_id == lease.trial_id, TrialRow.outcome.is_(None))
+        .values(settlement=new_uuid(), outcome=Outcome.of(state), reason=TOLD_ELSEWHERE, settled_at=database_now())
+    )
+    of_trial = and_(CheckpointRow.trial_id == lease.trial_id, CheckpointRow.kind == CheckpointKind.STATE)
+    session.execute(delete(CheckpointRow).where(of_trial))
+    return state
 
 
 def _return_ticket(session: Session, study_id: int, reason: str) -> None:

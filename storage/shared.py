@@ -220,6 +220,16 @@ class SharedStorage(CachedStorage):
             leases.hand_back(session, lease)
         self._backend.leases.pop(lease.trial_id, None)
 
+    def let_go(self, lease: Lease) -> TrialState | None:
+        """The state that another program told a trial while it was trained here, which is on record after this.
+
+        None where nobody did, or the lease is another worker's.
+        """
+        with self._backend.write() as session:
+            told = leases.let_go(session, lease)
+        self._backend.leases.pop(lease.trial_id, None)
+        return told
+
     def settle(self, study: Study, trial: BaseTrial, settlement: Settlement, value: float | None = None) -> None:
         """End a trial through Optuna's `tell`, so that samplers hear of it; one transaction.
 

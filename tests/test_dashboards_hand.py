@@ -1,0 +1,119 @@
+"""What a person does in the real optuna-dashboard while a worker trains it: told, failed, renamed, deleted."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import optuna_dashboard
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+from studies import SLOW, engines_disposed, rows, trials, wait_until
+
+from search import searches
+from search.launch import Ending
+from search.preflight import Placement
+from storage import studies
+from storage.errors import DialinError
+from storage.shared import SharedStorage, open_storage
+
+
+class Browser:
+    """Asks optuna-dashboard's own application, which has the database as `dialin dashboard` opens it."""
+
+    def __init__(self, storage: SharedStorage) -> None:
+        self._app: Any = optuna_dashboard.wsgi(storage)
+
+    def __call__(self, method: str, path: str, **said: Any) -> int:
+        """The status of its answer."""
+        body = json.dumps(said).encode()
+        environ: dict[str, Any] = {}
+        setup_testing_defaults(environ)
+        environ |= {"REQUEST_METHOD": method, "PATH_INFO": path, "wsgi.input": io.BytesIO(body)}
+        environ |= {"CONTENT_LENGTH": str(len(body)), "CONTENT_TYPE": "application/json"}
+        answers: list[str] = []
+        for _chunk in self._app(environ, lambda status, headers, exc_info=None: answers.append(status)):
+            pass
+        return int(answers[0].split()[0])
+
+
+class Search:
+    """A search of the slow objective on one worker, followed in a thread."""
+
+    def __init__(self, url: str, trials: int) -> None:
+        self.url, self.said = url, io.StringIO()
+        console = Console(file=self.said, width=300)
+        wanted = searches.NewStudy(name="watched", trials=trials, pruner="none")
+        place = searches.Place(url, placement=Placement(1, "cpu", None))
+        ready = searches.begin(console, str(SLOW), wanted, place)
+        self._pool = ThreadPoolExecutor(1)
+        self.ended: Future[Ending] = self._pool.submit(searches.train, console, ready)
+        self.storage = open_storage(url)
+        self.study_id = studies.find(self.storage, "watched").study_id
+        self.browser = Browser(self.storage)
+        self.log = ready.assignment.files / "workers.log"
+
+    def in_training(self, number: int) -> int:
+        """The id of that trial, once it has an epoch on record."""
+        query = "SELECT t.trial_id FROM trials t JOIN dialin_epochs e ON e.trial_id = t.trial_id WHERE t.number = :n"
+        wait_until(lambda: rows(self.url, query, n=number) or self.ended.done(), f"an epoch of trial {number}")
+        assert not self.ended.done(), self.said.getvalue()
+        return int(rows(self.url, query, n=number)[0][0])
+
+
+@contextmanager
+def searching(url: str, trials: int) -> Iterator[Search]:
+    with engines_disposed():
+        search = Search(url, trials)
+        try:
+            yield search
+        finally:
+            Path("hurry").touch()
+            search.ended.exception(60)
+
+
+def test_trials_that_are_told_meanwhile_keep_what_was_told_and_the_rest_is_trained(storage_url: str) -> None:
+    with searching(storage_url, trials=3) as search:
+        first = search.in_training(0)
+        assert search.browser("PUT", f"/api/studies/{search.study_id}/{first}/note", body="mine", version=1) == 204
+        assert search.browser("POST", f"/api/trials/{first}/user-attrs", user_attrs={"mine": 1}) == 204
+        assert search.browser("POST", f"/api/trials/{first}/tell", state="Complete", values=[0.125]) == 204
+        second = search.in_training(1)
+        assert search.browser("POST", f"/api/trials/{second}/tell", state="Fail") == 204
+        search.in_training(2)
+    ending = search.ended.result()
+    found = trials(storage_url, "watched")
+    assert [trial.state for trial in found] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert (found[0].value, found[0].user_attrs["mine"]) == (0.125, 1)
+    assert ending.status.finished
+    assert rows(storage_url, "SELECT * FROM dialin_leases") == []
+    assert rows(storage_url, "SELECT * FROM dialin_owners WHERE ending IS NULL") == []
+    said = search.said.getvalue()
+    assert "trial 0 complete: accuracy 0.1250" in said
+    assert "trial 1 error: told by another program, as by optuna-dashboard" in said
+    assert "Traceback" not in said + search.log.read_text()
+
+
+@pytest.mark.parametrize("what", ["deleted", "renamed"])
+def test_a_study_that_is_deleted_or_renamed_ends_its_search_with_a_line(storage_url: str, what: str) -> None:
+    with searching(storage_url, trials=3) as search:
+        search.in_training(0)
+        path = f"/api/studies/{search.study_id}"
+        if what == "deleted":
+            assert search.browser("DELETE", path) == 204
+        else:
+            assert search.browser("POST", f"{path}/rename", study_name="other") == 201
+        wait_until(search.ended.done, "the end of the search")
+    with pytest.raises(DialinError, match="study 'watched' was deleted or renamed while it ran"):
+        search.ended.result()
+    assert "Traceback" not in search.said.getvalue() + search.log.read_text()
+    assert rows(storage_url, "SELECT * FROM dialin_trials") == []
+    if what == "renamed":
+        assert len(trials(storage_url, "other")) == 3
