@@ -176,7 +176,7 @@ def _goes_on(storage: SharedStorage, record: StudyRecord, number: int | None) ->
 def _over(status: StudyStatus) -> bool:
     """Whether nobody trains the study any more, and nobody is going to without being asked."""
     held = any(not trial.adoptable for trial in status.running)
-    return status.finished or (status.study.state is StudyState.STOPPED and not held)
+    return status.finished or (status.over and not held)
 
 
 def _print_several(storage: SharedStorage, record: StudyRecord, root: Path, follow: bool, lines: int) -> None:

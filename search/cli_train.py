@@ -209,8 +209,9 @@ def worker(
         solo.serve(orders, shared, typer.echo)
         return
     record = studies.find(shared, study)
-    if record.state is StudyState.STOPPED:
-        raise UsageError(f"{record.name} is stopped: {printing.resume_command(record)} goes on")
+    status = queries.status(shared, record)
+    if record.state is StudyState.STOPPED or status.late:
+        raise UsageError(f"{record.name} is stopped: {printing.resume_command(record)}{printing.more(status)} goes on")
     solo.work(orders, shared, record, typer.echo)
 
 

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ class TestTheHandle:
         assert one.value == stored.value
         assert one.lr == stored.user_attrs["settings"]["lr"]
         assert [one.beta1, one.beta2] == stored.user_attrs["settings"]["betas"]
+
+    def test_epochs_of_all_trials_together_and_a_deadline_are_limits_too(self, sqlite_url: str) -> None:
+        at = datetime.now() + timedelta(days=1)
+        found = search.run(TINY, storage=sqlite_url, trials=2, total_epochs=3, deadline=at, **FAST)
+        assert (found.status.study.spent_epochs, found.status.settled) == (3, 0)
+        assert found.status.study.deadline == at.timestamp()
+        found.resume(total_epochs="+100", deadline="none", workers=1, quiet=True)
+        after = found.status
+        assert after.finished
+        assert (after.study.spent_epochs, after.study.deadline) == (8, None)
 
     @pytest.mark.parametrize("waiting", [0, 2])
     def test_before_the_first_trial_has_ended_nothing_fails(self, storage_url: str, waiting: int) -> None:

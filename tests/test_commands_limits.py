@@ -10,7 +10,10 @@ import pytest
 from studies import TINY, Inside, assert_settled, trials, value
 
 from search.options import deadline_of, seconds_of
+from storage import studies, workers
+from storage.claims import new_uuid
 from storage.errors import UsageError
+from storage.shared import open_storage
 
 
 @pytest.fixture
@@ -78,6 +81,17 @@ def test_a_deadline_ends_the_study_well(inside: Inside, sqlite_url: str) -> None
     assert "stopped: the deadline of" in said.out
     assert f"dialin resume tiny-1 --objective {TINY} --deadline 2h" in said.out
     assert "limits: until " in inside("status", "--storage", sqlite_url).out
+    refused = inside("worker", "--objective", TINY, "--storage", sqlite_url)
+    assert refused.err == (
+        f"dialin: tiny-1 is stopped: dialin resume tiny-1 --objective {TINY} --deadline 2h goes on\n"
+    )
+    looking = open_storage(sqlite_url)
+    workers.register(looking, new_uuid(), studies.find(looking).study_id, [workers.Place("cpu/3", None)])
+    taken = value(sqlite_url, "SELECT taken FROM dialin_studies")
+    limits = ("--trials", taken, "--deadline", "2h", "--storage", sqlite_url)
+    resumed = inside("resume", "--objective", TINY, "--workers", 1, *limits)
+    assert "1 worker trains it already, beside the new ones: cpu/3 (pid " in resumed.out
+    assert resumed.status == 0
 
 
 NOON = datetime(2026, 11, 21, 12).timestamp()
