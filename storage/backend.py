@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from optuna.exceptions import UpdateFinishedTrialError
@@ -17,10 +20,10 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from storage import leases, limits, urls
-from storage.claims import Claimant, Lease, Settlement
+from storage import epochs, leases, limits, owners, urls
+from storage.claims import Claimant, Lease, Settlement, new_uuid
 from storage.engine import make_engine, writing
-from storage.optuna_internals import models
+from storage.optuna_internals import models, trial_id_of
 from storage.outcomes import Outcome
 from storage.reading import PatientStorage, again
 from storage.schema import prepare
@@ -35,6 +38,12 @@ def _as_writer(method: Callable[..., Any]) -> Any:
             return method(*args, **kwargs)
 
     return write
+
+
+# The system attribute that tells trials apart which were enqueued with the same parameters.
+_ENQUEUED = "dialin:enqueued"
+# What an attempt to adopt says that found a trial and could not take it: there may be another.
+_ANOTHER = object()
 
 
 class Backend(PatientStorage):
@@ -77,34 +86,69 @@ class Backend(PatientStorage):
 
     def delete_study(self, study_id: int) -> None:
         """As Optuna's, which on PostgreSQL leaves the study in silence when an epoch is recorded meanwhile."""
-        with self.write() as session:
-            study = models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+
+        def attempt(session: Session, again: bool) -> None:
+            try:
+                study = models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            except KeyError:
+                if again:
+                    return
+                raise
             trial = models.TrialModel
             session.execute(select(trial.trial_id).where(trial.study_id == study_id).with_for_update())
             session.delete(study)
 
+        self.write_once(attempt)
+
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
-        with writing():
-            return super()._create_new_trial(study_id, template_trial)
+        """As Optuna's, but that tries again after a lost COMMIT and makes two trials."""
+        ids = new_uuid(), new_uuid()
+        lease: Lease | None = None
 
-    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> Any:
-        """Called by Optuna inside the transaction that creates a trial: the claim joins in."""
-        trial: Any = super()._get_prepared_new_trial(study_id, template_trial, session)
-        self.leases.pop(trial.trial_id, None)  # SQLite gives the ids of deleted trials again
-        if template_trial is None and self.claimant is not None:
+        def attempt(session: Session, again: bool) -> FrozenTrial:
+            nonlocal lease
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)  # one number a trial
+            lease = owners.of_claim(session, ids[1]) if again else None
+            if lease is not None:
+                landed = models.TrialModel.find_or_raise_by_id(lease.trial_id, session)
+                return self._build_frozen_trial_from_trial_model(landed)
+            trial: Any = self._get_prepared_new_trial(study_id, template_trial, session)
             session.flush()
-            self.leases[trial.trial_id] = leases.take(session, self.claimant, study_id, trial.trial_id)
-        return trial
+            if template_trial is None and self.claimant is not None:
+                lease = leases.take(session, self.claimant, study_id, trial.trial_id, *ids)
+            return _frozen(trial, template_trial)
 
-    def enqueue(self, session: Session, study_id: int, params: Mapping[str, Any]) -> int:
+        if template_trial is None:
+            created = self.write_once(attempt)
+        else:  # nothing tells two of them apart
+            with self.write() as session:
+                created = attempt(session, False)
+        self._hold(trial_id_of(created), lease)
+        return created
+
+    def _hold(self, trial_id: int, lease: Lease | None) -> None:
+        """Under which lease this process trains it; under none, as SQLite gives the ids of deleted trials again."""
+        self.leases.pop(trial_id, None)
+        if lease is not None:
+            self.leases[trial_id] = lease
+
+    def enqueue(self, session: Session, study_id: int, params: Mapping[str, Any], key: str = "") -> int:
         """A WAITING trial that will suggest `params`, as `enqueue_trial` makes it, in the caller's transaction.
 
-        Its number in return.
+        Its number in return. `key`: a UUID by which `enqueued` finds it when the answer to the COMMIT was lost.
         """
-        template = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": dict(params)})
+        noted = {_ENQUEUED: key} if key else {}
+        template = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": dict(params)} | noted)
         trial = self._get_prepared_new_trial(study_id, template, session)
         session.flush()
         return int(trial.number)
+
+    def enqueued(self, session: Session, study_id: int, key: str) -> int | None:
+        """The number of the trial that was enqueued with this key, where its COMMIT has arrived."""
+        trial, attr = models.TrialModel, models.TrialSystemAttributeModel
+        query = select(trial.number).join(attr, attr.trial_id == trial.trial_id)
+        mine = query.where(trial.study_id == study_id, attr.key == _ENQUEUED, attr.value_json == json.dumps(key))
+        return session.scalar(mine)
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """As Optuna's, but without a second look at the database, which would wait for its own transaction."""
@@ -114,46 +158,103 @@ class Backend(PatientStorage):
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """As Optuna's; starting a WAITING trial claims it, and finishing a claimed one settles it."""
         try:
-            with self.write() as session:
-                trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-                self.check_trial_is_updatable(trial_id, trial.state)
-                if state == TrialState.RUNNING and trial.state != TrialState.WAITING:
-                    return False
-                for objective, value in enumerate(values or ()):
-                    self._set_trial_value_without_commit(session, trial, objective, value)
-                if state == TrialState.RUNNING:
-                    self._start(session, trial)
-                elif state.is_finished():
-                    self._finish(session, trial, state, values)
-                trial.state = state
+            if state == TrialState.RUNNING:
+                return self._start(trial_id, values)
+            settlement = self.settlements.get(trial_id) or Settlement(Outcome.of(state))
+            self.write_once(partial(self._end, trial_id, state, values, settlement, new_uuid()))
         except IntegrityError:
             return False
         if state.is_finished():
             self.leases.pop(trial_id, None)
         return True
 
-    def _start(self, session: Session, trial: Any) -> None:
-        trial.datetime_start = datetime.now()
-        trial.state = TrialState.RUNNING
-        session.flush()
-        if self.claimant is not None:
-            self.leases[trial.trial_id] = leases.take(session, self.claimant, trial.study_id, trial.trial_id)
+    def _start(self, trial_id: int, values: Sequence[float] | None) -> bool:
+        ids = new_uuid(), new_uuid()
+        lease: Lease | None = None
 
-    def _finish(self, session: Session, trial: Any, state: TrialState, values: Sequence[float] | None) -> None:
-        lease = self.leases.get(trial.trial_id)
-        settlement = self.settlements.get(trial.trial_id) or Settlement(Outcome.of(state))
-        if lease is not None:
-            self.set_attrs(session, trial.trial_id, settlement.attrs)
-        # Written once and before our study: a second UPDATE of a row locks what it refers to, Optuna's study.
-        trial.datetime_complete, trial.state = datetime.now(), state
-        session.flush()
-        if lease is None:
+        def attempt(session: Session, again: bool) -> bool:
+            nonlocal lease
+            trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+            lease = owners.of_claim(session, ids[1]) if again else None
+            if lease is not None:
+                return True
+            self.check_trial_is_updatable(trial_id, trial.state)
+            if trial.state != TrialState.WAITING:
+                return False
+            self._set_values(session, trial, values)
+            _set_state(session, trial, TrialState.RUNNING)
+            if self.claimant is not None:
+                lease = leases.take(session, self.claimant, trial.study_id, trial_id, *ids)
+            return True
+
+        started = self.write_once(attempt)
+        if started:
+            self._hold(trial_id, lease)
+        return started
+
+    def _end(
+        self,
+        trial_id: int,
+        state: TrialState,
+        values: Sequence[float] | None,
+        settlement: Settlement,
+        key: str,
+        session: Session,
+        again: bool,
+    ) -> None:
+        trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+        lease = self.leases.get(trial_id)
+        if again and trial.state == state and (lease is None or leases.is_settled(session, key)):
             return
-        leases.settle(session, lease, settlement)
-        if settlement.seconds > 0:
-            limits.spend(session, lease.study_id, settlement.seconds)
-        if settlement.outcome is Outcome.COMPLETE and values:
-            limits.value_reached(session, lease, values[0])
+        self.check_trial_is_updatable(trial_id, trial.state)
+        self._set_values(session, trial, values)
+        if state.is_finished() and lease is not None:
+            self.set_attrs(session, trial_id, settlement.attrs)
+        _set_state(session, trial, state)
+        if state.is_finished() and lease is not None:
+            leases.settle(session, lease, settlement, key)
+            if settlement.seconds > 0:
+                limits.spend(session, lease.study_id, settlement.seconds)
+            if settlement.outcome is Outcome.COMPLETE and values:
+                limits.value_reached(session, lease, values[0])
+
+    def _set_values(self, session: Session, trial: Any, values: Sequence[float] | None) -> None:
+        for objective, value in enumerate(values or ()):
+            self._set_trial_value_without_commit(session, trial, objective, value)
+
+    def adopt(self, study_id: int) -> Lease | None:
+        """Take over a trial that its owner left; None where there is none. One that kills its owners is settled."""
+        claim = new_uuid()
+        while (found := self.write_once(partial(self._adopt, study_id, claim))) is _ANOTHER:
+            pass
+        if isinstance(found, Lease):
+            self._hold(found.trial_id, found)
+            return found
+        return None
+
+    def _adopt(self, study_id: int, claim: str, session: Session, again: bool) -> Lease | object | None:
+        lease = owners.of_claim(session, claim) if again else None
+        if lease is not None:
+            return lease
+        left = leases.adoptable(session, study_id)
+        if left is None:
+            return None
+        if owners.poisoned(session, left.trial_id):
+            self._give_up(session, left)
+            return _ANOTHER
+        assert self.claimant is not None, "only a storage opened with a claimant trains"
+        return leases.adopt(session, self.claimant, left, claim) or _ANOTHER
+
+    def _give_up(self, session: Session, left: Lease) -> None:
+        """Settle a trial as lost that kills whoever trains it."""
+        if not leases.call_dead(session, left):
+            return
+        reason = f"the last {owners.POISON_OWNERS} workers that trained it died without a new epoch"
+        count, seconds = epochs.cost(session, left.trial_id)
+        told = {"outcome": Outcome.LOST.value, "reason": reason, "epochs": count, "seconds": round(seconds, 3)}
+        self.set_attrs(session, left.trial_id, told)
+        _set_state(session, models.TrialModel.find_or_raise_by_id(left.trial_id, session), Outcome.LOST.state)
+        leases.settle(session, left, Settlement(Outcome.LOST, reason), new_uuid())
 
     def set_attrs(
         self, session: Session, trial_id: int, attrs: Mapping[str, Any], table: Any = models.TrialUserAttributeModel
@@ -161,3 +262,21 @@ class Backend(PatientStorage):
         """Attributes of a trial, a user's or Optuna's own, inside the caller's transaction."""
         for key, value in attrs.items():
             self._set_trial_attr_without_commit(session, table, trial_id, key, value)
+
+
+def _set_state(session: Session, trial: Any, state: TrialState) -> None:
+    """Written once and before our study: a second UPDATE of a row locks what it refers to, Optuna's study."""
+    if state == TrialState.RUNNING:
+        trial.datetime_start = datetime.now()
+    elif state.is_finished():
+        trial.datetime_complete = datetime.now()
+    trial.state = state
+    session.flush()
+
+
+def _frozen(trial: Any, template: FrozenTrial | None) -> FrozenTrial:
+    """A trial that was made this moment as Optuna hands it out, without reading it."""
+    frozen: Any = copy.deepcopy(template) if template is not None else create_trial(state=TrialState.RUNNING)
+    frozen.number, frozen.datetime_start, frozen._trial_id = trial.number, trial.datetime_start, trial.trial_id
+    made: FrozenTrial = frozen
+    return made

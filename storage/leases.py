@@ -43,18 +43,20 @@ HANDED_BACK = 0.0
 TOLD_ELSEWHERE = "told by another program, as by optuna-dashboard"
 
 
-def take(session: Session, claimant: Claimant, study_id: int, trial_id: int) -> Lease:
+def take(session: Session, claimant: Claimant, study_id: int, trial_id: int, ticket: str, claim: str) -> Lease:
     """Ticket and lease for a trial that has just become RUNNING in the same transaction.
+
+    `ticket` and `claim` are UUIDs of the caller's, looked up when the answer to its COMMIT was lost.
 
     Raises:
         BudgetSpent: all tickets are taken; StudyStopped: the study takes no trials now. The transaction must be
             rolled back.
     """
-    lease = Lease(trial_id, study_id, claimant.worker_id, generation=1, claim=new_uuid())
+    lease = Lease(trial_id, study_id, claimant.worker_id, generation=1, claim=claim)
     # The trial's rows first: their foreign keys lock Optuna's study row, which a creator of trials holds already.
     session.execute(
         insert(TrialRow).values(
-            trial_id=trial_id, study_id=study_id, ticket=new_uuid(), reason="", started_at=database_now()
+            trial_id=trial_id, study_id=study_id, ticket=ticket, reason="", started_at=database_now()
         )
     )
     session.execute(
@@ -153,56 +155,64 @@ def bury(session: Session, worker_id: str) -> int:
     return left
 
 
-def adopt(session: Session, claimant: Claimant, study_id: int) -> Lease | None:
-    """Take over one trial whose lease has expired or was handed back; None where there is none."""
-    while (candidate := _adoptable(session, study_id)) is not None:
-        trial_id, generation = candidate
-        lease = Lease(trial_id, study_id, claimant.worker_id, generation + 1, claim=new_uuid())
-        adopted = _count(
-            session,
-            update(LeaseRow)
-            .where(
-                LeaseRow.trial_id == trial_id,
-                LeaseRow.generation == generation,
-                LeaseRow.expires_at < database_now(),
-            )
-            .values(
-                worker_id=lease.worker_id,
-                generation=lease.generation,
-                claim=lease.claim,
-                expires_at=database_now() + claimant.lease_seconds,
-            ),
-        )
-        if adopted:
-            owners.ended(session, trial_id, generation, OwnerEnding.DIED)
-            owners.began(session, lease)
-            return lease
-    return None
-
-
-def _adoptable(session: Session, study_id: int) -> tuple[int, int] | None:
-    """A trial that may be adopted, and its generation; its row is locked. One that is locked is in others' hands."""
-    trial = models.TrialModel
+def adoptable(session: Session, study_id: int) -> Lease | None:
+    """The last lease of a trial that may be adopted; the trial is locked. One locked already is in others' hands."""
+    trial, lease = models.TrialModel, LeaseRow
     row = session.execute(
-        select(LeaseRow.trial_id, LeaseRow.generation)
-        .join(trial, trial.trial_id == LeaseRow.trial_id)
-        .join(StudyRow, StudyRow.study_id == LeaseRow.study_id)
+        select(lease.trial_id, lease.study_id, lease.worker_id, lease.generation, lease.claim)
+        .join(trial, trial.trial_id == lease.trial_id)
+        .join(StudyRow, StudyRow.study_id == lease.study_id)
         .where(
-            LeaseRow.study_id == study_id,
-            LeaseRow.expires_at < database_now(),
+            lease.study_id == study_id,
+            lease.expires_at < database_now(),
             trial.state == TrialState.RUNNING,
             StudyRow.state == StudyState.RUNNING,
             limits.in_time(),
         )
-        .order_by(LeaseRow.trial_id)
+        .order_by(lease.trial_id)
         .limit(1)
         .with_for_update(of=trial, skip_locked=True)
     ).one_or_none()
-    return (row[0], row[1]) if row is not None else None
+    return Lease(*row) if row is not None else None
 
 
-def settle(session: Session, lease: Lease, settlement: Settlement) -> None:
-    """Record how the trial ended and give up its lease; an error returns its ticket. Raises LeaseLost."""
+def adopt(session: Session, claimant: Claimant, left: Lease, claim: str) -> Lease | None:
+    """Take over the trial of a lease that somebody left; None where its owner has given a sign of life meanwhile."""
+    lease = Lease(left.trial_id, left.study_id, claimant.worker_id, left.generation + 1, claim)
+    adopted = _count(
+        session,
+        update(LeaseRow)
+        .where(owned_by(left), LeaseRow.expires_at < database_now())
+        .values(
+            worker_id=lease.worker_id,
+            generation=lease.generation,
+            claim=lease.claim,
+            expires_at=database_now() + claimant.lease_seconds,
+        ),
+    )
+    if not adopted:
+        return None
+    owners.ended(session, left.trial_id, left.generation, OwnerEnding.DIED)
+    owners.began(session, lease)
+    return lease
+
+
+def call_dead(session: Session, left: Lease) -> bool:
+    """The owner of an expired lease cannot renew it from now on; False where it has done so meanwhile."""
+    dead = _count(
+        session,
+        update(LeaseRow).where(owned_by(left), LeaseRow.expires_at < database_now()).values(expires_at=HANDED_BACK),
+    )
+    if dead:
+        owners.ended(session, left.trial_id, left.generation, OwnerEnding.DIED)
+    return bool(dead)
+
+
+def settle(session: Session, lease: Lease, settlement: Settlement, key: str) -> None:
+    """Record how the trial ended and give up its lease; an error returns its ticket. Raises LeaseLost.
+
+    `key` is a UUID of the caller's, looked up by `is_settled` when the answer to its COMMIT was lost.
+    """
     if not _count(session, delete(LeaseRow).where(owned_by(lease))):
         raise LeaseLost("it is no longer this worker's")
     owners.ended(session, lease.trial_id, lease.generation, OwnerEnding.SETTLED)
@@ -210,7 +220,7 @@ def settle(session: Session, lease: Lease, settlement: Settlement) -> None:
         update(TrialRow)
         .where(TrialRow.trial_id == lease.trial_id)
         .values(
-            settlement=new_uuid(),
+            settlement=key,
             outcome=settlement.outcome,
             reason=settlement.reason,
             best_epoch=settlement.best_epoch,
@@ -255,6 +265,11 @@ def let_go(session: Session, lease: Lease) -> TrialState | None:
     return state
 
 
+def is_settled(session: Session, key: str) -> bool:
+    """Whether the COMMIT of this very settlement has arrived."""
+    return session.scalar(select(TrialRow.trial_id).where(TrialRow.settlement == key)) is not None
+
+
 def _return_ticket(session: Session, study_id: int, reason: str) -> None:
     """A bug in the objective costs no trial, but as many returned tickets as the budget has are enough."""
     session.execute(
@@ -296,9 +311,7 @@ def add_checkpoint(session: Session, lease: Lease, kind: CheckpointKind, checkpo
 def _got_as_far(session: Session, lease: Lease, checkpoint: Any) -> bool:
     """Whether a checkpoint on record holds as much of the trial as this one."""
     row = CheckpointRow
-    further = or_(
-        row.epoch > checkpoint.epoch, and_(row.epoch == checkpoint.epoch, row.batch >= getattr(checkpoint, "batch", 0))
-    )
+    further = or_(row.epoch > checkpoint.epoch, and_(row.epoch == checkpoint.epoch, row.batch >= checkpoint.batch))
     of_trial = and_(row.trial_id == lease.trial_id, row.kind == CheckpointKind.STATE)
     return session.scalar(select(row.checkpoint_id).where(of_trial, further).limit(1)) is not None
 

@@ -1,6 +1,6 @@
 """Who has held a trial, for good: written by `storage.leases` in the transactions that make and end a lease.
 
-`chaos` and people ask it who trained what; a trial that kills its owners is known by it.
+Whoever asks who trained what reads it, and a trial that kills its owners is known by it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ from sqlalchemy.orm import Session
 
 from storage.claims import Lease
 from storage.engine import database_now
-from storage.tables import LeaseRow, OwnerEnding, OwnerRow
+from storage.tables import LeaseRow, OwnerEnding, OwnerRow, TrialRow
+
+# Owners that died in a row without taking their trial any further: one more would die too (a kernel that crashes, a
+# machine's memory that no micro-batch fits), and its worker with it.
+POISON_OWNERS = 5
 
 
 def began(session: Session, lease: Lease) -> None:
@@ -54,3 +58,29 @@ def died(session: Session, worker_id: str) -> None:
         .values(ending=OwnerEnding.DIED, ended_at=database_now())
         .execution_options(synchronize_session=False)
     )
+
+
+def poisoned(session: Session, trial_id: int) -> bool:
+    """Whether its last POISON_OWNERS owners all died with nothing left behind.
+
+    Asked of a trial that may be adopted: an owner whose time has not ended is one whose lease expired.
+    """
+    owner = OwnerRow
+    last = session.execute(
+        select(owner.ending, owner.recorded)
+        .where(owner.trial_id == trial_id)
+        .order_by(owner.generation.desc())
+        .limit(POISON_OWNERS)
+    ).all()
+    died = [ending in (None, OwnerEnding.DIED) and not recorded for ending, recorded in last]
+    return len(died) == POISON_OWNERS and all(died)
+
+
+def of_claim(session: Session, claim: str) -> Lease | None:
+    """The lease that this claim made, where its COMMIT has arrived."""
+    row = session.execute(
+        select(OwnerRow.trial_id, TrialRow.study_id, OwnerRow.worker_id, OwnerRow.generation, OwnerRow.claim)
+        .join(TrialRow, TrialRow.trial_id == OwnerRow.trial_id)
+        .where(OwnerRow.claim == claim)
+    ).one_or_none()
+    return Lease(*row) if row is not None else None

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from optuna.storages import RDBStorage
 from sqlalchemy import Engine
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from storage.engine import writing
-from storage.patience import patient, patiently
+from storage.patience import Patience, patient, patiently
+
+_Answer = TypeVar("_Answer")
 
 
 def again(method: Callable[..., Any]) -> Any:
@@ -43,14 +46,37 @@ class PatientStorage(RDBStorage):
     def write(self) -> Iterator[Session]:
         """One writing transaction, committed at the end of the block."""
         with writing(), self._begun() as session:
-            yield session
-            session.commit()
+            try:
+                yield session
+                session.commit()
+            except BaseException:  # a failed COMMIT too leaves SQLite's lock with the connection until it is told
+                session.rollback()
+                raise
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """One reading transaction."""
         with self._begun() as session:
             yield session
+
+    def write_once(self, attempt: Callable[[Session, bool], _Answer]) -> _Answer:
+        """One writing transaction, run again while the database is away, that does its work exactly once.
+
+        `attempt(session, again)`: `again` says that an earlier attempt was cut off, and that its COMMIT may have
+        arrived, or may arrive yet. It takes its locks, for which it waits for that one, and then looks what is there.
+        """
+        patience, cut_off, collided = Patience(), False, False
+        while True:
+            try:
+                with self.write() as session:
+                    return attempt(session, cut_off)
+            except IntegrityError:  # after what it looked up, the earlier one's UUID has arrived after all
+                if not cut_off or collided:
+                    raise
+                collided = True
+            except Exception as error:
+                patience.wait(error)
+                cut_off = True
 
     def _begun(self) -> Session:
         return patiently(self._begin)

@@ -15,14 +15,16 @@ from optuna import distributions
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
-from sqlalchemy import func, insert, select
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
 
 from storage import epochs, leases, limits, owners, state_files
 from storage.backend import Backend
 from storage.claims import Checkpoint, Claimant, Epoch, Lease, LeaseLost, Settlement
+from storage.epochs import Written
 from storage.optuna_internals import CachedStorage, forget_study, models, trial_id_of
 from storage.outcomes import Outcome
-from storage.tables import CheckpointKind, CheckpointRow, EpochRow, LeaseRow, StudyRow, StudyState
+from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, StudyRow, StudyState
 
 
 class SharedStorage(CachedStorage):
@@ -74,13 +76,19 @@ class SharedStorage(CachedStorage):
         ]
         user_attrs = {k: v for k, v in sampled.user_attrs.items() if before.user_attrs.get(k) != v}
         system_attrs = {k: v for k, v in sampled.system_attrs.items() if before.system_attrs.get(k) != v}
-        with self._backend.write() as session:
+
+        def attempt(session: Session, again: bool) -> None:
             self._study_state(session, lease)
             leases.renew(session, lease, self._lease_seconds)
-            if rows:
-                session.execute(insert(models.TrialParamModel), rows)
+            param = models.TrialParamModel
+            mine = select(param.param_name).where(param.trial_id == lease.trial_id, param.param_name.in_(names))
+            landed = again and session.scalar(mine.limit(1)) is not None
+            if rows and not landed:
+                session.execute(insert(param), rows)
             self._backend.set_attrs(session, lease.trial_id, user_attrs)
             self._backend.set_attrs(session, lease.trial_id, system_attrs, models.TrialSystemAttributeModel)
+
+        self._backend.write_once(attempt)
 
     def set_trial_param(
         self,
@@ -150,11 +158,7 @@ class SharedStorage(CachedStorage):
 
     def adopt(self, study_id: int) -> Lease | None:
         """Take over a trial that its worker left, under its own number; None where there is none."""
-        with self._backend.write() as session:
-            lease = leases.adopt(session, self._claimant, study_id)
-        if lease is not None:
-            self._backend.leases[lease.trial_id] = lease
-        return lease
+        return self._backend.adopt(study_id)
 
     def record_epoch(self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None) -> StudyState:
         """One epoch, with its checkpoint where there is one, and the lease renewed; the study's state in return.
@@ -165,16 +169,21 @@ class SharedStorage(CachedStorage):
             LeaseLost: another worker owns the trial, or somebody settled or deleted it. Nothing is recorded.
             EpochsSpent: it would be an epoch more than the study's budget has. Nothing is recorded.
         """
-        with self._backend.write() as session:
+
+        def attempt(session: Session, _again: bool) -> StudyState:
             state = self._study_state(session, lease)
             leases.renew(session, lease, self._lease_seconds)
-            new = epochs.write(session, lease, epoch)
-            if new:
+            written = epochs.write(session, lease, epoch)
+            if written is Written.ALREADY:
+                return limits.spend(session, lease.study_id, 0.0) or state
+            if written is Written.NEW:
                 owners.left_something(session, lease)
             if checkpoint is not None:
                 state_files.record(session, lease, checkpoint)
             spent = epoch.seconds * epoch.devices
-            return limits.spend(session, lease.study_id, spent, epochs=int(new)) or state
+            return limits.spend(session, lease.study_id, spent, epochs=int(written is Written.NEW)) or state
+
+        return self._backend.write_once(attempt)
 
     def record_checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> list[str] | None:
         """A state checkpoint by itself; in return the paths of older ones that nothing needs any more.
@@ -216,8 +225,7 @@ class SharedStorage(CachedStorage):
 
     def hand_back(self, lease: Lease) -> None:
         """Leave a trial for any worker to go on with, from its last checkpoint."""
-        with self._backend.write() as session:
-            leases.hand_back(session, lease)
+        self._backend.write_once(lambda session, _again: leases.hand_back(session, lease))
         self._backend.leases.pop(lease.trial_id, None)
 
     def let_go(self, lease: Lease) -> TrialState | None:
@@ -264,9 +272,7 @@ class SharedStorage(CachedStorage):
     def cost(self, lease: Lease) -> tuple[int, float]:
         """Epochs on record of a trial, under all its owners, and their seconds."""
         with self._backend.read() as session:
-            query = select(func.count(), func.coalesce(func.sum(EpochRow.seconds), 0.0))
-            epochs, seconds = session.execute(query.where(EpochRow.trial_id == lease.trial_id)).one()
-        return epochs, float(seconds)
+            return epochs.cost(session, lease.trial_id)
 
     def checkpoints(self, lease: Lease) -> list[Checkpoint]:
         """Recorded state checkpoints of a trial, the newest first."""

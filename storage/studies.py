@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,7 @@ def create(
     while True:
         chosen = name or f"{stem}-{_next_number(storage, stem)}"
         try:
-            with storage.backend.write() as session:
-                _insert(storage, session, spec, chosen, first_trials)
+            storage.backend.write_once(partial(_insert, storage, spec, chosen, first_trials, new_uuid()))
         except IntegrityError:
             if name is None:
                 continue  # another process took the number
@@ -179,8 +179,16 @@ def check_folds(record: StudyRecord, folds: int) -> None:
 
 
 def _insert(
-    storage: SharedStorage, session: Session, spec: StudySpec, name: str, first: Sequence[Mapping[str, Any]]
+    storage: SharedStorage,
+    spec: StudySpec,
+    name: str,
+    first: Sequence[Mapping[str, Any]],
+    uid: str,
+    session: Session,
+    again: bool,
 ) -> None:
+    if again and session.scalar(select(StudyRow.study_id).where(StudyRow.uid == uid)) is not None:
+        return
     direction = models.StudyDirectionModel(objective=0, direction=StudyDirection[spec.direction.upper()])
     study = models.StudyModel(study_name=name, directions=[direction])
     session.add(study)
@@ -188,7 +196,7 @@ def _insert(
     columns = asdict(spec)
     del columns["direction"]
     columns["space"] = json.dumps(columns["space"])
-    session.add(StudyRow(study_id=study.study_id, uid=new_uuid(), created_at=database_now(), **columns))
+    session.add(StudyRow(study_id=study.study_id, uid=uid, created_at=database_now(), **columns))
     session.flush()
     for params in first:
         storage.backend.enqueue(session, study.study_id, params)
@@ -306,10 +314,15 @@ def enqueue(storage: SharedStorage, record: StudyRecord, params: Mapping[str, An
     Raises:
         UsageError: the study is gone.
     """
+    key = new_uuid()
+
+    def attempt(session: Session, again: bool) -> int:
+        models.StudyModel.find_or_raise_by_id(record.study_id, session, for_update=True)  # one number a trial
+        landed = storage.backend.enqueued(session, record.study_id, key) if again else None
+        return storage.backend.enqueue(session, record.study_id, params, key) if landed is None else landed
+
     try:
-        with storage.backend.write() as session:
-            models.StudyModel.find_or_raise_by_id(record.study_id, session, for_update=True)  # one number a trial
-            return storage.backend.enqueue(session, record.study_id, params)
+        return storage.backend.write_once(attempt)
     except KeyError:
         raise UsageError(f"study {record.name!r} is gone: somebody deleted it") from None
 

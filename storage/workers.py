@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -43,28 +44,34 @@ def register(storage: SharedStorage, worker_id: str, study_id: int, places: Sequ
     """
     for place in places:
         try:
-            with storage.backend.write() as session:
-                _wait_for_turn(session, study_id)
-                dead = or_(WorkerRow.ended_at.is_not(None), WorkerRow.last_seen < database_now() - LEASE_SECONDS)
-                session.execute(update(WorkerRow).where(WorkerRow.slot_key == place.key, dead).values(slot_key=None))
-                session.execute(
-                    insert(WorkerRow).values(
-                        worker_id=worker_id,
-                        study_id=study_id,
-                        host=socket.gethostname(),
-                        pid=os.getpid(),
-                        slot=place.name,
-                        slot_key=place.key,
-                        started_at=database_now(),
-                        last_seen=database_now(),
-                    )
-                )
+            storage.backend.write_once(partial(_announce, worker_id, study_id, place))
         except IntegrityError:
             if not _taken(storage, place):
                 raise
             continue
         return place
     raise NoFreeSlot(f"every place is taken by another worker: {', '.join(p.name for p in places)}")
+
+
+def _announce(worker_id: str, study_id: int, place: Place, session: Session, again: bool) -> None:
+    _wait_for_turn(session, study_id)
+    announced = select(WorkerRow.worker_id).where(WorkerRow.worker_id == worker_id)
+    if again and session.scalar(announced) is not None:
+        return  # the answer to its COMMIT was lost
+    dead = or_(WorkerRow.ended_at.is_not(None), WorkerRow.last_seen < database_now() - LEASE_SECONDS)
+    session.execute(update(WorkerRow).where(WorkerRow.slot_key == place.key, dead).values(slot_key=None))
+    session.execute(
+        insert(WorkerRow).values(
+            worker_id=worker_id,
+            study_id=study_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            slot=place.name,
+            slot_key=place.key,
+            started_at=database_now(),
+            last_seen=database_now(),
+        )
+    )
 
 
 def _wait_for_turn(session: Session, study_id: int) -> None:
@@ -96,11 +103,15 @@ def _taken(storage: SharedStorage, place: Place) -> bool:
 
 def end(storage: SharedStorage, worker_id: str) -> int:
     """The worker has ended or was seen dead: its place is free and its trials may be adopted; their number."""
-    with storage.backend.write() as session:
+
+    def attempt(session: Session, _again: bool) -> int:
+        left = leases.bury(session, worker_id)  # first: whoever deletes the study comes to the workers last
         session.execute(
             update(WorkerRow).where(WorkerRow.worker_id == worker_id).values(ended_at=database_now(), slot_key=None)
         )
-        return leases.bury(session, worker_id)
+        return left
+
+    return storage.backend.write_once(attempt)
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from optuna.trial import Trial
-from storage_places import DONE, adopted_by, an_epoch, make_study, optuna_study, rows, worker_on
+from optuna.trial import Trial, TrialState
+from storage_places import DONE, adopted_by, an_epoch, fresh, make_study, optuna_study, rows, worker_on
 
 from storage import workers
 from storage.claims import Checkpoint, Lease
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
-from storage.tables import OwnerRow
+from storage.tables import LeaseRow, OwnerRow, TrialRow
 
 pytest_plugins = ["storage_fixtures"]
 pytestmark = pytest.mark.usefixtures("storage_test")
@@ -72,3 +72,53 @@ def test_a_worker_that_ends_as_it_should_has_not_died(worker: SharedStorage, stu
     worker.hand_back(lease)
     assert workers.end(worker, lease.worker_id) == 0
     assert history(worker, lease) == [(1, 0, "handed_back")]
+
+
+def die(worker: SharedStorage, study: StudyRecord, times: int = 1) -> Lease | None:
+    """Whoever holds the trial dies, and the next takes it over, so many times; the last lease."""
+    claimant = worker.backend.claimant
+    assert claimant is not None
+    lease = None
+    for _ in range(times):
+        workers.end(worker, claimant.worker_id)
+        lease = worker.adopt(study.study_id)
+    return lease
+
+
+def test_a_trial_whose_last_five_owners_died_with_nothing_is_lost(worker: SharedStorage, study: StudyRecord) -> None:
+    lease = worker.lease_of(optuna_study(worker, study).ask())
+    worker.record_epoch(lease, an_epoch(1))
+    assert die(worker, study, times=5) is not None  # the first of these had left an epoch
+    other = worker.lease_of(optuna_study(worker, study).ask())
+    adopted = die(worker, study)
+    assert adopted is not None
+    assert adopted.trial_id == other.trial_id  # the search for a trial goes on
+
+    trial = worker.get_trial(lease.trial_id)
+    reason = "the last 5 workers that trained it died without a new epoch"
+    told = {"outcome": "lost", "reason": reason, "epochs": 1, "seconds": 0.25}
+    assert (trial.state, trial.user_attrs) == (TrialState.FAIL, told)
+    assert trial.datetime_complete is not None
+    (row,) = rows(worker, TrialRow, TrialRow.trial_id == lease.trial_id)
+    assert (row.outcome, row.reason) == ("lost", reason)
+    assert rows(worker, LeaseRow, LeaseRow.trial_id == lease.trial_id) == []
+    assert history(worker, lease) == [(1, 1, "died"), *((generation, 0, "died") for generation in range(2, 7))]
+    now = fresh(worker, study)
+    assert (now.taken, now.returned) == (2, 0)  # its ticket stays spent
+
+
+@pytest.mark.parametrize("gentle", ["hands it back", "records an epoch"])
+def test_one_owner_that_did_not_die_in_vain_saves_a_trial(
+    worker: SharedStorage, study: StudyRecord, gentle: str
+) -> None:
+    first = worker.lease_of(optuna_study(worker, study).ask())
+    lease = die(worker, study, times=3)
+    assert lease is not None
+    if gentle == "hands it back":
+        worker.hand_back(lease)
+        lease = worker.adopt(study.study_id)
+    else:
+        worker.record_epoch(lease, an_epoch(1))
+    last = die(worker, study, times=4)
+    assert last is not None
+    assert last.trial_id == first.trial_id

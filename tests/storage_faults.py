@@ -1,0 +1,169 @@
+"""A worker's life in small, what a study looks like after it, and hands that interrupt it between any two writes.
+
+A point stands before each statement that writes and before each COMMIT: what is done between two of them cannot be
+told apart in the database.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from optuna.trial import Trial
+from sqlalchemy import Connection, event, select
+from storage_places import an_epoch, fresh, optuna_study, rows
+
+from storage.claims import BudgetSpent, Checkpoint, Settlement
+from storage.optuna_internals import models
+from storage.outcomes import Outcome
+from storage.shared import SharedStorage
+from storage.studies import StudyRecord
+from storage.tables import CheckpointRow, EpochRow, LeaseRow, OwnerRow, StudyRow, TrialRow
+
+EPOCHS = 2
+
+
+class Died(BaseException):
+    """The worker's process is gone; nothing of ours catches this."""
+
+
+def live(storage: SharedStorage, record: StudyRecord) -> None:
+    """Adopt or claim, train and settle until the study has no more trials. Its first trial ends in an error."""
+    study = optuna_study(storage, record)
+    while True:
+        lease = storage.adopt(record.study_id)
+        try:
+            trial = Trial(study, lease.trial_id) if lease is not None else study.ask()
+        except BudgetSpent:
+            return
+        _train(storage, study, trial)
+
+
+def _train(storage: SharedStorage, study: Any, trial: Trial) -> None:
+    lease = storage.lease_of(trial)
+    with storage.sampling(trial):
+        trial.suggest_float("x", 0, 1)
+        trial.set_user_attr("lr", 0.1)
+    recorded = storage.cost(lease)[0]
+    for number in range(recorded + 1, EPOCHS + 1):
+        state = Checkpoint(number, f"state-{number}.g{lease.generation}.pt", "1" * 64)
+        storage.record_epoch(lease, an_epoch(number, number / 10), state)
+    if trial.number == 0:
+        storage.settle(study, trial, Settlement(Outcome.ERROR, "a bug"))
+    else:
+        weights = Checkpoint(EPOCHS, "weights.pt", "2" * 64)
+        done = Settlement(Outcome.COMPLETE, best_epoch=EPOCHS, weights=weights, attrs={"epochs": EPOCHS}, seconds=0.5)
+        storage.settle(study, trial, done, 0.2)
+
+
+def portrait(storage: SharedStorage, record: StudyRecord) -> dict[str, Any]:
+    """All that a study's end is judged by, in plain values; ids, times and UUIDs are left out."""
+    now = fresh(storage, record)
+    trials = sorted(SharedStorage(storage.backend).get_all_trials(record.study_id), key=lambda trial: trial.number)
+    (study,) = rows(storage, StudyRow, StudyRow.study_id == record.study_id)
+    return {
+        "study": (now.taken, now.returned, now.state, now.reason, study.errors_in_a_row),
+        "spent": (now.spent_seconds, study.spent_epochs),
+        "trials": [
+            (trial.state, trial.values, trial.intermediate_values, trial.user_attrs, sorted(trial.params))
+            for trial in trials
+        ],
+        "settled": _of_study(storage, record, TrialRow, lambda row: (row.outcome, row.reason, row.best_epoch)),
+        "epochs": _of_study(storage, record, EpochRow, lambda row: (row.epoch, row.metrics)),
+        "checkpoints": _of_study(storage, record, CheckpointRow, lambda row: (row.kind, row.epoch, row.path)),
+        "leases": rows(storage, LeaseRow, LeaseRow.study_id == record.study_id),
+    }
+
+
+def endings(storage: SharedStorage, record: StudyRecord) -> dict[str | None, int]:
+    """How many owners ended in which way."""
+    found = _of_study(storage, record, OwnerRow, lambda row: row.ending)
+    return Counter(ending for _, ending in found)
+
+
+def _of_study(storage: SharedStorage, record: StudyRecord, table: Any, value: Callable[[Any], Any]) -> list[Any]:
+    trial = models.TrialModel
+    query = select(trial.trial_id, trial.number).where(trial.study_id == record.study_id)
+    with storage.backend.read() as session:
+        number_of = {row.trial_id: row.number for row in session.execute(query)}
+    found = rows(storage, table, table.trial_id.in_(number_of))
+    return sorted(((number_of[row.trial_id], value(row)) for row in found), key=repr)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a transaction may be cut off: before a statement that writes, or before its COMMIT.
+
+    `written`: the writes of the transaction before it. `number`: how many points of the worker's life came before.
+    """
+
+    number: int
+    written: tuple[str, ...]
+    committing: bool
+    connection: Connection
+
+    @property
+    def place(self) -> int:
+        """How many writes of the transaction came before."""
+        return len(self.written)
+
+    @property
+    def writes(self) -> bool:
+        """False for the COMMIT of a transaction that only read, which is no point to be cut off at."""
+        return self.place > 0 or not self.committing
+
+
+@contextmanager
+def points_of(storage: SharedStorage, at: Callable[[Point], None]) -> Iterator[list[Point]]:
+    """Calls `at` at every point that the storage comes past in this block, and at other COMMITs; lists the points."""
+    passed: list[Point] = []
+    written: list[str] = []
+
+    def begin(_connection: Connection) -> None:
+        written.clear()
+
+    def execute(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.split()[0] in ("INSERT", "UPDATE", "DELETE"):
+            passed.append(Point(len(passed), (*written,), committing=False, connection=connection))
+            written.append(statement)
+            at(passed[-1])
+
+    def commit(connection: Connection) -> None:
+        point = Point(len(passed), (*written,), committing=True, connection=connection)
+        if point.writes:
+            passed.append(point)
+        at(point)
+
+    hands: dict[str, Callable[..., None]] = {"begin": begin, "before_cursor_execute": execute, "commit": commit}
+    for name, hand in hands.items():
+        event.listen(storage.backend.engine, name, hand)
+    try:
+        yield passed
+    finally:
+        for name, hand in hands.items():
+            event.remove(storage.backend.engine, name, hand)
+
+
+def cut(connection: Connection) -> None:
+    """The connection is gone; whatever its transaction had written is rolled back."""
+    if connection.dialect.name == "sqlite":
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+    ours: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    with psycopg.connect(ours.info.dsn, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s, 10000)", [ours.info.backend_pid])
+
+
+def commit_and_cut(connection: Connection) -> None:
+    """The COMMIT arrives, and its answer does not."""
+    ours: Any = connection.connection.driver_connection
+    ours.commit()
+    if connection.dialect.name == "sqlite":
+        cut(connection)
+    ours.close()

@@ -1,0 +1,100 @@
+"""A study ends right wherever a worker or its connection is cut off: between any two writes, and after any COMMIT."""
+
+from __future__ import annotations
+
+import pytest
+from storage_faults import Died, Point, commit_and_cut, cut, endings, live, points_of, portrait
+from storage_places import make_study, worker_on
+
+from storage import patience, workers
+from storage.shared import SharedStorage
+from storage.studies import StudyRecord
+
+pytest_plugins = ["storage_fixtures"]
+pytestmark = pytest.mark.usefixtures("storage_test", "impatient")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST_SECONDS", 0.001)
+    monkeypatch.setattr(patience, "LONGEST_SECONDS", 0.001)
+
+
+@pytest.fixture
+def worker(common_url: str) -> SharedStorage:
+    return worker_on(common_url)
+
+
+def a_study(storage: SharedStorage) -> StudyRecord:
+    """Of one trial; the first, which is enqueued, ends in an error, and a second takes its ticket."""
+    return make_study(storage, trials=1, first=1)
+
+
+def undisturbed(worker: SharedStorage) -> tuple[StudyRecord, list[Point]]:
+    study = a_study(worker)
+    with points_of(worker, lambda _point: None) as points:
+        live(worker, study)
+    return study, points
+
+
+def test_a_study_ends_right_when_the_connection_dies_before_every_write(worker: SharedStorage) -> None:
+    """Each transaction fails before its first write, then before its second, and so on, until it comes through."""
+    twin, points = undisturbed(worker)
+    reached = 0
+
+    def cut_further_each_time(point: Point) -> None:
+        nonlocal reached
+        if point.writes and point.place == reached:
+            reached += 1
+            cut(point.connection)
+        elif point.committing:
+            reached = 0
+
+    study = a_study(worker)
+    with points_of(worker, cut_further_each_time) as attempted:
+        live(worker, study)
+    assert len(attempted) > 2 * len(points)
+    assert portrait(worker, study) == portrait(worker, twin)
+    assert endings(worker, study) == endings(worker, twin) == {"settled": 2}
+
+
+def test_a_study_ends_right_when_the_answer_to_every_commit_is_lost(worker: SharedStorage) -> None:
+    twin, points = undisturbed(worker)
+    lost, again = 0, False
+
+    def lose_the_answer(point: Point) -> None:
+        nonlocal lost, again
+        if point.committing and again:
+            again = False
+        elif point.committing and point.writes:
+            lost, again = lost + 1, True
+            commit_and_cut(point.connection)
+
+    study = a_study(worker)
+    with points_of(worker, lose_the_answer):
+        live(worker, study)
+    assert lost == sum(point.committing for point in points)
+    assert portrait(worker, study) == portrait(worker, twin)
+    assert endings(worker, study) == {"settled": 2}
+
+
+def test_a_study_ends_right_when_its_worker_dies_at_any_point(worker: SharedStorage) -> None:
+    """Another worker, which sees it die, goes on."""
+    twin, points = undisturbed(worker)
+    expected = portrait(worker, twin)
+    other = worker_on(worker.backend.url)
+    claimant = worker.backend.claimant
+    assert claimant is not None
+    for last in {(point.written, point.committing): point for point in reversed(points)}.values():
+
+        def die(point: Point, last: int = last.number) -> None:
+            if point.writes and point.number == last:
+                raise Died
+
+        study = a_study(worker)
+        with points_of(worker, die), pytest.raises(Died):
+            live(worker, study)
+        workers.end(other, claimant.worker_id)
+        live(other, study)
+        assert portrait(worker, study) == expected, last
+        assert endings(worker, study)["settled"] == 2
