@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +96,20 @@ class Inside:
         said = self._capsys.readouterr()
         assert isinstance(ended.value.code, int)
         return Said(ended.value.code, said.out, said.err)
+
+
+@contextmanager
+def meanwhile(happens: Callable[[], object]) -> Iterator[None]:
+    """Let something happen beside a command that runs inside; what it raises, the end of this block raises."""
+    with ThreadPoolExecutor(1) as thread:
+        happening = thread.submit(happens)
+        yield
+        happening.result()
+
+
+def press_ctrl_c() -> None:
+    """To a command that runs inside, and to it alone: its workers hear of it from the command."""
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @contextmanager

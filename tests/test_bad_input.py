@@ -163,12 +163,12 @@ class TestObjectives:
         assert not any("/search/" in frame for frame in frames)
         assert [*tmp_path.glob("*.db")] == []
 
-    def test_a_module_that_raises_shows_its_own_frames_and_none_of_ours(self, dialin: Dialin, tmp_path: Path) -> None:
+    def test_a_module_that_raises_shows_its_own_frames_and_none_of_ours(self, inside: Inside, tmp_path: Path) -> None:
         (tmp_path / "helper.py").write_text("def half():\n    return 1 / 0\n")
         (tmp_path / "mine.py").write_text("import helper\n\nhalf = helper.half()\n")
-        ended = dialin("run", "mine.py")
-        assert (ended.returncode, ended.stdout) == (2, "")
-        frames, line = ended.stderr.rstrip().rsplit("\n", 1)
+        ended = inside("run", "mine.py")
+        assert (ended.status, ended.out) == (2, "")
+        frames, line = ended.err.rstrip().rsplit("\n", 1)
         assert line == "dialin: helper.py:2: ZeroDivisionError: division by zero"
         files = [told.split('"')[1] for told in frames.splitlines() if told.lstrip().startswith("File ")]
         assert [Path(file).name for file in files] == ["mine.py", "helper.py"]
@@ -188,24 +188,26 @@ def test_a_temporary_folder_too_long_for_a_socket_is_named(dialin: Dialin, tmp_p
 
 
 class TestData:
+    @pytest.fixture(autouse=True)
+    def only_what_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("DIALIN_DATA", raising=False)
+
     def raw(self, tmp_path: Path) -> Path:
         folder = tmp_path / "data" / "FashionMNIST" / "raw"
         folder.mkdir(parents=True)
         return folder
 
-    def test_missing_data_says_where_it_looked_and_how_to_get_it(self, dialin: Dialin, tmp_path: Path) -> None:
+    def test_missing_data_says_where_it_looked_and_how_to_get_it(self, inside: Inside, tmp_path: Path) -> None:
         self.raw(tmp_path)
-        ended = dialin("run", "fashion_mnist", "--data", "data", DIALIN_DATA=None)
-        assert_one_line(Said(ended.returncode, ended.stdout, ended.stderr), 2, str(tmp_path / "data"), "download=True")
+        assert_one_line(inside("run", "fashion_mnist", "--data", "data"), 2, str(tmp_path / "data"), "download=True")
 
-    def test_a_truncated_file_is_named(self, dialin: Dialin, tmp_path: Path, url: str) -> None:
+    def test_a_truncated_file_is_named(self, inside: Inside, tmp_path: Path, url: str) -> None:
         raw = self.raw(tmp_path)
         for name, _md5 in FashionMNIST.resources:
             (raw / name).write_bytes(gzip.compress(bytes(10_000), mtime=0))
         torn = raw / FashionMNIST.resources[0][0]
         torn.write_bytes(torn.read_bytes()[:-10])
-        ended = dialin("run", "fashion_mnist", "--data", "data", DIALIN_DATA=None)
-        assert_one_line(Said(ended.returncode, ended.stdout, ended.stderr), 2, torn.name)
+        assert_one_line(inside("run", "fashion_mnist", "--data", "data"), 2, torn.name)
         assert studies(url) == []
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command import Dialin
 from optuna.trial import FixedTrial
+from studies import Inside
 from torch import Tensor
 from torchvision.models import resnet18
 from training_helpers import Recorder, first_recipe, fit
@@ -22,6 +22,11 @@ from objectives import adult, cifar10, housing, shakespeare, transfer
 from search.data import Data
 from search.datasets import DataCorrupt, DataMissing
 from search.steps import rest_frozen_norms
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    return Inside(capsys, monkeypatch)
 
 
 def fixed(**knobs: Any) -> Any:
@@ -96,15 +101,15 @@ class TestCifar10:
         assert str(path) in str(error.value)
         assert "\n" not in str(error.value)
 
-    def test_a_truncated_batch_ends_a_command_with_a_line(self, tmp_path: Path, dialin: Dialin) -> None:
+    def test_a_truncated_batch_ends_a_command_with_a_line(self, tmp_path: Path, inside: Inside) -> None:
         folder = tmp_path / "data" / cifar10.FOLDER
         folder.mkdir(parents=True)
         for name in (*cifar10.TRAIN, cifar10.TEST):
             (folder / name).write_bytes(records(3))
-        ended = dialin("run", "cifar10", "--data", "data")
-        assert ended.returncode == 2
-        assert "corrupt file" in ended.stderr
-        assert ended.stderr.count("\n") == 1
+        ended = inside("run", "cifar10", "--data", "data")
+        assert ended.status == 2
+        assert "corrupt file" in ended.err
+        assert ended.err.count("\n") == 1
 
     def test_images_are_normalised_by_the_published_numbers(self) -> None:
         mean = (torch.tensor(cifar10.MEAN) * 255).round().to(torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 32)
@@ -349,13 +354,13 @@ SEARCHES = [("adult", "accuracy", 0.8), ("housing", "rmse", 90_000)]
 
 @pytest.mark.parametrize(("name", "metric", "good"), SEARCHES)
 def test_a_short_search_of_real_data(
-    dialin: Dialin, shared_data: Path, sqlite_url: str, name: str, metric: str, good: float
+    inside: Inside, shared_data: Path, sqlite_url: str, name: str, metric: str, good: float
 ) -> None:
     # Two workers, so that each has one thread: threads that wait for each other on a busy machine take minutes.
     size = ("--trials", 2, "--epochs", 2, "--workers", 2)
-    ended = dialin("run", name, *size, "--data", shared_data, DIALIN_STORAGE=sqlite_url)
-    assert ended.returncode == 0, ended.stderr
-    told = dialin("best", "--format", "json", DIALIN_STORAGE=sqlite_url).stdout
+    ended = inside("run", name, *size, "--data", shared_data, "--storage", sqlite_url)
+    assert ended.status == 0, ended.err
+    told = inside("best", "--format", "json", "--storage", sqlite_url).out
     assert f'"metric": "{metric}"' in told
     value = float(told.split('"value": ')[1].split(",")[0])
     assert value > good if good < 1 else value < good

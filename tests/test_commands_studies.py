@@ -7,8 +7,8 @@ from pathlib import Path
 
 import optuna
 import pytest
-from command import Dialin
-from studies import OBJECTIVES, SLOW, TINY, Inside, optuna_url, rows
+from command import Dialin, Running
+from studies import OBJECTIVES, SLOW, TINY, Inside, meanwhile, optuna_url, press_ctrl_c, rows, wait_until
 
 MOODY = OBJECTIVES / "moody.py"
 
@@ -18,9 +18,13 @@ def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return Inside(capsys, monkeypatch)
 
 
-def trains(dialin: Dialin) -> bool:
-    """Whether some trial of the only study has finished an epoch."""
-    return any("epoch " in log.read_text() for log in dialin.folder.glob("dialin-files/*/trial-*/log.txt"))
+def wait_until_it_trains(folder: Path) -> None:
+    """Return when some trial of the only study has finished an epoch."""
+
+    def trains() -> bool:
+        return any("epoch " in log.read_text() for log in folder.glob("dialin-files/*/trial-*/log.txt"))
+
+    wait_until(trains, "an epoch", 60)
 
 
 RUN = ("run", TINY, "--workers", 1, "--seed", 1, "--pruner", "none")
@@ -143,13 +147,21 @@ class TestLogs:
         assert "trial 2 of tiny-1 has no log: there is no " in elsewhere.err
         assert inside("logs", "tiny-1", "--workers", *at).status == 0
 
-    def test_following_a_study_prints_each_trial_until_all_have_ended(self, dialin: Dialin) -> None:
-        running = dialin.start("run", SLOW, "--trials", 3, "--workers", 2)
-        running.wait_until(lambda: trains(dialin))
-        following = dialin.start("logs", "--follow")
-        following.wait_for("trial 0 | epoch ")
-        (dialin.folder / "hurry").touch()
-        assert (running.wait(), following.wait()) == (0, 0), following.stderr
+    def test_following_a_study_prints_each_trial_until_all_have_ended(
+        self, dialin: Dialin, inside: Inside, tmp_path: Path
+    ) -> None:
+        begun: list[Running] = []
+
+        def follow() -> None:
+            wait_until_it_trains(tmp_path)
+            begun.append(dialin.start("logs", "--follow"))
+            begun[0].wait_for("trial 0 | epoch ")
+            (tmp_path / "hurry").touch()
+
+        with meanwhile(follow):
+            assert inside("run", SLOW, "--trials", 3, "--workers", 2).status == 0
+        [following] = begun
+        assert following.wait() == 0, following.stderr
         lines = following.stdout.splitlines()
         assert lines[-1] == "slow-1: finished"
         assert "\x1b" not in following.stdout
@@ -157,33 +169,44 @@ class TestLogs:
 
 
 class TestWatch:
-    def test_a_study_is_watched_from_elsewhere_until_its_end(self, dialin: Dialin) -> None:
-        running = dialin.start("run", SLOW, "--trials", 3, "--workers", 2)
-        running.wait_until(lambda: trains(dialin))
-        watching = dialin.start("watch")
-        watching.wait_for("slow-1: running, 0/3 trials")
-        (dialin.folder / "hurry").touch()
-        assert (running.wait(), watching.wait()) == (0, 0), watching.stderr
+    def test_a_study_is_watched_from_elsewhere_until_its_end(
+        self, dialin: Dialin, inside: Inside, tmp_path: Path
+    ) -> None:
+        begun: list[Running] = []
+
+        def watch() -> None:
+            wait_until_it_trains(tmp_path)
+            begun.append(dialin.start("watch"))
+            begun[0].wait_for("slow-1: running, 0/3 trials")
+            (tmp_path / "hurry").touch()
+
+        with meanwhile(watch):
+            assert inside("run", SLOW, "--trials", 3, "--workers", 2).status == 0
+        [watching] = begun
+        assert watching.wait() == 0, watching.stderr
         lines = watching.stdout.splitlines()
         assert sum(line.startswith("[") for line in lines) == 3, "a line for each trial that ended"
         assert lines[-2] == "slow-1: finished, 3/3 trials"
         assert lines[-1].startswith("best: accuracy ")
         assert "\x1b" not in watching.stdout
 
-    def test_ctrl_c_ends_the_watching_and_nothing_else(self, dialin: Dialin) -> None:
-        running = dialin.start("run", SLOW, "--workers", 1, "--trials", 50)
-        running.wait_until(lambda: trains(dialin))
-        watching = dialin.start("watch")
-        watching.wait_for("slow-1: ")
-        watching.interrupt()
-        assert watching.wait() == 130
-        assert "Traceback" not in watching.stderr
-        assert running.process.poll() is None
-        running.interrupt()
-        assert running.wait() == 130
-        assert dialin("stop").returncode == 0
-        stopped = dialin("watch")
-        assert (stopped.returncode, stopped.stdout.startswith("slow-1: stopped: by `dialin stop`")) == (0, True)
+    def test_ctrl_c_ends_the_watching_and_nothing_else(self, dialin: Dialin, inside: Inside, tmp_path: Path) -> None:
+        def watch() -> None:
+            wait_until_it_trains(tmp_path)
+            watching = dialin.start("watch")
+            watching.wait_for("slow-1: ")
+            watching.interrupt()
+            assert watching.wait() == 130
+            assert "Traceback" not in watching.stderr
+            (tmp_path / "watched").touch()
+            press_ctrl_c()
+
+        with meanwhile(watch):
+            assert inside("run", SLOW, "--workers", 1, "--trials", 50).status == 130
+        assert (tmp_path / "watched").exists(), "it ended before"
+        assert inside("stop").status == 0
+        stopped = inside("watch")
+        assert (stopped.status, stopped.out.startswith("slow-1: stopped: by `dialin stop`")) == (0, True)
 
 
 class TestDelete:
@@ -219,11 +242,16 @@ class TestDelete:
         assert inside("delete", "tiny-1", "--yes", "--storage", sqlite_url).status == 0
         assert (folder.is_symlink(), any(moved.iterdir())) == (False, True)
 
-    def test_workers_of_a_deleted_study_stop_and_leave_nothing(self, dialin: Dialin) -> None:
-        running = dialin.start("run", SLOW, "--workers", 2, "--trials", 50)
-        running.wait_until(lambda: trains(dialin))
-        said = dialin("delete", "slow-1", "--yes")
-        assert (said.returncode, said.stdout) == (0, "deleted slow-1\n"), said.stderr
-        assert running.wait() == 1
-        assert "was deleted or renamed while it ran" in running.stderr
-        assert [path for path in (dialin.folder / "dialin-files").iterdir() if path.is_dir()] == []
+    def test_workers_of_a_deleted_study_stop_and_leave_nothing(
+        self, dialin: Dialin, inside: Inside, tmp_path: Path
+    ) -> None:
+        def delete() -> None:
+            wait_until_it_trains(tmp_path)
+            said = dialin("delete", "slow-1", "--yes")
+            assert (said.returncode, said.stdout) == (0, "deleted slow-1\n"), said.stderr
+
+        with meanwhile(delete):
+            run = inside("run", SLOW, "--workers", 2, "--trials", 50)
+        assert run.status == 1
+        assert "was deleted or renamed while it ran" in run.err
+        assert [path for path in (tmp_path / "dialin-files").iterdir() if path.is_dir()] == []

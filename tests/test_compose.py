@@ -21,9 +21,10 @@ from typing import Any
 import psycopg
 import pytest
 import yaml
-from command import Dialin, Running
+from command import Running
 from postgres_server import PostgresServer
 from sqlalchemy.engine import URL, make_url
+from studies import Inside
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"POSTGRES_PASSWORD": "fromTheTest1"}
@@ -175,21 +176,32 @@ def test_the_image_runs_the_command_as_a_user_without_rights() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
+Options = Callable[[str], set[str]]
+
+
+@pytest.fixture
+def options(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Options:
+    """Which options a command has, as its help says."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def of(command: str) -> set[str]:
+        helped = Inside(capsys, monkeypatch)(command, "--help")
+        assert helped.status == 0, helped.err
+        return set(re.findall(r"--[a-z-]+", helped.out))
+
+    return of
+
+
 @pytest.mark.parametrize("name", OURS)
-def test_a_service_uses_only_options_that_its_command_has(name: str, dialin: Dialin) -> None:
+def test_a_service_uses_only_options_that_its_command_has(name: str, options: Options) -> None:
     command, *rest = services()[name]["command"]
-    helped = dialin(command, "--help", COLUMNS="200")
-    assert helped.returncode == 0, helped.stderr
-    options = {word for word in rest if word.startswith("--")}
-    assert options <= set(re.findall(r"--[a-z-]+", helped.stdout))
+    assert {word for word in rest if word.startswith("--")} <= options(command)
 
 
 @pytest.mark.parametrize("line", HEADER_COMMANDS)
-def test_the_header_names_commands_that_exist(line: str, dialin: Dialin) -> None:
+def test_the_header_names_commands_that_exist(line: str, options: Options) -> None:
     command, *rest = line.split()
-    helped = dialin(command, "--help", COLUMNS="200")
-    assert helped.returncode == 0, helped.stderr
-    assert {word for word in rest if word.startswith("--")} <= set(re.findall(r"--[a-z-]+", helped.stdout))
+    assert {word for word in rest if word.startswith("--")} <= options(command)
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from command import Dialin
 from optuna.trial import TrialState
-from studies import OBJECTIVES, Inside, assert_settled, rows, states, trials, value
+from studies import OBJECTIVES, Inside, assert_settled, meanwhile, rows, states, trials, value, wait_until
 from torchvision.datasets import FashionMNIST
 
 LOOP = OBJECTIVES / "own_loop.py"
@@ -59,13 +58,13 @@ class TestBareFunctions:
         for trial in found:
             assert sorted(trial.intermediate_values) == [*range(len(trial.intermediate_values))]
             if trial.state == TrialState.COMPLETE:
-                assert trial.last_step == 29
-                assert trial.value == trial.intermediate_values[29]
+                assert trial.last_step == 19
+                assert trial.value == trial.intermediate_values[19]
         epochs = value(storage_url, "SELECT count(*) FROM dialin_epochs")
         assert epochs == sum(len(trial.intermediate_values) for trial in found)
 
-        assert inside("resume", "--objective", script, "--trials", "+3", "--storage", storage_url).status == 0
-        assert_settled(storage_url, "iris_pruning-1", 15)
+        assert inside("resume", "--objective", script, "--trials", "+1", "--storage", storage_url).status == 0
+        assert_settled(storage_url, "iris_pruning-1", 13)
 
     def test_a_script_that_reports_nothing_has_exact_budgets_too(self, inside: Inside, storage_url: str) -> None:
         script = SCRIPTS / "iris_models.py"
@@ -81,12 +80,12 @@ class TestBareFunctions:
         assert value(storage_url, "SELECT count(*) FROM dialin_epochs WHERE seconds > 0") == 7
 
     def test_a_torch_script_trains_on_its_data_in_the_working_folder(
-        self, dialin: Dialin, shared_data: Path, tmp_path: Path, postgres_url: str
+        self, inside: Inside, shared_data: Path, tmp_path: Path, postgres_url: str
     ) -> None:
         shutil.copytree(shared_data / "FashionMNIST", tmp_path / "FashionMNIST", copy_function=os.symlink)
         FashionMNIST(tmp_path, download=True)  # unpacked once: two trials that do it at a time read half a file
-        ended = dialin("run", SCRIPTS / "fashion_torch.py", "--trials", 2, "--workers", 2, "--storage", postgres_url)
-        assert ended.returncode == 0, ended.stderr
+        ended = inside("run", SCRIPTS / "fashion_torch.py", "--trials", 2, "--workers", 2, "--storage", postgres_url)
+        assert ended.status == 0, ended.err
         found = assert_settled(postgres_url, "fashion_torch-1", 2)
         assert all(0.0 < accuracy < 1.0 for trial in found for accuracy in trial.intermediate_values.values())
         assert {"n_layers", "lr", "optimizer", "n_units_l0"} <= set(found[0].params)
@@ -185,12 +184,12 @@ class TestOwnLoops:
         assert log.read_text().count("has ended") == 6
 
     def test_a_killed_workers_loop_goes_on_from_its_checkpoint(
-        self, dialin: Dialin, storage_url: str, tmp_path: Path
+        self, inside: Inside, storage_url: str, tmp_path: Path
     ) -> None:
         (tmp_path / "slow").touch()
         files = tmp_path / "files"
         options = ("--trials", 1, "--epochs", 30, "--workers", 2, "--files", files, "--storage", storage_url)
-        run = dialin.start("run", LOOP, *options)
+        left_at: list[int] = []
 
         def kept() -> int:
             try:
@@ -199,12 +198,17 @@ class TestOwnLoops:
                 return 0
             return max((epoch for (epoch,) in found), default=0)
 
-        run.wait_until(kept)
-        holder = "SELECT pid FROM dialin_workers JOIN dialin_leases USING (worker_id)"
-        os.kill(value(storage_url, holder), signal.SIGKILL)
-        checkpoint = kept()
-        (tmp_path / "slow").unlink()
-        assert run.wait() == 0, run.stderr
+        def kill() -> None:
+            wait_until(kept, "a checkpoint", 60)
+            holder = "SELECT pid FROM dialin_workers JOIN dialin_leases USING (worker_id)"
+            os.kill(value(storage_url, holder), signal.SIGKILL)
+            left_at.append(kept())
+            (tmp_path / "slow").unlink()
+
+        with meanwhile(kill):
+            run = inside("run", LOOP, *options)
+        assert run.status == 0, run.err
+        [checkpoint] = left_at
         [trial] = assert_settled(storage_url, "own_loop-1", 1)
         assert sorted(trial.intermediate_values) == [*range(1, 31)]
         again = "SELECT min(epoch) FROM dialin_epochs WHERE generation = 2"

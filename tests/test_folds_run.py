@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Dialin
 from optuna.trial import TrialState
 from studies import Inside, assert_settled, rows
 
@@ -38,13 +37,11 @@ def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return Inside(capsys, monkeypatch)
 
 
-def test_a_study_of_folds_has_one_value_for_each_fold(
-    dialin: Dialin, inside: Inside, tmp_path: Path, storage_url: str
-) -> None:
+def test_a_study_of_folds_has_one_value_for_each_fold(inside: Inside, tmp_path: Path, storage_url: str) -> None:
     objective = tmp_path / "folded.py"
     objective.write_text(FOLDED)
-    run = dialin("run", objective, "--workers", 2, "--pruner", "none", DIALIN_STORAGE=storage_url)
-    assert run.returncode == 0, run.stderr
+    run = inside("run", objective, "--workers", 2, "--pruner", "none", "--storage", storage_url)
+    assert run.status == 0, run.err
     found = assert_settled(storage_url, "folded-1", 3)
     assert {trial.state for trial in found} == {TrialState.COMPLETE}
     assert rows(storage_url, "SELECT epochs, folds FROM dialin_studies") == [(2, 3)]
@@ -70,9 +67,9 @@ def test_a_study_of_folds_has_one_value_for_each_fold(
     assert mean == f"{best.value:.4f}"
 
     objective.write_text(FOLDED.replace("folds=3", "folds=2"))
-    again = dialin("resume", "folded-1", "--trials", "+1", "--objective", objective, DIALIN_STORAGE=storage_url)
-    assert again.returncode == 1
-    assert "data() returns 2 folds, but study 'folded-1' was made with 3" in again.stdout
+    again = inside("resume", "folded-1", "--trials", "+1", "--objective", objective, "--storage", storage_url)
+    assert again.status == 2
+    assert "data() returns 2 folds, but study 'folded-1' was made with 3" in again.err
 
 
 def test_a_check_counts_the_folds(inside: Inside, tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from command import Dialin
 from optuna.trial import TrialState
-from studies import assert_settled, rows
+from studies import Inside, assert_settled, meanwhile, rows, wait_until
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "frameworks.md"
 LIGHTNING, BERT = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
@@ -54,6 +53,11 @@ EPOCHS = (
 )
 
 
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    return Inside(capsys, monkeypatch)
+
+
 def with_accidents(source: str, package: str, base: str, begin: str) -> str:
     accidents = ACCIDENTS.replace("PACKAGE", package).replace("BASE", base).replace("BEGIN", begin)
     head, train, rest = source.partition("\ndef train(run):")
@@ -62,7 +66,7 @@ def with_accidents(source: str, package: str, base: str, begin: str) -> str:
 
 @pytest.mark.parametrize(("framework", "database"), [("lightning", "postgres_url"), ("huggingface", "sqlite_url")])
 def test_a_framework_is_searched_and_a_killed_workers_trial_goes_on_from_its_checkpoint(
-    dialin: Dialin, tmp_path: Path, request: pytest.FixtureRequest, framework: str, database: str
+    inside: Inside, tmp_path: Path, request: pytest.FixtureRequest, framework: str, database: str
 ) -> None:
     storage_url = request.getfixturevalue(database)
     *source, checkpoint = FRAMEWORKS[framework]
@@ -70,7 +74,7 @@ def test_a_framework_is_searched_and_a_killed_workers_trial_goes_on_from_its_che
     (tmp_path / "slow").touch()
     files = tmp_path / "files"
     options = ("--trials", 3, "--workers", 2, "--pruner", "none", "--files", files, "--storage", storage_url)
-    run = dialin.start("run", "./mine.py", *options)
+    killed: list[int] = []
 
     def held() -> list[tuple[int, int]]:
         try:
@@ -78,12 +82,18 @@ def test_a_framework_is_searched_and_a_killed_workers_trial_goes_on_from_its_che
         except Exception:  # the tables are not there yet
             return []
 
-    run.wait_until(held)
-    [(pid, victim), *_] = held()
-    os.kill(pid, signal.SIGKILL)
-    run.wait_for("its trial goes on elsewhere")
-    (tmp_path / "slow").unlink()
-    assert run.wait() == 0, run.stderr
+    def kill() -> None:
+        wait_until(held, "a third epoch", 90)
+        [(pid, victim), *_] = held()
+        os.kill(pid, signal.SIGKILL)
+        killed.append(victim)
+        (tmp_path / "slow").unlink()
+
+    with meanwhile(kill):
+        run = inside("run", "./mine.py", *options)
+    assert run.status == 0, run.err
+    assert "its trial goes on elsewhere" in run.out
+    [victim] = killed
     found = assert_settled(storage_url, "mine-1", 3)
     assert [trial.state for trial in found] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
     assert found[1].user_attrs["reason"] == "enough"
@@ -96,7 +106,7 @@ def test_a_framework_is_searched_and_a_killed_workers_trial_goes_on_from_its_che
     generations = [generation for _epoch, generation in rows(storage_url, EPOCHS, number=victim)]
     assert generations in ([1, 1, 2, 2, 2, 2], [1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 2, 2]), "it began again"
     if framework == "lightning":  # the module is kept
-        assert dialin("best", "--weights", "best.pt", "--files", files, "--storage", storage_url).returncode == 0
+        assert inside("best", "--weights", "best.pt", "--files", files, "--storage", storage_url).status == 0
         weights = torch.load(tmp_path / "best.pt", weights_only=True)
         assert [*weights] == ["layers.0.weight", "layers.0.bias", "layers.2.weight", "layers.2.bias"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Dialin
+from studies import Inside
 from told import INFO, point
 
 from search import trackers
@@ -80,11 +80,13 @@ class TestNames:
         with pytest.raises(UsageError, match=rf"^--log {name} needs {name}, .*: pip install 'dialin\[{name}\]'$"):
             trackers.check([name])
 
-    def test_the_command_says_so_before_anything_starts(self, dialin: Dialin) -> None:
-        said = dialin("run", "digits", "--log", "tensorbord")
-        assert said.returncode == 2
-        assert said.stderr.startswith("dialin: --log must be one of tensorboard, wandb, mlflow, plots")
-        assert [*dialin.folder.iterdir()] == []
+    def test_the_command_says_so_before_anything_starts(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        said = Inside(capsys, monkeypatch)("run", "digits", "--log", "tensorbord")
+        assert said.status == 2
+        assert said.err.startswith("dialin: --log must be one of tensorboard, wandb, mlflow, plots")
+        assert [*tmp_path.iterdir()] == []
 
     def test_asking_imports_neither_torch_nor_any_of_the_libraries(self) -> None:
         script = (

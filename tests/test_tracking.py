@@ -13,13 +13,31 @@ from typing import Any
 
 import optuna
 import pytest
-from command import Dialin, Running
+from command import Running
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import FrozenTrial, TrialState
-from studies import SLOW, TINY, assert_settled, engines_disposed, optuna_url, rows, trials, value
+from studies import (
+    SLOW,
+    TINY,
+    Inside,
+    assert_settled,
+    engines_disposed,
+    meanwhile,
+    optuna_url,
+    press_ctrl_c,
+    rows,
+    trials,
+    value,
+    wait_until,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 FILES = "dialin-files"
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    return Inside(capsys, monkeypatch)
 
 
 def curves(root: Path, name: str = "accuracy") -> dict[str, list[tuple[int, float]]]:
@@ -55,14 +73,13 @@ def pictures(url: str, study: str) -> dict[int, list[str]]:
         }
 
 
-def test_two_workers_tell_of_each_trial_under_its_own_name(dialin: Dialin, storage_url: str, tmp_path: Path) -> None:
+def test_two_workers_tell_of_each_trial_under_its_own_name(inside: Inside, storage_url: str, tmp_path: Path) -> None:
     files = tmp_path / FILES
-    run = dialin(
+    run = inside(
         *("run", SLOW, "--trials", 4, "--epochs", 4, "--workers", 2, "--pruner", "none", "--files", files),
-        *("--log", "tensorboard", "--log", "plots"),
-        DIALIN_STORAGE=storage_url,
+        *("--log", "tensorboard", "--log", "plots", "--storage", storage_url),
     )
-    assert run.returncode == 0, run.stderr
+    assert run.status == 0, run.err
     found = assert_settled(storage_url, "slow-1", 4)
     assert curves(files) == recorded(found)
     assert len({*rows(storage_url, "SELECT worker_id FROM dialin_epochs")}) == 2, "both have trained"
@@ -79,9 +96,9 @@ def test_two_workers_tell_of_each_trial_under_its_own_name(dialin: Dialin, stora
 
 
 def test_the_dashboard_shows_the_pictures_of_a_trial_until_its_study_is_deleted(
-    dialin: Dialin, start_dialin: Callable[..., Running], tmp_path: Path
+    inside: Inside, start_dialin: Callable[..., Running], tmp_path: Path
 ) -> None:
-    assert dialin("run", TINY, "--trials", 1, "--workers", 1, "--log", "plots").returncode == 0
+    assert inside("run", TINY, "--trials", 1, "--workers", 1, "--log", "plots").status == 0
     running = start_dialin("dashboard", "--port", 0)
     running.wait_for("http://")
     address = running.stdout[running.stdout.index("http://") :].split()[0]
@@ -97,25 +114,23 @@ def test_the_dashboard_shows_the_pictures_of_a_trial_until_its_study_is_deleted(
         assert get(f"/artifacts/1/{trial['trial_id']}/{artifact}").startswith(b"\x89PNG")
     folder = tmp_path / "dialin-files" / "artifacts"
     assert len([*folder.iterdir()]) == 2
-    assert dialin("delete", "tiny-1", "--yes").returncode == 0
+    assert inside("delete", "tiny-1", "--yes").status == 0
     assert [*folder.iterdir()] == []
 
 
-def test_an_adopted_trial_leaves_one_continuous_curve(
-    dialin: Dialin, start_dialin: Callable[..., Running], tmp_path: Path
-) -> None:
+def test_an_adopted_trial_leaves_one_continuous_curve(inside: Inside, tmp_path: Path) -> None:
     """Killed, not asked to end: whatever was not written by then is lost."""
     arguments = ("--workers", 1, "--log", "tensorboard")
-    running = start_dialin("run", SLOW, "--trials", 1, "--epochs", 30, "--pruner", "none", *arguments)
     files, url = tmp_path / FILES, _url(tmp_path)
-    running.wait_until(lambda: _known(tmp_path) and rows(url, "SELECT 1 FROM dialin_checkpoints"))
-    os.kill(value(url, "SELECT pid FROM dialin_workers"), signal.SIGKILL)
-    assert running.wait() == 1
-    left = len(rows(url, "SELECT epoch FROM dialin_epochs"))
-    (tmp_path / "hurry").touch()
-    assert dialin("resume", "--objective", SLOW, *arguments).returncode == 0
+
+    def kill() -> None:
+        wait_until(lambda: _known(tmp_path) and rows(url, "SELECT 1 FROM dialin_checkpoints"), "a checkpoint", 60)
+        os.kill(value(url, "SELECT pid FROM dialin_workers"), signal.SIGKILL)
+        (tmp_path / "hurry").touch()
+
+    with meanwhile(kill):
+        assert inside("run", SLOW, "--trials", 1, "--epochs", 30, "--pruner", "none", *arguments).status == 0
     found = assert_settled(url, "slow-1", 1)
-    assert left < 30
     assert [step for step, _ in recorded(found)["trial-00000"]] == [*range(1, 31)]
     assert curves(files) == recorded(found)
     log = log_of(files, 0)
@@ -154,11 +169,11 @@ def bare(trial):
 
 
 @pytest.mark.parametrize(("name", "steps"), [("own", [1, 2, 3]), ("bare", [10, 20, 30]), ("folds", [*range(1, 7)])])
-def test_other_doors_and_folds_are_told_of_too(dialin: Dialin, tmp_path: Path, name: str, steps: list[int]) -> None:
+def test_other_doors_and_folds_are_told_of_too(inside: Inside, tmp_path: Path, name: str, steps: list[int]) -> None:
     (tmp_path / "mine.py").write_text(OWN_LOOP)
     arguments = ("--workers", 1, "--pruner", "none", "--log", "tensorboard", "--log", "plots", "--study", "mine")
-    run = dialin("run", f"mine.py:{name}", "--trials", 1, *arguments)
-    assert run.returncode == 0, run.stderr
+    run = inside("run", f"mine.py:{name}", "--trials", 1, *arguments)
+    assert run.status == 0, run.err
     scalar, said = {
         "own": ("loss", "epoch 3/3  loss 0.3333  "),
         "bare": ("value", "step 30  value "),
@@ -173,28 +188,31 @@ def test_other_doors_and_folds_are_told_of_too(dialin: Dialin, tmp_path: Path, n
     assert said in log
 
 
-def test_a_hand_back_is_written_to_the_log(start_dialin: Callable[..., Running], tmp_path: Path) -> None:
-    running = start_dialin("run", SLOW, "--workers", 1, "--pruner", "none", "--log", "tensorboard")
+def test_a_hand_back_is_written_to_the_log(inside: Inside, tmp_path: Path) -> None:
     files = tmp_path / FILES
-    running.wait_until(lambda: [*files.glob("*/tensorboard/*/events*")])
-    running.interrupt()
-    assert running.wait() == 130
+
+    def interrupt() -> None:
+        wait_until(lambda: [*files.glob("*/tensorboard/*/events*")], "a curve", 60)
+        press_ctrl_c()
+
+    with meanwhile(interrupt):
+        assert inside("run", SLOW, "--workers", 1, "--pruner", "none", "--log", "tensorboard").status == 130
     assert log_of(files, 0).splitlines()[-1] == "handed back"
     (told,) = curves(files).values()
     assert [step for step, _ in told] == [step for (step,) in rows(_url(tmp_path), "SELECT epoch FROM dialin_epochs")]
 
 
-def test_a_tracker_that_fails_costs_a_warning_in_a_log_and_nothing_else(dialin: Dialin, tmp_path: Path) -> None:
-    run = dialin(
-        *("run", TINY, "--trials", 2, "--workers", 1, "--pruner", "none", "--log", "mlflow", "--log", "tensorboard"),
-        MLFLOW_TRACKING_URI="nowhere://at-all",
-    )
-    assert run.returncode == 0
+def test_a_tracker_that_fails_costs_a_warning_in_a_log_and_nothing_else(
+    inside: Inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://at-all")
+    logs = ("--log", "mlflow", "--log", "tensorboard")
+    assert inside("run", TINY, "--trials", 2, "--workers", 1, "--pruner", "none", *logs).status == 0
     found = trials(_url(tmp_path), "tiny-1")
     assert [trial.state for trial in found] == [TrialState.COMPLETE] * 2
     # Whatever the worker prints at that moment goes to the log of the trial in hand, or to its own after the last.
-    logs = [*(tmp_path / FILES).glob("*/*/log.txt"), tmp_path / FILES / "workers.log"]
-    said = "".join(log.read_text() for log in logs)
+    texts = [*(tmp_path / FILES).glob("*/*/log.txt"), tmp_path / FILES / "workers.log"]
+    said = "".join(text.read_text() for text in texts)
     assert [said.count(f"mlflow hears no more of trial {number}: ") for number in (0, 1)] == [1, 1]
     assert curves(tmp_path / FILES) == recorded(found)
 

@@ -21,7 +21,7 @@ def objective(trial: optuna.Trial) -> float:
     classifier = sklearn.linear_model.SGDClassifier(alpha=alpha, random_state=0)
 
     error = 1.0
-    for step in range(30):
+    for step in range(20):
         classifier.partial_fit(x_train, y_train, classes=np.array(classes))
         error = 1.0 - classifier.score(x_valid, y_valid)
         trial.report(error, step)
