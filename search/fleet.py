@@ -128,6 +128,7 @@ class Fleet:
         self._oom_kills = oom_kills or OomKills()
         self.members: list[Member] = []
         self.slots: dict[int, str] = {}
+        self._closing = False
         try:
             for slot in slots:
                 self.members.append(Member(slot, *self._start(slot), clock()))
@@ -184,7 +185,7 @@ class Fleet:
     def _mourn(self, member: Member, work: workers.Work, handed_back: int) -> Death:
         """What is said of a death, and when its slot has another worker: not after a mistake of the person's."""
         reason = "killed by the system for want of memory" if member.wanted_memory else _last_words(member)
-        if member.process.exitcode == UsageError.exit_status:
+        if self._closing or member.process.exitcode == UsageError.exit_status:
             return Death(member.slot, reason, handed_back)
         pause = member.restarts.after(work, self._clock() - member.started)
         member.again_at = None if pause is None else self._clock() + pause
@@ -201,7 +202,8 @@ class Fleet:
                 self._name_slots()
 
     def no_more(self) -> None:
-        """Start no worker again."""
+        """Start no worker again, whichever dies."""
+        self._closing = True
         for member in self.members:
             member.again_at = None
 

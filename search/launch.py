@@ -120,9 +120,11 @@ class _Watch:
         """Ask the database, and say so once where it does not answer; whether it did."""
         try:
             with waiting(0):
+                status = self._feed.show(self._view)
+                if status is None or status.over:
+                    self._fleet.no_more()
                 for death in self._fleet.deaths():
                     self._view.note(_obituary(death))
-                status = self._feed.show(self._view)
         except (SQLAlchemyError, StorageInternalError) as error:
             self._away_since = self._away_since or time.monotonic()
             self._may_come_back = away(error)
@@ -131,8 +133,6 @@ class _Watch:
                 self._view.note(f"the database does not answer, asking again: {self._failed}")
             return False
         self._away_since = None
-        if status is None or status.over:
-            self._fleet.no_more()
         try:
             self._fleet.start_again()
         except DialinError as error:

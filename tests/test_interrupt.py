@@ -96,6 +96,7 @@ class TestCtrlC:
         run.interrupt()
         assert run.wait(timeout=15) == 130
         assert run.stdout.count("killed by SIGKILL") == 2
+        assert "another starts" not in run.stdout
         assert "Traceback" not in run.stdout + run.stderr
         assert all_have_ended(worker_pids(url))
         assert value(url, "SELECT count(*) FROM dialin_leases WHERE expires_at = 0") == 2
