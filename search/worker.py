@@ -189,7 +189,9 @@ class Worker:
                 settled = self._trainer.train(trial, lease, folder, keeper)
             self._tell(settled)
         except Interrupted:
-            if not self.interrupt.lost:
+            if self.interrupt.lost:
+                _log.warning("trial %d: %s; going on with another", trial.number, self.interrupt.reason)
+            else:
                 with waiting(HAND_BACK_SECONDS, stop=lambda: False):
                     patiently(lambda: self._storage.hand_back(lease))
         except LeaseLost as lost:
