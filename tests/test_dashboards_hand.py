@@ -22,6 +22,7 @@ from search.launch import Ending
 from search.preflight import Placement
 from storage import studies
 from storage.errors import DialinError
+from storage.optuna_internals import models
 from storage.shared import SharedStorage, open_storage
 
 
@@ -99,6 +100,20 @@ def test_trials_that_are_told_meanwhile_keep_what_was_told_and_the_rest_is_train
     assert "trial 0 complete: accuracy 0.1250" in said
     assert "trial 1 error: told by another program, as by optuna-dashboard" in said
     assert "Traceback" not in said + search.log.read_text()
+
+
+def test_a_trial_that_is_deleted_meanwhile_is_gone_and_the_rest_is_trained(storage_url: str) -> None:
+    """optuna-dashboard cannot; whoever has the database can."""
+    with searching(storage_url, trials=2) as search:
+        trial_id = search.in_training(0)
+        with search.storage.backend.write() as session:
+            session.delete(session.get(models.TrialModel, trial_id))
+        wait_until(lambda: "going on with another" in search.log.read_text(), "the worker's line")
+    assert search.ended.result().status.finished
+    [left] = trials(storage_url, "watched")
+    assert left.state == TrialState.COMPLETE
+    assert rows(storage_url, "SELECT * FROM dialin_leases") == []
+    assert "Traceback" not in search.said.getvalue() + search.log.read_text()
 
 
 @pytest.mark.parametrize("what", ["deleted", "renamed"])

@@ -70,6 +70,7 @@ def test_a_study_of_folds_has_one_value_for_each_fold(inside: Inside, tmp_path: 
     again = inside("resume", "folded-1", "--trials", "+1", "--objective", objective, "--storage", storage_url)
     assert again.status == 2
     assert "data() returns 2 folds, but study 'folded-1' was made with 3" in again.err
+    assert rows(storage_url, "SELECT trials FROM dialin_studies") == [(3,)], "the study is as it was"
 
 
 def test_a_check_counts_the_folds(inside: Inside, tmp_path: Path) -> None:
