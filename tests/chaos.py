@@ -114,8 +114,9 @@ class Chaos:
         )
         self.study: StudyRecord = studies.create(self._storage, spec, stem="chaotic")
         self._members: list[Member] = []
+        self._seen: list[str] = []
+        self._unseen: list[str] = []
         self._next_blow = 0.0
-        self._next_outage = 1
 
     def run(self) -> Report:
         """Train the study to its end under blows.
@@ -129,6 +130,7 @@ class Chaos:
             while self._go_on():
                 assert time.monotonic() - began < self.plan.limit_seconds, f"no end: {self.report}, {self._told()}"
                 time.sleep(LOOK_SECONDS)
+            self._report(self._unseen)  # somebody looks in the end
         finally:
             for member in self._members:
                 member.process.kill()
@@ -143,6 +145,7 @@ class Chaos:
         for member in [one for one in self._members if not one.process.is_alive()]:
             self._bury(member)
         try:
+            self._report(self._seen)
             done, epochs = self._progress()
         except AWAY:
             return True
@@ -170,17 +173,22 @@ class Chaos:
         self.report.started += 1
 
     def _bury(self, member: Member) -> None:
-        """What the command does for a worker that is dead, unless nobody sees it."""
+        """What the command does for a worker that is dead; one that nobody saw is reported when all is over."""
         self._members.remove(member)
         code = member.process.exitcode
         # One that only starts dies of SIGTERM.
         if code and not (member.struck and code in (-signal.SIGKILL, -signal.SIGTERM)):
             self.report.failures.append(_last_words(member))
-        if code and not (member.struck and self._random.random() < self.plan.unseen):
-            with suppress(*AWAY):
-                workers.end(self._storage, member.worker_id)
+        if code:
+            unseen = member.struck and self._random.random() < self.plan.unseen
+            (self._unseen if unseen else self._seen).append(member.worker_id)
         member.words.close()
         member.process.close()
+
+    def _report(self, dead: list[str]) -> None:
+        while dead:
+            workers.end(self._storage, dead[-1])
+            dead.pop()
 
     def _progress(self) -> tuple[bool, int]:
         """Whether all trials are settled, and how many epochs are on record."""

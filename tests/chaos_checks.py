@@ -28,6 +28,8 @@ from search.objective import Objective
 from search.reporting import Result
 from search.space import recipe_from_params
 from search.trainer import trial_seed
+from storage import checking
+from storage.shared import open_storage
 
 EPOCHS = (
     "SELECT t.number, e.epoch, e.generation, e.worker_id, e.ended_at, e.metrics FROM dialin_epochs e "
@@ -63,6 +65,7 @@ def complaints(chaos: Chaos) -> list[str]:
         *_budget(chaos, found),
         *_owners(chaos),
         *_logs(chaos),
+        *_inconsistencies(chaos),
     ]
 
 
@@ -116,6 +119,15 @@ def _owners(chaos: Chaos) -> Iterator[str]:
             yield f"epoch {epoch} of trial {number} is by {worker}, owner {generation} is {owner}"
         elif not owner[1] - CLOCK_SECONDS <= ended <= (owner[2] or 0.0) + CLOCK_SECONDS:
             yield f"epoch {epoch} of trial {number} was recorded at {ended}, its owner held it {owner[1:3]}"
+
+
+def _inconsistencies(chaos: Chaos) -> list[str]:
+    """What `dialin storage check` says."""
+    storage = open_storage(chaos.url)
+    try:
+        return [line.what for line in checking.check(storage, chaos.files).lines]
+    finally:
+        storage.backend.engine.dispose()
 
 
 def _logs(chaos: Chaos) -> Iterator[str]:
