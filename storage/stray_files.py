@@ -7,6 +7,7 @@ read, and a file is only left over when no owner can record it any more.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import socket
 from collections.abc import Iterator
@@ -149,21 +150,26 @@ def _left_over(storage: SharedStorage, record: StudyRecord, folder: Path, presen
         if named is None or trial is None or path in recorded:
             continue
         number = int(trial.group(1))
-        if int(named.group(1)) < writable.get(number, float("inf")):
+        if int(named.group(1)) < writable.get(number, 0):  # of a trial not begun: a copy of the database has begun it
             found.setdefault(number, []).append(path)
     for number, paths in sorted(found.items()):
         what = f"{record.name}: trial {number} has {len(paths)} file{'s' * (len(paths) > 1)} that nothing records"
         yield Stray(f"{what}, such as {min(paths)}", "removed", None, tuple(sorted(paths)))
 
 
-def _writable(storage: SharedStorage, record: StudyRecord) -> dict[int, int]:
-    """Of each open trial the lowest generation that may still record a file."""
+def _writable(storage: SharedStorage, record: StudyRecord) -> dict[int, float]:
+    """The lowest generation of each trial that may still record a file: infinity for one that has ended."""
     trial, lease = models.TrialModel, LeaseRow
     query = (
-        select(trial.number, lease.generation, lease.expires_at)
+        select(trial.number, trial.state, lease.generation, lease.expires_at)
         .outerjoin(lease, lease.trial_id == trial.trial_id)
-        .where(trial.study_id == record.study_id, trial.state == TrialState.RUNNING)
+        .where(trial.study_id == record.study_id, trial.state != TrialState.WAITING)
     )
     with storage.backend.read() as session:
         rows = session.execute(query).all()
-    return {row.number: (row.generation or 0) + (row.expires_at == HANDED_BACK) for row in rows}
+    return {
+        row.number: (row.generation or 0) + (row.expires_at == HANDED_BACK)
+        if row.state == TrialState.RUNNING
+        else math.inf
+        for row in rows
+    }
