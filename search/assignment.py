@@ -28,6 +28,7 @@ class Assignment:
         data: folder handed to the objective's `data`.
         log: names of trackers (`search.trackers`) beside the trial's own log.
         shared: what `data` returned where it was called already; None: the worker calls it.
+        hang: seconds without a batch after which a worker hangs; 0: never; None: the objective's.
         worker_id: UUID, made by whoever starts the worker.
         lease_seconds: how long what it holds stays its own without a sign of it.
     """
@@ -41,5 +42,6 @@ class Assignment:
     data: Path
     log: tuple[str, ...] = ()
     shared: Packed | NotPacked | None = None
+    hang: float | None = None
     worker_id: str = field(default_factory=new_uuid)
     lease_seconds: float = LEASE_SECONDS

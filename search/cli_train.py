@@ -96,6 +96,7 @@ def run(
     seed: Seed = None,
     data: options.DataFolder = None,
     log: options.Log = None,
+    hang: options.Hang = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Train in the background, also after this terminal is closed.")
     ] = False,
@@ -120,7 +121,8 @@ def run(
         deadline=deadline,
         seed=seed,
     )
-    place = searches.Place(storage, files, data, Placement(workers, devices, per_device), trackers.check(log or ()))
+    placement, log_to = Placement(workers, devices, per_device), trackers.check(log or ())
+    place = searches.Place(storage, files, data, placement, log_to, options.hang_seconds(hang))
     console = Console()
     if detach:
         _say_where(console, detached.start(console, objective, wanted, place))
@@ -143,6 +145,7 @@ def resume(
     per_device: options.PerDevice = None,
     data: options.DataFolder = None,
     log: options.Log = None,
+    hang: options.Hang = None,
     files: options.Files = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
@@ -152,7 +155,8 @@ def resume(
     A value of --until that was reached no longer stops it.
     """
     wanted = searches.MoreOfStudy(trials, options.finite(until), budget, total_epochs, deadline)
-    place = searches.Place(storage, files, data, Placement(workers, devices, per_device), trackers.check(log or ()))
+    placement, log_to = Placement(workers, devices, per_device), trackers.check(log or ())
+    place = searches.Place(storage, files, data, placement, log_to, options.hang_seconds(hang))
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     reference = reference_here(record.objective, objective, f"dialin resume {record.name}")
@@ -183,6 +187,7 @@ def worker(
     per_device: options.PerDevice = None,
     data: options.DataFolder = None,
     log: options.Log = None,
+    hang: options.Hang = None,
     files: options.Files = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
@@ -202,6 +207,7 @@ def worker(
         files=options.make_files_root(files, storage),
         data=options.data_root(data),
         log=log_to,
+        hang=options.hang_seconds(hang),
     )
     if wait:
         if study is not None:

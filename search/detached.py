@@ -127,6 +127,7 @@ def _search(order: dict[str, Any], descriptor: int) -> None:
             _folder(place["data"]),
             Placement(**place["placement"]),
             tuple(place["log"]),
+            place["hang"],
         ),
     )
     log = ready.assignment.files / ready.study.folder / "detached.log"

@@ -9,6 +9,7 @@ a device.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -122,6 +123,8 @@ class Objective(NamedArguments):
     knobs: narrows or fixes what is searched, by name: a value fixes, (low, high) is a range, a list chooses among.
     Names: optimizer, lr and weight_decay in torch's units, momentum, beta1, beta2, l2, batch_size, schedule, warmup,
     those of `dialin objectives NAME`, and the model's own.
+    step_timeout: seconds without a finished batch after which a worker hangs and is ended (default: 600). With
+    `train` or `function` seconds without a report (default: never). math.inf: never.
     description: one line for listings (default: the first line of the module's docstring).
     ObjectiveError, with the value echoed, when something does not fit.
     """
@@ -149,6 +152,7 @@ class Objective(NamedArguments):
     train: Callable[[Run], object] | None = None
     function: Callable[[optuna.trial.Trial], float] | None = None
     knobs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    step_timeout: float | None = None
 
     def __post_init__(self) -> None:
         for name in self._doors():
@@ -203,6 +207,8 @@ class Objective(NamedArguments):
         one_of("value", self.value, get_args(Value))
         one_of("precision", self.precision, get_args(Precision))
         positive("clip_norm", self.clip_norm)
+        if self.step_timeout != math.inf:
+            positive("step_timeout", self.step_timeout)
         positive("ema", self.ema, below=1)
         if self.parameters is not None and not callable(self.parameters):
             raise ObjectiveError(f"parameters must be a function of the network, but got {self.parameters!r:.80}")

@@ -123,6 +123,16 @@ MoreBudget = Annotated[
         help="New limit of training on all devices together, or so much more.",
     ),
 ]
+Hang = Annotated[
+    str | None,
+    typer.Option(
+        "--hang",
+        metavar="TIME|never",
+        help="End a worker that has finished no batch for so long (30s, 10m); its trial goes on in another. For a loop "
+        "of your own: reported nothing.",
+        show_default="the objective's step_timeout, else 10m; never for a loop of your own",
+    ),
+]
 TotalEpochs = Annotated[
     int | None,
     typer.Option("--total-epochs", min=1, metavar="N", help="Stop after so many epochs of all trials together."),
@@ -160,6 +170,20 @@ def seconds_of(budget: str | None) -> float | None:
     seconds = None if budget is None else _duration(budget)
     if budget is not None and seconds is None:
         raise UsageError(f"--budget must be a time such as 90s, 30m, 8h, 2d or 1h30m, but got {budget!r}")
+    return seconds
+
+
+def hang_seconds(hang: str | None) -> float | None:
+    """What --hang says, in seconds; 0 is never, None stays None.
+
+    Raises:
+        UsageError: it is neither a duration nor "never".
+    """
+    if hang is None or hang.strip().lower() == "never":
+        return None if hang is None else 0.0
+    seconds = _duration(hang)
+    if seconds is None:
+        raise UsageError(f"--hang must be a time such as 30s or 10m, or never, but got {hang!r}")
     return seconds
 
 

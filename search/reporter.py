@@ -44,8 +44,12 @@ class TrialReporter:
         device: str,
         interrupt: Interrupt,
         listener: Listener | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """`folder` is the trial's own, below `root`, the study's: recorded paths are relative to it."""
+        """`folder` is the trial's own, below `root`, the study's: recorded paths are relative to it.
+
+        `beat` is called before each batch and after each epoch: training makes steps.
+        """
         self._storage = storage
         self._trial = trial
         self._lease = lease
@@ -54,6 +58,7 @@ class TrialReporter:
         self._root = root
         self._device = device
         self._interrupt = interrupt
+        self._beat = beat
         self._listener = listener or Listener()
         self._outbox = Outbox(storage, lease, interrupt)
         self._recorded_at = time.monotonic()
@@ -99,6 +104,7 @@ class TrialReporter:
             self._interrupt.request(str(spent))
             raise Interrupted from spent
         self._recorded_at = time.monotonic()
+        self._beat()
         self._listener.recorded(result)
         if ending:
             return Verdict.HAND_BACK
@@ -146,6 +152,7 @@ class TrialReporter:
 
     def interrupted(self) -> bool:
         """Whether to stop between two batches."""
+        self._beat()
         return self._interrupt.overdue
 
     def between_batches(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:

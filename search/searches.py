@@ -40,6 +40,7 @@ class Place:
         data: folder of data sets; None: the usual one.
         placement: devices and workers.
         log: names of trackers.
+        hang: seconds without a batch after which a worker hangs; 0: never; None: the objective's.
     """
 
     storage: str = DEFAULT_URL
@@ -47,6 +48,7 @@ class Place:
     data: Path | None = None
     placement: Placement = field(default_factory=Placement)
     log: tuple[str, ...] = ()
+    hang: float | None = None
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,16 @@ def _ready(
     what = objective if isinstance(objective, ByValue) else found.reference
     threads = found.plan.threads
     assignment = Assignment(
-        place.storage, study.name, what, (), threads, files, data, log=place.log, shared=found.shared
+        place.storage,
+        study.name,
+        what,
+        (),
+        threads,
+        files,
+        data,
+        log=place.log,
+        shared=found.shared,
+        hang=place.hang,
     )
     return Ready(storage, study, found, assignment)
 

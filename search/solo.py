@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from search import printing
@@ -35,6 +37,7 @@ class Orders:
     files: Path
     data: Path
     log: tuple[str, ...] = ()
+    hang: float | None = None
 
 
 def work(orders: Orders, storage: SharedStorage, record: StudyRecord, say: Callable[[str], None]) -> None:
@@ -74,7 +77,15 @@ def _work(
     # Workers started by hand know nothing of each other's threads; the database knows how many there are.
     threads = max(1, plan.threads // (1 + workers.living_here(storage)))
     assignment = Assignment(
-        orders.storage, record.name, reference, plan.slots, threads, orders.files, orders.data, orders.log
+        orders.storage,
+        record.name,
+        reference,
+        plan.slots,
+        threads,
+        orders.files,
+        orders.data,
+        orders.log,
+        hang=orders.hang,
     )
 
     def tell(trial: SettledTrial) -> None:
@@ -82,10 +93,15 @@ def _work(
 
     # The end of one study is not the end of a worker that serves them all.
     interrupt = Interrupt(outer=ending)
-    worker = Worker(assignment, interrupt, tell)
+    terminal = os.dup(2)  # what a trial prints, and standard error with it, goes to its log
+    worker = Worker(assignment, interrupt, tell, partial(_tell, terminal))
     say(f"worker for {record.name} on {worker.slot.name}")
     worker.work()
     say(f"ended: {interrupt.reason}" if interrupt.requested else f"{record.name} has no more work")
+
+
+def _tell(terminal: int, said: str) -> None:
+    os.write(terminal, f"dialin: {said}\n".encode())
 
 
 def _plan(placement: Placement) -> SlotPlan:

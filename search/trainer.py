@@ -35,6 +35,7 @@ from search.sizes import StoredSizes
 from search.space import Recipe
 from search.telling import Teller
 from search.training import train
+from search.watchdog import Watchdog
 from storage import micro_batches, queries
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
 from storage.optuna_internals import suggest_unless_asked
@@ -57,6 +58,7 @@ class Trainer:
         path: the file of the objective's module, whose frames an error shows.
         teller: makes what tells the trackers of a trial.
         sizes: how much of a batch has fitted into memory.
+        watchdog: ends the process when training hangs.
     """
 
     storage: SharedStorage
@@ -71,6 +73,7 @@ class Trainer:
     interrupt: Interrupt
     teller: Callable[[Trial, Lease], Teller]
     sizes: StoredSizes
+    watchdog: Watchdog
 
     def train(self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper) -> SettledTrial:
         """Train a trial held under `lease` and settle it; `folder` is the trial's own.
@@ -99,9 +102,11 @@ class Trainer:
             device=str(self.device),
             interrupt=self.interrupt,
             listener=teller,
+            beat=self.watchdog.beat,
         )
         try:
-            result, frames = self._train(trial, lease, reporter, teller, folder), ""
+            with self.watchdog.watching(trial.number):
+                result, frames = self._train(trial, lease, reporter, teller, folder), ""
         except (LeaseLost, DatabaseAway):
             raise
         except (Exception, SystemExit) as error:  # whatever a person's module raises is theirs, and one trial's

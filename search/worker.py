@@ -21,7 +21,7 @@ import torch
 from optuna.distributions import check_distribution_compatibility
 from optuna.trial import Trial
 
-from search import space, strategy
+from search import space, strategy, watchdog
 from search.assignment import Assignment
 from search.devices import Slot
 from search.interrupt import Interrupt
@@ -37,6 +37,7 @@ from search.telling import Teller
 from search.trackers import make_trackers
 from search.trainer import Trainer
 from search.trial_log import printing_to
+from search.watchdog import Watchdog
 from storage import queries, studies, workers
 from storage.claims import BudgetSpent, Claimant, Lease, LeaseLost, StudyStopped
 from storage.errors import DialinError, UsageError
@@ -58,8 +59,11 @@ class Worker:
         assignment: Assignment,
         interrupt: Interrupt,
         tell: Callable[[SettledTrial], None] = lambda _settled: None,
+        last_words: Callable[[str], None] = lambda _line: None,
     ) -> None:
-        """Opens everything, and registers. Raises DialinErrors: storage, study, objective, no free place."""
+        """Opens everything, and registers. `last_words`: told why the process ends, when training hangs.
+
+        Raises DialinErrors: storage, study, objective, no free place."""
         strategy.quiet_optuna()
         torch.set_num_threads(assignment.threads)
         self.interrupt = interrupt
@@ -81,6 +85,11 @@ class Worker:
         if not objective.trains_itself:
             data = shared_or_loaded(assignment.shared, loaded, assignment.data, _log.warning)
             studies.check_folds(self._record, len(data.folds))
+        self._watchdog = Watchdog(
+            watchdog.patience_with(objective, assignment.hang),
+            lambda said: watchdog.end_process(said, last_words),
+            step="report" if objective.trains_itself else "batch",
+        )
         self._slot = self._register(assignment)
         self._folder = assignment.files / self._record.folder
         self._study = optuna.load_study(
@@ -104,6 +113,7 @@ class Worker:
             interrupt=interrupt,
             teller=self._teller,
             sizes=StoredSizes(self._storage, torch.device(self._slot.devices[0])),
+            watchdog=self._watchdog,
         )
         self._files = assignment.files
         self._trackers = make_trackers(assignment.log, self._folder)
@@ -123,7 +133,7 @@ class Worker:
         sentinel = getattr(multiprocessing.parent_process(), "sentinel", None)
         try:
             with (
-                waiting(stop=lambda: self.interrupt.requested),
+                waiting(stop=self._ends_while_waiting),
                 LeaseKeeper(self._storage, self._record.study_id, self.interrupt, sentinel) as keeper,
             ):
                 while not self.interrupt.requested and (trial := self._next(keeper)) is not None:
@@ -131,6 +141,11 @@ class Worker:
         finally:
             self._sign_off()
             self._trackers.close(hurried=lambda: self.interrupt.requested)
+
+    def _ends_while_waiting(self) -> bool:
+        """Asked several times a second while the database is away: that is no hang."""
+        self._watchdog.beat()
+        return self.interrupt.requested
 
     def _teller(self, trial: Trial, lease: Lease) -> Teller:
         return Teller(
@@ -234,7 +249,7 @@ def run_in_fleet(assignment: Assignment, connection: Any) -> None:
     interrupt.on_signals(signal.SIGTERM, then=signal.SIG_IGN)  # a parent that has lost patience kills
     with printing_to(assignment.files / "workers.log"):
         try:
-            Worker(assignment, interrupt).work()
+            Worker(assignment, interrupt, last_words=connection.send).work()
         except DialinError as error:
             _last_words(connection, str(error), error.exit_status)
         except Exception as error:  # a bug of ours or a database that went away: the parent must hear of it

@@ -29,7 +29,7 @@ LAYERS = (
     search.keeper search.bare search.own_trial search.trainer search.loading
     search.pace search.preflight search.preload search.restarts search.preview search.reporter search.outbox
     search.trial_log search.by_value search.children search.artifacts search.telling search.trackers search.trackers.*
-    search.shared_data search.module_state search.packing search.memory search.sizes""",
+    search.shared_data search.module_state search.packing search.memory search.sizes search.watchdog""",
     """search.cli search.cli_train search.cli_one search.cli_studies search.cli_look search.cli_storage
     search.foreground search.chart search.trial_page search.logs search.options search.live search.feed search.launch
     search.solo search.searches search.views search.notebook search.api search.calls search.detached
