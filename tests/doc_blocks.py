@@ -22,7 +22,7 @@ from search.check import check
 from search.loading import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
-TRIALS = 3
+TRIALS = 2
 
 
 @dataclass(frozen=True)
