@@ -93,10 +93,10 @@ def failure_line(trial: FailedTrial) -> str:
 
 
 def adoption_line(adoption: Adoption) -> str:
-    """Which trial goes on, from where and on which worker, and why."""
+    """Who goes on with which trial, and why. Its newest checkpoint may be some epochs older than what is on record."""
     where = adoption.slot if adoption.host == socket.gethostname() else f"{adoption.host} {adoption.slot}"
-    start = f"after epoch {adoption.epoch}" if adoption.epoch else "from its beginning"
-    return f"trial {adoption.number} goes on {start} on {where}" + (": its worker died" if adoption.died else "")
+    died = ", whose worker died" if adoption.died else ""
+    return f"{where} goes on with trial {adoption.number} ({epochs(adoption.epochs)} on record){died}"
 
 
 def handovers_line(status: StudyStatus) -> str:

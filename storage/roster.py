@@ -47,12 +47,12 @@ class Handovers:
 class Adoption:
     """A trial that a worker took over at `began_at` (seconds since 1970, the database's clock).
 
-    `epoch`: the last one that an earlier owner put on record, 0 for none. `died`: whether the owner before did.
+    `epochs` that earlier owners have put on record. `died`: whether the owner before did.
     """
 
     number: int
     generation: int
-    epoch: int
+    epochs: int
     host: str
     slot: str
     died: bool
@@ -95,8 +95,8 @@ def handovers(session: Session, study_id: int) -> Handovers:
 def adoptions(storage: SharedStorage, study: StudyRecord, since: float) -> list[Adoption]:
     """Trials that were taken over at `since` (seconds since 1970, the database's clock) or later, in that order."""
     trial, before = models.TrialModel, aliased(OwnerRow)
-    epoch = (
-        select(func.coalesce(func.max(EpochRow.epoch), 0))
+    epochs = (
+        select(func.count())
         .where(EpochRow.trial_id == OwnerRow.trial_id, EpochRow.generation < OwnerRow.generation)
         .correlate(OwnerRow)
         .scalar_subquery()
@@ -105,7 +105,7 @@ def adoptions(storage: SharedStorage, study: StudyRecord, since: float) -> list[
         select(
             trial.number,
             OwnerRow.generation,
-            epoch,
+            epochs,
             WorkerRow.host,
             WorkerRow.slot,
             before.ending,
@@ -120,6 +120,6 @@ def adoptions(storage: SharedStorage, study: StudyRecord, since: float) -> list[
     with storage.backend.read() as session:
         rows = session.execute(query).all()
     return [
-        Adoption(number, generation, epoch, host or "?", slot or "?", ending == OwnerEnding.DIED, began_at)
-        for number, generation, epoch, host, slot, ending, began_at in rows
+        Adoption(number, generation, recorded, host or "?", slot or "?", ending == OwnerEnding.DIED, began_at)
+        for number, generation, recorded, host, slot, ending, began_at in rows
     ]

@@ -116,9 +116,9 @@ def test_a_view_tells_each_adoption_once_and_whether_its_worker_died(common_url:
     for _ in range(2):
         feed.show(view)
     assert file.getvalue().splitlines() == [
-        "trial 0 goes on from its beginning on cpu/1: its worker died",
-        "trial 0 goes on from its beginning on cpu/3: its worker died",
-        "trial 1 goes on after epoch 2 on cpu/3: its worker died",
+        "cpu/1 goes on with trial 0 (0 epochs on record), whose worker died",
+        "cpu/3 goes on with trial 0 (0 epochs on record), whose worker died",
+        "cpu/3 goes on with trial 1 (2 epochs on record), whose worker died",
     ]
 
 
@@ -131,7 +131,7 @@ def test_a_trial_that_was_handed_back_goes_on_without_a_death(common_url: str) -
     feed = Feed(looking, study)
     assert first.adopt(study.study_id) is not None
     feed.show(PlainView(Console(file=file, width=200)))
-    assert file.getvalue() == "trial 0 goes on after epoch 1 on cpu/0\n"
+    assert file.getvalue() == "cpu/0 goes on with trial 0 (1 epoch on record)\n"
     assert printing.handovers_line(status_of(looking, study)) == "1 adoption"
 
 
