@@ -27,12 +27,13 @@ from search.check_own import check_own
 from search.data import Data, size
 from search.errors import ObjectiveError
 from search.evaluation import evaluate
+from search.exactness import TOLERANCE, compare
 from search.loading import LoadedObjective
 from search.objective import Task
 from search.optimizers import Optimizer, build_for
 from search.preview import blamed, build_task, default_recipe, load_data, spread, try_out
 from search.space import Recipe
-from search.steps import Stepper
+from search.steps import Stepper, rest_frozen_norms
 
 # Batches that each optimizer trains on; a rate that explodes at once shows in three.
 BATCHES = 3
@@ -125,6 +126,7 @@ def check(
             yield _tried(f"optimizer {optimizer.name}", bench, partial(_optimizer, bench, optimizer))
         for schedule in schedules.resolve_all(loaded.objective.schedules).values():
             yield _tried(f"schedule {schedule.name}", bench, partial(_schedule, bench, schedule))
+        yield _tried("micro-batches", bench, partial(_micro_batches, bench))
         yield from _costs(bench, trials, workers)
     finally:
         torch.set_num_threads(before)
@@ -184,6 +186,24 @@ def _schedule(bench: _Bench, row: schedules.Schedule) -> tuple[str, dict[str, fl
         raise ObjectiveError(f"its factors over {steps} steps are not all finite and at least 0")
     first, highest, last = float(table[0]), float(table.max()), float(table[-1])
     return f"{steps} steps: begins at {first:.3g}, ends at {last:.3g}, highest {highest:.3g}", {"steps": steps}
+
+
+def _micro_batches(bench: _Bench) -> tuple[str, dict[str, float]]:
+    """Compare the gradient of a batch with that of its halves: what does not fit into memory is trained in parts."""
+    batch_size, net = bench.sizes[0], bench.task.net
+    with blamed(f"at batch {batch_size} and in halves of it", bench.loaded):
+        net.load_state_dict(bench.weights)
+        net.train()
+        rest_frozen_norms(net)
+        batch = next(bench.batches(batch_size).epoch(1))
+        found = compare(net, lambda part: bench.task.step(net, part), batch)
+    numbers = {"exact": float(found.exact), "tolerance": TOLERANCE}
+    if math.isfinite(found.difference):
+        numbers["difference"] = found.difference
+    if not found.exact:
+        return f"not exact: {found.why}; a batch that does not fit into memory ends its trial", numbers
+    told = f"gradients of a batch and of its halves differ by {found.difference:.1g} of their size"
+    return f"exact: {told}; a batch that does not fit into memory is trained in parts", numbers
 
 
 def _costs(bench: _Bench, trials: int, workers: int) -> Iterator[CheckLine]:

@@ -35,6 +35,7 @@ class TestCheck:
             "first": 1,
             "optimizer": 9,
             "schedule": 9,
+            "micro-batches": 1,
             "epoch": 2,
             "memory": 1,
             "study": 1,
@@ -103,6 +104,20 @@ class TestCheck:
         # The busier of two workers trains four of seven trials, three epochs each.
         assert study.numbers["study_seconds"] == pytest.approx(4 * 3 * epoch["epoch_seconds"])
         assert study.detail.startswith("7 trials of 3 epochs on 2 workers: about ")
+
+    def test_it_says_whether_parts_of_a_batch_train_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        exact = lines(monkeypatch)["micro-batches"]
+        assert exact.detail.startswith("exact: gradients of a batch and of its halves differ by ")
+        assert exact.numbers["difference"] < exact.numbers["tolerance"]
+
+    def test_it_says_which_layer_mixes_the_samples(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+        line = lines(monkeypatch, model=lambda trial: net)["micro-batches"]
+        assert (line.ok, line.numbers["exact"]) == (True, 0.0)
+        assert line.detail == (
+            "not exact: BatchNorm1d '1' mixes the samples of a batch; "
+            "a batch that does not fit into memory ends its trial"
+        )
 
     def test_batch_sizes_in_between_are_estimated_in_between(self, monkeypatch: pytest.MonkeyPatch) -> None:
         found = lines(monkeypatch, trials=1, batch_sizes=(4, 8, 6))
