@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 
 from storage.optuna_internals import models
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 
@@ -12,6 +13,7 @@ from storage.studies import StudyRecord
 PREFIX = "artifacts:"
 
 
+@patient
 def attached(storage: SharedStorage, study: StudyRecord) -> list[str]:
     """UUIDs of the files on all trials of a study. Ask before it is deleted."""
     attr = models.TrialSystemAttributeModel

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.tables import EpochRow
 
@@ -22,6 +23,7 @@ class RecordedEpoch:
     ended_at: float
 
 
+@patient
 def recorded(storage: SharedStorage, trial_id: int, last: int) -> list[RecordedEpoch]:
     """The epochs of a trial up to `last`, in order, under whichever owner."""
     query = (

@@ -20,6 +20,7 @@ from storage.leases import HANDED_BACK
 from storage.listing import state_of
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import CheckpointKind, CheckpointRow, EpochRow, LeaseRow, TrialRow, WorkerRow
@@ -90,6 +91,7 @@ class TrialDetail:
     checkpoint: Checkpoint | None
 
 
+@patient
 def trial(storage: SharedStorage, study: StudyRecord | str, number: int) -> TrialDetail:
     """A trial by its number. A study of plain Optuna is given by its name.
 

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from storage.engine import database_now
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import LeaseRow, StudyRow, StudyState, TrialRow
@@ -56,6 +57,7 @@ class _Counts:
     held: int = 0
 
 
+@patient
 def listing(storage: SharedStorage) -> list[StudyLine]:
     """Every study of the database, plain Optuna's too, the oldest first."""
     with storage.backend.read() as session:
@@ -138,6 +140,7 @@ def _directions(session: Session) -> dict[int, list[StudyDirection]]:
     return found
 
 
+@patient
 def logged(storage: SharedStorage, study: StudyRecord) -> list[tuple[int, str]]:
     """Number and state of every trial that was started, the newest first: those that may have a log.
 

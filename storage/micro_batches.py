@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from storage.claims import Lease
 from storage.engine import database_now
 from storage.optuna_internals import models
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.tables import LeaseRow, MicroBatchRow
 
@@ -21,6 +22,7 @@ from storage.tables import LeaseRow, MicroBatchRow
 KILLED = "dialin:killed_for_memory"
 
 
+@patient
 def find(storage: SharedStorage, model: str, device: str) -> int | None:
     """The most samples at a time that fitted; None: whole batches have fitted so far."""
     with storage.backend.read() as session:
@@ -29,6 +31,7 @@ def find(storage: SharedStorage, model: str, device: str) -> int | None:
         )
 
 
+@patient
 def keep(storage: SharedStorage, model: str, device: str, samples: int) -> None:
     """Remember a size that fitted; of several the smallest stays."""
     dialect: Any = postgresql if storage.backend.engine.name == "postgresql" else sqlite
@@ -43,6 +46,7 @@ def keep(storage: SharedStorage, model: str, device: str, samples: int) -> None:
         )
 
 
+@patient
 def note_kill(storage: SharedStorage, worker_id: str) -> None:
     """A worker was killed for want of memory: whoever adopts its trial shall know. Before it is given up for dead."""
     table = models.TrialSystemAttributeModel

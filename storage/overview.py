@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from storage.engine import database_now
 from storage.listing import state_of
 from storage.optuna_internals import models
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import EpochRow, LeaseRow, TrialRow
@@ -43,6 +44,7 @@ class TrialLine:
     model: Mapping[str, Any]
 
 
+@patient
 def overview(storage: SharedStorage, study: StudyRecord) -> list[TrialLine]:
     """All trials by number, in four statements."""
     trial, value = models.TrialModel, models.TrialValueModel

@@ -18,6 +18,7 @@ from storage.engine import database_now
 from storage.listing import StudyLine, listing, logged
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import CheckpointKind, CheckpointRow, EpochRow, LeaseRow, StudyState, TrialRow, WorkerRow
@@ -137,6 +138,7 @@ class StudyStatus:
         return self.study.taken >= self.study.trials and not self.running
 
 
+@patient
 def status(storage: SharedStorage, study: StudyRecord) -> StudyStatus:
     """Everything `dialin status` and the live view show, in one reading transaction. `study` should be fresh."""
     with storage.backend.read() as session:
@@ -229,6 +231,7 @@ def _epochs(session: Session, study: StudyRecord) -> tuple[int, float, int]:
     return trained, float(seconds), max(0, pruned * study.length - trained_by_pruned)
 
 
+@patient
 def settled(storage: SharedStorage, study: StudyRecord, since: float) -> list[SettledTrial]:
     """Trials settled at `since` (seconds since 1970, the database's clock) or later, in that order."""
     value, attr = models.TrialValueModel, models.TrialUserAttributeModel
@@ -289,12 +292,14 @@ def ranking(study: StudyRecord) -> Select[Any]:
     )
 
 
+@patient
 def best(storage: SharedStorage, study: StudyRecord, top: int = 1) -> list[RankedTrial]:
     """The `top` COMPLETE trials by value, best first. A pruned trial's value is no final one and is not ranked."""
     with storage.backend.read() as session:
         return [_ranked(session, *row) for row in session.execute(ranking(study).limit(top)).all()]
 
 
+@patient
 def param_distributions(storage: SharedStorage, study: StudyRecord) -> dict[str, distributions.BaseDistribution]:
     """The distribution under which each parameter of the study was sampled first."""
     param = models.TrialParamModel
@@ -326,6 +331,7 @@ def _ranked(session: Session, trial_id: int, number: int, value: float, best_epo
     )
 
 
+@patient
 def weights_of(storage: SharedStorage, study: StudyRecord, number: int) -> tuple[str, str] | None:
     """Path (relative to the study's folder) and SHA-256 of the file with a trial's best epoch; None if not kept."""
     query = (

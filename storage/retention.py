@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete, select
 
 from storage.optuna_internals import models
+from storage.patience import patient
 from storage.queries import best, ranking
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
@@ -22,6 +23,7 @@ def worth_keeping(storage: SharedStorage, study: StudyRecord, value: float) -> b
     return value >= last if study.direction == "maximize" else value <= last
 
 
+@patient
 def retire_weights(storage: SharedStorage, study: StudyRecord) -> list[str]:
     """Forget the weights of trials that are among the best no more; their files, for the caller to remove.
 

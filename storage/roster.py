@@ -15,6 +15,7 @@ from storage.claims import LEASE_SECONDS
 from storage.engine import database_now
 from storage.leases import HANDED_BACK
 from storage.optuna_internals import models
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import EpochRow, LeaseRow, OwnerEnding, OwnerRow, TrialRow, WorkerRow
@@ -92,6 +93,7 @@ def handovers(session: Session, study_id: int) -> Handovers:
     return Handovers(*row)
 
 
+@patient
 def adoptions(storage: SharedStorage, study: StudyRecord, since: float) -> list[Adoption]:
     """Trials that were taken over at `since` (seconds since 1970, the database's clock) or later, in that order."""
     trial, before = models.TrialModel, aliased(OwnerRow)

@@ -24,6 +24,7 @@ from storage.claims import Checkpoint, Claimant, Epoch, Lease, LeaseLost, Settle
 from storage.epochs import Written
 from storage.optuna_internals import CachedStorage, forget_study, models, trial_id_of
 from storage.outcomes import Outcome
+from storage.patience import patient
 from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, StudyRow, StudyState
 
 
@@ -132,6 +133,7 @@ class SharedStorage(CachedStorage):
         mine = trial_id_of(sampled)
         return [copy.deepcopy(sampled) if trial_id_of(t) == mine else t for t in trials]
 
+    @patient
     def _forget_if_replaced(self, study_id: int) -> None:
         """SQLite gives the ids of a deleted study to the next: what is cached of the old one is not the new one's."""
         with self._backend.read() as session:
@@ -185,6 +187,7 @@ class SharedStorage(CachedStorage):
 
         return self._backend.write_once(attempt)
 
+    @patient
     def record_checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> list[str] | None:
         """A state checkpoint by itself; in return the paths of older ones that nothing needs any more.
 
@@ -200,6 +203,7 @@ class SharedStorage(CachedStorage):
                 return None
             return state_files.record(session, lease, checkpoint)
 
+    @patient
     def renew(self, lease: Lease | None) -> None:
         """Between epochs: the worker is alive, and so is its lease. Raises LeaseLost.
 
@@ -212,6 +216,7 @@ class SharedStorage(CachedStorage):
             else:
                 leases.renew_all(session, self._claimant.worker_id, self._lease_seconds)
 
+    @patient
     def study_state(self, study_id: int) -> StudyState | None:
         """What workers should do; None when the study is gone. One whose deadline is past is stopped by this."""
         query = select(StudyRow.state, limits.in_time()).where(StudyRow.study_id == study_id)
@@ -258,6 +263,7 @@ class SharedStorage(CachedStorage):
         finally:
             self._backend.settlements.pop(trial_id, None)
 
+    @patient
     def anything_leased(self, study_id: int) -> bool:
         """Whether any trial of the study is still open: trained by somebody, or left to adopt."""
         with self._backend.read() as session:
@@ -269,11 +275,13 @@ class SharedStorage(CachedStorage):
             )
             return session.scalar(query) is not None
 
+    @patient
     def cost(self, lease: Lease) -> tuple[int, float]:
         """Epochs on record of a trial, under all its owners, and their seconds."""
         with self._backend.read() as session:
             return epochs.cost(session, lease.trial_id)
 
+    @patient
     def checkpoints(self, lease: Lease) -> list[Checkpoint]:
         """Recorded state checkpoints of a trial, the newest first."""
         with self._backend.read() as session:
@@ -290,6 +298,7 @@ class SharedStorage(CachedStorage):
             ).all()
         return [Checkpoint(*row) for row in rows]
 
+    @patient
     def _is_mine(self, trial_id: int) -> bool:
         lease = self._backend.leases.get(trial_id)
         if lease is None:

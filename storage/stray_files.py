@@ -21,6 +21,7 @@ from sqlalchemy import delete, select
 from storage import studies
 from storage.leases import HANDED_BACK
 from storage.optuna_internals import models
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, WorkerRow
@@ -91,6 +92,7 @@ def mend(storage: SharedStorage, stray: Stray) -> bool:
 _MISSING = "is not there"
 
 
+@patient
 def _recorded(storage: SharedStorage, record: StudyRecord) -> list[Any]:
     trial, row = models.TrialModel, CheckpointRow
     query = (
@@ -103,6 +105,7 @@ def _recorded(storage: SharedStorage, record: StudyRecord) -> list[Any]:
         return list(session.execute(query))
 
 
+@patient
 def _still_recorded(storage: SharedStorage, checkpoint_id: int) -> bool:
     """Its owner may have forgotten it since, and removed it."""
     with storage.backend.read() as session:
@@ -121,6 +124,7 @@ def _spoilt(path: Path, row: Any) -> str:
     return "" if whole else "is not what was recorded: its SHA-256 is another"
 
 
+@patient
 def _others(storage: SharedStorage, record: StudyRecord) -> bool:
     """Whether workers of other machines have trained the study, who may have folders of their own."""
     hosts = select(WorkerRow.worker_id).where(
@@ -157,6 +161,7 @@ def _left_over(storage: SharedStorage, record: StudyRecord, folder: Path, presen
         yield Stray(f"{what}, such as {min(paths)}", "removed", None, tuple(sorted(paths)))
 
 
+@patient
 def _writable(storage: SharedStorage, record: StudyRecord) -> dict[int, float]:
     """The lowest generation of each trial that may still record a file: infinity for one that has ended."""
     trial, lease = models.TrialModel, LeaseRow

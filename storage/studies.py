@@ -25,6 +25,7 @@ from storage.claims import new_uuid
 from storage.engine import database_now
 from storage.errors import UsageError
 from storage.optuna_internals import models
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.tables import LeaseRow, StudyRow, StudyState
 
@@ -127,6 +128,7 @@ def create(
         return find(storage, chosen)
 
 
+@patient
 def clock(storage: SharedStorage) -> float:
     """Seconds since 1970 by the database's clock."""
     with storage.backend.read() as session:
@@ -138,6 +140,7 @@ def taken(name: str) -> UsageError:
     return UsageError(f"study {name!r} exists: go on with it by `dialin resume {name}`, or choose another name")
 
 
+@patient
 def names(storage: SharedStorage) -> list[str]:
     """Names of all studies in the database, plain Optuna's too, oldest first."""
     with storage.backend.read() as session:
@@ -202,6 +205,7 @@ def _insert(
         storage.backend.enqueue(session, study.study_id, params)
 
 
+@patient
 def _next_number(storage: SharedStorage, stem: str) -> int:
     with storage.backend.read() as session:
         names = session.scalars(
@@ -213,6 +217,7 @@ def _next_number(storage: SharedStorage, stem: str) -> int:
     return max(numbers, default=0) + 1
 
 
+@patient
 def find(storage: SharedStorage, name: str | None = None) -> StudyRecord:
     """The study of that name, or the newest.
 
@@ -235,12 +240,14 @@ def find(storage: SharedStorage, name: str | None = None) -> StudyRecord:
     raise UsageError(f"there is no study {name!r}: " + (f"did you mean {near[0]!r}?" if near else there_is))
 
 
+@patient
 def records(storage: SharedStorage) -> list[StudyRecord]:
     """All studies of Dialin's, the newest first."""
     with storage.backend.read() as session:
         return [_record(row) for row in session.execute(_records())]
 
 
+@patient
 def newest_open(storage: SharedStorage, without: Collection[int] = ()) -> StudyRecord | None:
     """The newest study that has work for a worker: running, with tickets left or trials not settled yet.
 
@@ -263,6 +270,7 @@ def newest_open(storage: SharedStorage, without: Collection[int] = ()) -> StudyR
     return _record(row) if row is not None else None
 
 
+@patient
 def stop(storage: SharedStorage, study_id: int, reason: str) -> None:
     """Workers hand back what they train and end; `resume` goes on."""
     with storage.backend.write() as session:

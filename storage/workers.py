@@ -17,6 +17,7 @@ from storage.claims import LEASE_SECONDS
 from storage.engine import database_now
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import models
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.tables import OwnerEnding, OwnerRow, WorkerRow
 
@@ -84,6 +85,7 @@ def _wait_for_turn(session: Session, study_id: int) -> None:
         raise UsageError("the study is gone: somebody deleted it")
 
 
+@patient
 def ordinal(storage: SharedStorage, worker_id: str) -> int:
     """How many workers the study had before this one, ever: what tells their samplers apart, also after a resume."""
     me = aliased(WorkerRow)
@@ -96,6 +98,7 @@ def ordinal(storage: SharedStorage, worker_id: str) -> int:
         return session.scalar(query.where(me.worker_id == worker_id, earlier)) or 0
 
 
+@patient
 def _taken(storage: SharedStorage, place: Place) -> bool:
     with storage.backend.read() as session:
         return session.scalar(select(WorkerRow.worker_id).where(WorkerRow.slot_key == place.key)) is not None
@@ -122,6 +125,7 @@ class Work:
     settled: int
 
 
+@patient
 def work_of(storage: SharedStorage, worker_id: str) -> Work:
     """What a worker has done in its life."""
     query = select(func.count(), func.count().filter(OwnerRow.ending == OwnerEnding.SETTLED))
@@ -130,6 +134,7 @@ def work_of(storage: SharedStorage, worker_id: str) -> Work:
     return Work(claimed, settled)
 
 
+@patient
 def living_here(storage: SharedStorage) -> int:
     """How many workers on this host have given a sign of life within a lease's length."""
     with storage.backend.read() as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import random
 import sqlite3
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
+from storage import patience
 from storage.errors import UsageError
 from storage.patience import AWAY_SECONDS, LONGEST_SECONDS, DatabaseAway, Patience, away, away_seconds, patient, waiting
 
@@ -152,3 +154,22 @@ def test_the_limit_is_a_number_of_seconds_in_the_environment(monkeypatch: pytest
         monkeypatch.setenv("DIALIN_AWAY_SECONDS", wrong)
         with pytest.raises(UsageError, match="DIALIN_AWAY_SECONDS must be a number of seconds"):
             away_seconds()
+
+
+def test_every_function_that_reads_can_be_run_again() -> None:
+    """A server may be killed between two statements: whoever reads begins anew."""
+    reading = [
+        (path.name, function)
+        for path in Path(patience.__file__).parent.glob("*.py")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef) and reads(function)
+    ]
+    assert len(reading) > 20
+    once = [(name, one.name) for name, one in reading if "patient" not in map(ast.unparse, one.decorator_list)]
+    assert once == []
+
+
+def reads(function: ast.FunctionDef) -> bool:
+    """Whether it opens a reading transaction of the storage's."""
+    entered = [item for one in ast.walk(function) if isinstance(one, ast.With) for item in one.items]
+    return any(ast.unparse(item.context_expr).endswith("backend.read()") for item in entered)
