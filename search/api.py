@@ -116,7 +116,7 @@ class Search:
 
         DialinError: they were not kept (only the best few trials' are), or their file is not where files are.
         """
-        from search import checkpoints
+        from search.shelf import open_store
 
         record = studies.find(self._storage, self.name)
         if trial is None:
@@ -128,9 +128,8 @@ class Search:
         if kept is None:
             raise DialinError(f"the weights of trial {trial} were not kept: only those of the best few are")
         path, sha256 = kept
-        return checkpoints.load(
-            options.files_root(self._place.files, self._place.storage) / record.folder / path, sha256
-        )
+        files = options.files_root(self._place.files, self._place.storage)
+        return open_store(self._place.keeping, files, record.folder).read(path, sha256)
 
     def resume(
         self,
@@ -173,6 +172,7 @@ class Search:
             self._place.data,
             calls.placement(workers, devices, per_device),
             self._place.log if log is None else trackers.check(log),
+            keeping=self._place.keeping,
         )
         self._objective = objective if objective is not None else self._objective
         record = studies.find(self._storage, self.name)
@@ -236,6 +236,8 @@ def run(
     data: str | Path | None = None,
     log: Iterable[str] = (),
     files: str | Path | None = None,
+    checkpoints: str | Path | None = None,
+    disk: str | None = None,
     storage: str | None = None,
     quiet: bool = False,
 ) -> Search:
@@ -261,6 +263,8 @@ def run(
         data: folder of data sets; by default $DIALIN_DATA, else ~/.cache/dialin.
         log: names of trackers, such as "tensorboard".
         files: folder of checkpoints and logs; by default $DIALIN_FILES, else beside a SQLite file.
+        checkpoints: a folder of their own, or a bucket such as "s3://NAME/PREFIX"; by default $DIALIN_CHECKPOINTS.
+        disk: how much checkpoints may take together, as "50GB"; by default all there is.
         storage: URL of the database; by default $DIALIN_STORAGE, else sqlite:///dialin.db.
         quiet: print nothing.
 
@@ -272,7 +276,10 @@ def run(
         RaisedError: the objective does not work; its own frames are in the traceback.
     """
     calls.refuse_while_imported()
-    place = calls.place(storage, files, data, calls.placement(workers, devices, per_device), trackers.check(log))
+    keeping = calls.keeping(checkpoints, disk)
+    place = calls.place(
+        storage, files, data, calls.placement(workers, devices, per_device), trackers.check(log), keeping
+    )
     wanted = searches.NewStudy(
         name=study,
         trials=trials,
@@ -296,13 +303,19 @@ def run(
     return Search(ready.storage, ready.study.name, place, objective)
 
 
-def load(study: str | None = None, *, storage: str | None = None, files: str | Path | None = None) -> Search:
+def load(
+    study: str | None = None,
+    *,
+    storage: str | None = None,
+    files: str | Path | None = None,
+    checkpoints: str | Path | None = None,
+) -> Search:
     """A study that exists, by default the newest: looked at, and gone on with by `resume`.
 
     Raises:
         UsageError: there is no such database or study.
     """
-    place = calls.place(storage, files, None, Placement(), ())
+    place = calls.place(storage, files, None, Placement(), (), calls.keeping(checkpoints, None))
     opened = options.open_existing(place.storage)
     return Search(opened, studies.find(opened, study).name, place, None)
 

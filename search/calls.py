@@ -14,6 +14,7 @@ from search import notebook, searches
 from search.by_value import ByValue, by_value
 from search.errors import ObjectiveError
 from search.failures import RaisedError
+from search.keeping import Keeping, keeping_of
 from search.loading import being_imported
 from search.preflight import Placement
 from search.wishes import to_json
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
 
 
 def place(
-    storage: str | None, files: str | Path | None, data: str | Path | None, placement: Placement, log: tuple[str, ...]
+    storage: str | None,
+    files: str | Path | None,
+    data: str | Path | None,
+    placement: Placement,
+    log: tuple[str, ...],
+    keeping: Keeping,
 ) -> searches.Place:
     """Where a search trains; what is not said comes from the environment."""
     given = files or os.environ.get("DIALIN_FILES")
@@ -41,7 +47,14 @@ def place(
         Path(data) if data is not None else None,
         placement,
         log,
+        keeping=keeping,
     )
+
+
+def keeping(checkpoints: str | Path | None, disk: str | None) -> Keeping:
+    """Where checkpoints go; what is not said comes from the environment. Raises UsageError."""
+    said = str(checkpoints) if checkpoints is not None else os.environ.get("DIALIN_CHECKPOINTS")
+    return keeping_of(said, disk)
 
 
 def placement(

@@ -44,23 +44,26 @@ def save(path: Path, state: dict[str, Any]) -> str:
     return checksum
 
 
-def load(path: Path, sha256: str) -> dict[str, Any]:
+def load(path: Path, sha256: str, named: str = "") -> dict[str, Any]:
     """The state in `path`, tensors on the CPU. Nothing in the file is executed (`weights_only`).
+
+    named: what errors call it, where it is a copy.
 
     CheckpointError: it is missing, truncated, or not what was recorded.
     """
+    name = named or path
     try:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != sha256:
-                raise CheckpointError(f"the checkpoint {path} is not what was recorded: its SHA-256 is {found}")
+                raise CheckpointError(f"the checkpoint {name} is not what was recorded: its SHA-256 is {found}")
             file.seek(0)
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+        raise CheckpointError(f"cannot read the checkpoint {name}: {error.strerror}") from error
     except (pickle.UnpicklingError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), "")
-        raise CheckpointError(f"the checkpoint {path} holds no state: {reason}") from error
+        raise CheckpointError(f"the checkpoint {name} holds no state: {reason}") from error
     return state
 
 

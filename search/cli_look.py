@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from search import options, printing
+from search.keeping import Keeping
 from search.loading import builtin_objectives
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
@@ -120,6 +120,7 @@ def best(
         ),
     ] = None,
     files: options.Files = None,
+    checkpoints: options.Checkpoints = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
     """The best parameters found. Only trials that trained to their end are ranked.
@@ -133,7 +134,8 @@ def best(
     if not trials:
         raise DialinError(f"{record.name} has no complete trial yet: see `dialin status {record.name}`")
     if weights is not None:
-        _write_weights(shared, record, trials[0].number, options.files_root(files, storage), weights)
+        root = options.files_root(files, storage)
+        _write_weights(shared, record, trials[0].number, root, Keeping(checkpoints), weights)
         typer.echo(f"weights of trial {trials[0].number} are in {weights}", err=True)
     answer = printing.ranked(trials, record, queries.status(shared, record).settled, form.value)
     if isinstance(answer, str):
@@ -142,15 +144,19 @@ def best(
         Console().print(answer)
 
 
-def _write_weights(storage: SharedStorage, record: StudyRecord, number: int, root: Path, to: Path) -> None:
+def _write_weights(
+    storage: SharedStorage, record: StudyRecord, number: int, root: Path, keeping: Keeping, to: Path
+) -> None:
     kept = queries.weights_of(storage, record, number)
     if kept is None:
         raise DialinError(f"the weights of trial {number} were not kept: its disk was full, or its own loop kept none")
-    source = root / record.folder / kept[0]
-    if not source.is_file():
-        raise DialinError(f"there is no {source}: name the folder that the workers wrote to with --files")
+    from search.checkpoints import CheckpointError  # imports torch
+    from search.shelf import open_store
+
     try:
-        shutil.copyfile(source, to)
+        open_store(keeping, root, record.folder).fetch(kept[0], to)
+    except CheckpointError as error:
+        raise DialinError(f"{error}: name the place that the workers wrote to with --files or --checkpoints") from None
     except OSError as error:
         raise UsageError(f"cannot write {to}: {error.strerror}") from None
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from search import detached, options, printing, searches, trackers
+from search.keeping import keeping_of
 from search.launch import Ending
 from search.loading import reference_here
 from search.preflight import Placement
@@ -101,6 +102,8 @@ def run(
         bool, typer.Option("--detach", help="Train in the background, also after this terminal is closed.")
     ] = False,
     files: options.Files = None,
+    checkpoints: options.Checkpoints = None,
+    disk: options.Disk = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
     """Search: make a new study of OBJECTIVE and train its trials on this machine.
@@ -122,7 +125,8 @@ def run(
         seed=seed,
     )
     placement, log_to = Placement(workers, devices, per_device), trackers.check(log or ())
-    place = searches.Place(storage, files, data, placement, log_to, options.hang_seconds(hang))
+    seconds, keeping = options.hang_seconds(hang), keeping_of(checkpoints, disk)
+    place = searches.Place(storage, files, data, placement, log_to, seconds, keeping)
     console = Console()
     if detach:
         _say_where(console, detached.start(console, objective, wanted, place))
@@ -147,6 +151,8 @@ def resume(
     log: options.Log = None,
     hang: options.Hang = None,
     files: options.Files = None,
+    checkpoints: options.Checkpoints = None,
+    disk: options.Disk = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
     """Go on with a study: trials that were left go on where they stopped, under their own numbers.
@@ -156,7 +162,8 @@ def resume(
     """
     wanted = searches.MoreOfStudy(trials, options.finite(until), budget, total_epochs, deadline)
     placement, log_to = Placement(workers, devices, per_device), trackers.check(log or ())
-    place = searches.Place(storage, files, data, placement, log_to, options.hang_seconds(hang))
+    seconds, keeping = options.hang_seconds(hang), keeping_of(checkpoints, disk)
+    place = searches.Place(storage, files, data, placement, log_to, seconds, keeping)
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     reference = reference_here(record.objective, objective, f"dialin resume {record.name}")
@@ -189,6 +196,8 @@ def worker(
     log: options.Log = None,
     hang: options.Hang = None,
     files: options.Files = None,
+    checkpoints: options.Checkpoints = None,
+    disk: options.Disk = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
     """One more worker for a study, from any machine that reaches its database.
@@ -200,14 +209,16 @@ def worker(
     quiet_optuna()
     log_to = trackers.check(log or ())
     shared = open_storage(storage) if wait else options.open_existing(storage)
+    root = options.make_files_root(files, storage)
     orders = solo.Orders(
         storage=storage,
         objective=objective,
         placement=Placement(1, devices, per_device),
-        files=options.make_files_root(files, storage),
+        files=root,
         data=options.data_root(data),
         log=log_to,
         hang=options.hang_seconds(hang),
+        keeping=keeping_of(checkpoints, disk).make(root),
     )
     if wait:
         if study is not None:

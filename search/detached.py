@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 
 from search import searches
+from search.keeping import Keeping
 from search.preflight import Placement
 
 # So long a background process that was told to end may take; it is killed then.
@@ -128,6 +129,7 @@ def _search(order: dict[str, Any], descriptor: int) -> None:
             Placement(**place["placement"]),
             tuple(place["log"]),
             place["hang"],
+            Keeping(**place["keeping"]),
         ),
     )
     log = ready.assignment.files / ready.study.folder / "detached.log"

@@ -40,6 +40,26 @@ Files = Annotated[
         show_default="dialin-files beside a SQLite file, else ~/.cache/dialin/files",
     ),
 ]
+Checkpoints = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoints",
+        envvar="DIALIN_CHECKPOINTS",
+        metavar="DIR|URL",
+        help="Checkpoints and weights by themselves: another folder, or a bucket such as s3://NAME/PREFIX.",
+        show_default="among --files",
+    ),
+]
+Disk = Annotated[
+    str | None,
+    typer.Option(
+        "--disk",
+        metavar="SIZE",
+        help="How much the checkpoints of the study may take together: 50GB, 500MB. The least promising trials' go "
+        "first, the best trials' weights stay.",
+        show_default="all there is",
+    ),
+]
 DataFolder = Annotated[
     Path | None,
     typer.Option("--data", metavar="DIR", help="Data sets.", show_default="$DIALIN_DATA, else ~/.cache/dialin"),
@@ -157,6 +177,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})")
+_URL = re.compile(r"[a-z0-9+]{2,}:/")  # pathlib leaves one slash
 # Days, hours, minutes, seconds, in this order.
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
@@ -252,7 +273,9 @@ def there_is(url: str) -> None:
 
 
 def files_root(given: Path | None, storage: str) -> Path:
-    """The folder of checkpoints and logs."""
+    """The folder of checkpoints and logs. Raises UsageError: it is none."""
+    if given is not None and _URL.match(str(given)):
+        raise UsageError(f"--files must be a folder, but got {given}: a bucket for checkpoints goes to --checkpoints")
     file = urls.sqlite_file(urls.parse(storage))
     beside = file.parent / "dialin-files" if file is not None else None
     return (given or beside or datasets.cache_folder() / "files").expanduser().absolute()

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from search import checkpoints
+from search.checkpoints import CheckpointError
 from search.interrupt import Interrupt
 from search.outbox import Outbox
 from search.pace import Background, Pace
 from search.reporting import EpochResult, Interrupted, Verdict
+from search.shelf import Shelf
 from search.telling import Listener
 from storage.claims import Checkpoint, Epoch, EpochsSpent, Lease, LeaseLost
 from storage.patience import away, one_line, waiting
@@ -39,14 +39,14 @@ class TrialReporter:
         lease: Lease,
         *,
         epochs: int,
-        folder: Path,
-        root: Path,
+        folder: str,
+        shelf: Shelf,
         device: str,
         interrupt: Interrupt,
         listener: Listener | None = None,
         beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """`folder` is the trial's own, below `root`, the study's: recorded paths are relative to it.
+        """`folder` is the name of the trial's own on the `shelf` of its study.
 
         `beat` is called before each batch and after each epoch: training makes steps.
         """
@@ -55,7 +55,8 @@ class TrialReporter:
         self._lease = lease
         self._epochs = epochs
         self._folder = folder
-        self._root = root
+        self._shelf = shelf
+        self._size = 0  # of the last state, in bytes
         self._device = device
         self._interrupt = interrupt
         self._beat = beat
@@ -72,10 +73,9 @@ class TrialReporter:
         recorded = self._storage.checkpoints(self._lease)
         self._sweep({checkpoint.path for checkpoint in recorded})
         for checkpoint in recorded:
-            path = self._root / checkpoint.path
             try:
-                state = checkpoints.load(path, checkpoint.sha256)
-            except checkpoints.CheckpointError as error:
+                state = self._shelf.read(checkpoint.path, checkpoint.sha256)
+            except CheckpointError as error:
                 _log.warning("%s; going back to the one before", error)
                 continue
             self._epoch = checkpoint.epoch
@@ -164,11 +164,13 @@ class TrialReporter:
 
     def save_weights(self, epoch: int, weights: dict[str, Any]) -> Checkpoint | None:
         """Write the best epoch's weights; None, with a warning, when the disk is full."""
-        return self._write(epoch, f"weights-{epoch:04d}.g{self._lease.generation}.pt", weights)
+        path = f"{self._folder}/weights-{epoch:04d}.g{self._lease.generation}.pt"
+        written = self._shelf.write(path, weights)
+        return Checkpoint(epoch, path, written[0], size=written[1]) if written is not None else None
 
     def discard(self) -> None:
         """Remove the state checkpoints of a settled trial."""
-        discard(self._folder)
+        self._shelf.discard(self._folder)
 
     def _keep_if_due(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:
         if self._writing.busy or not self._pace.due() or self._outbox.behind:
@@ -181,9 +183,10 @@ class TrialReporter:
     def _write_and_record(self, epoch: int, batch: int, content: dict[str, Any]) -> None:
         """In a thread beside training."""
         try:
-            checkpoint = self._write(epoch, self._state_name(epoch, batch), content, batch)
+            checkpoint = self._write(epoch, batch, content)
             if checkpoint is not None:
                 self._record(checkpoint)
+                self._shelf.trim()
         except LeaseLost as lost:
             self._interrupt.lose(str(lost))
         finally:
@@ -193,7 +196,7 @@ class TrialReporter:
     def _save(self, batch: int, state: Callable[[], dict[str, Any]]) -> Checkpoint | None:
         """Write one now, after the one that is being written."""
         self._writing.finish()
-        return self._write(self._epoch, self._state_name(self._epoch, batch), state(), batch)
+        return self._write(self._epoch, batch, state())
 
     def _record(self, checkpoint: Checkpoint) -> None:
         """Put a file on record, or keep it for the next epoch's transaction while the database is away.
@@ -206,7 +209,7 @@ class TrialReporter:
             with waiting(0):
                 old = self._storage.record_checkpoint(self._lease, checkpoint)
         except LeaseLost:
-            self._remove([checkpoint.path])
+            self._shelf.remove([checkpoint.path])
             raise
         except (SQLAlchemyError, StorageInternalError) as error:
             if not away(error):
@@ -214,10 +217,10 @@ class TrialReporter:
             _log.warning("a checkpoint is not on record yet, the database does not answer: %s", one_line(error))
         if old is not None:
             self._unrecorded = None
-            self._remove(old)
+            self._shelf.remove(old)
             return
         if self._unrecorded is not None:
-            self._remove([self._unrecorded.path])
+            self._shelf.remove([self._unrecorded.path])
         self._unrecorded = checkpoint
 
     def _take_unrecorded(self) -> Checkpoint | None:
@@ -226,31 +229,17 @@ class TrialReporter:
         checkpoint, self._unrecorded = self._unrecorded, None
         return checkpoint
 
-    def _state_name(self, epoch: int, batch: int) -> str:
+    def _write(self, epoch: int, batch: int, content: dict[str, Any]) -> Checkpoint | None:
         place = f"{epoch:04d}-{batch:06d}" if batch else f"{epoch:04d}"
-        return f"state-{place}.g{self._lease.generation}.pt"
-
-    def _write(self, epoch: int, name: str, content: dict[str, Any], batch: int = 0) -> Checkpoint | None:
-        path = self._folder / name
-        try:
-            sha256 = checkpoints.save(path, content)
-        except checkpoints.CheckpointError as error:
-            _log.warning("%s; training goes on without it", error)
+        path = f"{self._folder}/state-{place}.g{self._lease.generation}.pt"
+        written = self._shelf.write(path, content) if self._shelf.prepare(self._size) else None
+        if written is None:
             return None
-        return Checkpoint(epoch, str(path.relative_to(self._root)), sha256, batch, path.stat().st_size)
+        sha256, self._size = written
+        return Checkpoint(epoch, path, sha256, batch, self._size)
 
     def _sweep(self, recorded: set[str]) -> None:
         """Remove what the owners before left behind without a record: halves, and what was superseded as they died."""
         mine = f".g{self._lease.generation}.pt"
-        found = [path for path in self._folder.glob("state-*") if mine not in path.name]
-        self._remove({str(path.relative_to(self._root)) for path in found} - recorded)
-
-    def _remove(self, paths: Iterable[str]) -> None:
-        for path in paths:
-            (self._root / path).unlink(missing_ok=True)
-
-
-def discard(folder: Path) -> None:
-    """Remove the state checkpoints in a settled trial's folder."""
-    for path in folder.glob("state-*"):
-        path.unlink(missing_ok=True)
+        found = {path for path in self._shelf.states(self._folder) if mine not in path}
+        self._shelf.remove(found - recorded)

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from search import printing
 from search.assignment import Assignment
 from search.devices import SlotPlan, gpus, plan_slots, usable_cpus
 from search.interrupt import Interrupt
+from search.keeping import Keeping
 from search.loading import reference_here
 from search.preflight import Placement
 from search.worker import Worker
@@ -38,6 +39,7 @@ class Orders:
     data: Path
     log: tuple[str, ...] = ()
     hang: float | None = None
+    keeping: Keeping = field(default_factory=Keeping)
 
 
 def work(orders: Orders, storage: SharedStorage, record: StudyRecord, say: Callable[[str], None]) -> None:
@@ -86,6 +88,7 @@ def _work(
         orders.data,
         orders.log,
         hang=orders.hang,
+        keeping=orders.keeping,
     )
 
     def tell(trial: SettledTrial) -> None:

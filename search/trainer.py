@@ -31,6 +31,7 @@ from search.own_trial import OwnTrial
 from search.randomness import seed_everything
 from search.reporter import TrialReporter
 from search.reporting import Interrupted, Result
+from search.shelf import Shelf
 from search.sizes import StoredSizes
 from search.space import Recipe
 from search.telling import Teller
@@ -54,7 +55,7 @@ class Trainer:
     Attributes:
         data: None where the objective trains itself.
         data_root: the folder of data sets, for an own loop.
-        folder: the study's, for checkpoints and logs.
+        folder: the study's, for logs and an own loop's files. shelf: for its checkpoints.
         path: the file of the objective's module, whose frames an error shows.
         teller: makes what tells the trackers of a trial.
         sizes: how much of a batch has fitted into memory.
@@ -69,6 +70,7 @@ class Trainer:
     data_root: Path
     device: torch.device
     folder: Path
+    shelf: Shelf
     path: Path
     interrupt: Interrupt
     teller: Callable[[Trial, Lease], Teller]
@@ -97,8 +99,8 @@ class Trainer:
             trial,
             lease,
             epochs=self.record.length,
-            folder=folder,
-            root=self.folder,
+            folder=folder.name,
+            shelf=self.shelf,
             device=str(self.device),
             interrupt=self.interrupt,
             listener=teller,
@@ -253,8 +255,7 @@ class Trainer:
 
     def _tidy(self) -> None:
         """Remove the files of trials that are among the best no more, and this one's if it never was."""
-        for path in retire_weights(self.storage, self.record):
-            (self.folder / path).unlink(missing_ok=True)
+        self.shelf.remove(retire_weights(self.storage, self.record))
         if not self.objective.trains_itself:
             return
         leaders = {leader.number for leader in queries.best(self.storage, self.record, WEIGHTS_KEPT)}

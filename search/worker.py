@@ -29,9 +29,9 @@ from search.keeper import LeaseKeeper
 from search.loading import LoadedObjective, resolve
 from search.outbox import HAND_BACK_SECONDS
 from search.packing import shared_or_loaded
-from search.reporter import discard
 from search.reporting import Interrupted
 from search.settings import of_study
+from search.shelf import Shelf, open_store
 from search.sizes import StoredSizes
 from search.telling import Teller
 from search.trackers import make_trackers
@@ -43,6 +43,7 @@ from storage.claims import BudgetSpent, Claimant, Lease, LeaseLost, StudyStopped
 from storage.errors import DialinError, UsageError
 from storage.patience import DatabaseAway, patiently, waiting
 from storage.queries import SettledTrial
+from storage.retention import make_room
 from storage.shared import SharedStorage, open_storage
 
 # While other workers train the last trials, how often to look whether one of them left something to adopt.
@@ -91,7 +92,7 @@ class Worker:
             step="report" if objective.trains_itself else "batch",
         )
         self._slot = self._register(assignment)
-        self._folder = assignment.files / self._record.folder
+        self._folder, self._shelf = assignment.files / self._record.folder, self._open_shelf(assignment)
         self._study = optuna.load_study(
             study_name=self._record.name,
             storage=self._storage,
@@ -109,6 +110,7 @@ class Worker:
             data_root=assignment.data,
             device=torch.device(self._slot.devices[0]),
             folder=self._folder,
+            shelf=self._shelf,
             path=loaded.path,
             interrupt=interrupt,
             teller=self._teller,
@@ -158,6 +160,14 @@ class Worker:
             slot=self._slot.name,
             interrupt=self.interrupt,
             late=self._trainer.objective.trains_itself,
+        )
+
+    def _open_shelf(self, assignment: Assignment) -> Shelf:
+        keeping, record = assignment.keeping, self._record
+        return Shelf(
+            open_store(keeping, assignment.files, record.folder),
+            keeping.limit,
+            lambda limit, last_too: make_room(self._storage, record, limit, last_too),
         )
 
     def _register(self, assignment: Assignment) -> Slot:
@@ -213,7 +223,7 @@ class Worker:
             told = patiently(lambda: self._storage.let_go(lease))
             why = f"another program told it {told.name}" if told is not None else str(lost)
             if told is not None:
-                discard(folder)
+                self._shelf.discard(folder.name)
             _log.warning("trial %d: %s; going on with another", trial.number, why)
         finally:
             keeper.lease = None

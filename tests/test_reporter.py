@@ -8,6 +8,7 @@ import pickle
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from search import checkpoints, pace
 from search.interrupt import Interrupt
 from search.reporter import TrialReporter
 from search.reporting import EpochResult, Verdict
+from search.shelf import Folder, Shelf
 from storage import studies
 from storage.claims import Checkpoint, Claimant, Lease, LeaseLost, new_uuid
+from storage.retention import make_room
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
 
@@ -55,6 +58,12 @@ class Bench:
     trial: Trial
     lease: Lease
     interrupt: Interrupt
+    limit: int | None = None
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where its checkpoints are, `limit` bytes at most."""
+        return Shelf(Folder(self.root), self.limit, partial(make_room, self.storage, self.record))
 
     @property
     def folder(self) -> Path:
@@ -67,8 +76,8 @@ class Bench:
             self.trial,
             self.lease,
             epochs=EPOCHS,
-            folder=self.folder,
-            root=self.root,
+            folder=self.folder.name,
+            shelf=self.shelf,
             device="cpu",
             interrupt=self.interrupt,
         )
@@ -326,6 +335,27 @@ class TestWithinAnEpoch:
 
 def away(*_: Any) -> None:
     raise OperationalError("INSERT", {}, Exception("the database is away"), connection_invalidated=True)
+
+
+@pytest.mark.usefixtures("every_epoch")
+class TestALimit:
+    def test_what_others_can_spare_goes_before_more_is_written(self, bench: Bench) -> None:
+        report(bench.reporter(), 1, 2)
+        size = (bench.folder / "state-0001.g1.pt").stat().st_size
+        bench.limit = 2 * size + size // 2
+        report(bench.reporter(), 3)
+        assert bench.files() == ["state-0002.g1.pt", "state-0003.g1.pt"]
+        bench.limit = size + size // 2
+        report(bench.reporter(), 4)
+        assert bench.files() == ["state-0004.g1.pt"]
+        restored = bench.adopted().reporter().restore()
+        assert restored is not None
+        assert restored["epoch"] == 4
+
+    def test_where_none_fits_training_goes_on_without(self, bench: Bench) -> None:
+        bench.limit = 10
+        assert report(bench.reporter(), 1, 2, 3) == [Verdict.GO_ON] * 3
+        assert bench.files() == []
 
 
 class TestPace:
