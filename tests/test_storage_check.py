@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.trial import Trial, TrialState
-from sqlalchemy import delete, update
+from sqlalchemy import delete, event, text, update
 from storage_crew import PROCESSES, Crew, claim_beside_mending
-from storage_places import adopted_by, an_epoch, fresh, make_study, optuna_study, rows, run_trial, worker_on
+from storage_places import adopted_by, an_epoch, fresh, make_study, optuna_study, rows, run_trial, wait_until, worker_on
 from studies import Inside
 
 from storage import checking, mending, workers
@@ -233,12 +234,37 @@ def test_what_is_right_again_by_then_is_not_mended(worker: SharedStorage, study:
     worker.record_epoch(worker.lease_of(trial), an_epoch(2))
 
 
+def test_a_claim_in_the_middle_of_mending_waits_for_it(postgres_url: str) -> None:
+    """The counter is set to what was counted a moment before."""
+    worker, other = worker_on(postgres_url), worker_on(postgres_url)
+    study = make_study(worker)
+    run_trial(worker, study)
+    execute(worker, update(StudyRow).values(taken=3))
+    [fault] = mending.look(worker, checking.FINDERS)
+    claim = threading.Thread(target=lambda: optuna_study(other, study).ask())
+    waits = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+
+    def waiting() -> bool:
+        with worker.backend.read() as session:
+            return bool(session.scalar(waits))
+
+    def meanwhile(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
+        if sql.startswith("UPDATE dialin_studies") and threading.current_thread() is not claim and not claim.ident:
+            claim.start()
+            wait_until(lambda: waiting() or not claim.is_alive())
+
+    event.listen(worker.backend.engine, "before_cursor_execute", meanwhile)
+    assert mending.mend(worker, fault)
+    claim.join()
+    assert fresh(worker, study).taken == 2
+
+
 def test_mending_beside_workers_finds_nothing_and_breaks_nothing(
     storage_url: str, worker: SharedStorage, crew: Crew, tmp_path: Path
 ) -> None:
-    study = make_study(worker, trials=24, first=6)
+    study = make_study(worker, trials=12, first=4)
     said = crew(claim_beside_mending, storage_url, study.name, str(tmp_path))
-    assert sum(ran for ran, _ in said) == 24
+    assert sum(ran for ran, _ in said) == 12
     assert [line for _, found in said for line in found] == []
     assert len(said) == PROCESSES
     assert wrong(worker, tmp_path) == []
