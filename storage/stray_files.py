@@ -52,23 +52,18 @@ def look(storage: SharedStorage, root: Path) -> tuple[list[Stray], list[str]]:
         return [], [f"there is no folder {root}: no files were looked at (--files names another)"]
     records = studies.records(storage)
     strays: list[Stray] = []
-    elsewhere = 0
+    notes: list[str] = []
     for record in records:
         folder = root / record.folder
         present = [*folder.glob("trial-*/*")]
-        for row in _recorded(storage, record):
-            fault = _spoilt(folder / row.path, row)
-            if not fault or not _still_recorded(storage, row.checkpoint_id):
-                continue
-            if fault == _MISSING and not (folder / row.path).parent.is_dir() and _others(storage, record):
-                elsewhere += 1
-            else:
-                strays.append(_spoilt_record(record, row, folder, fault))
+        spoilt, elsewhere = _spoilt_records(storage, record, folder)
+        strays += spoilt
+        if elsewhere:
+            what = (
+                f"{record.name}: {elsewhere} recorded checkpoint{'s are' if elsewhere > 1 else ' is'} not below {root}"
+            )
+            notes.append(f"{what}: in another place (as --files says), on another machine, or gone")
         strays += _left_over(storage, record, folder, present)
-    notes = []
-    if elsewhere:
-        are = "checkpoint is" if elsewhere == 1 else "checkpoints are"
-        notes.append(f"{elsewhere} recorded {are} not below {root}: on another machine, or gone")
     known = {record.folder for record in records}
     for folder in sorted(root.iterdir()):
         if folder.is_dir() and _STUDY.fullmatch(folder.name) and folder.name not in known:
@@ -90,6 +85,26 @@ def mend(storage: SharedStorage, stray: Stray) -> bool:
 
 
 _MISSING = "is not there"
+
+
+def _spoilt_records(storage: SharedStorage, record: StudyRecord, folder: Path) -> tuple[list[Stray], int]:
+    """Records whose files are wrong, and the number of those whose files may be in another place.
+
+    That is all of them where none is here, and where other machines took part those of trials that were never here.
+    """
+    rows = _recorded(storage, record)
+    faults = [(row, _spoilt(folder / row.path, row)) for row in rows]
+    nothing_here = all(fault == _MISSING for _, fault in faults)
+    others = _others(storage, record)
+    strays, elsewhere = [], 0
+    for row, fault in faults:
+        if not fault or not _still_recorded(storage, row.checkpoint_id):
+            continue
+        if fault == _MISSING and (nothing_here or (others and not (folder / row.path).parent.is_dir())):
+            elsewhere += 1
+        else:
+            strays.append(_spoilt_record(record, row, folder, fault))
+    return strays, elsewhere
 
 
 @patient

@@ -103,6 +103,20 @@ def test_what_a_copy_of_the_database_has_trained_since_is_left_alone(
     assert checking.check(worker, root, mend=True).lines == []
 
 
+def test_nothing_is_forgotten_when_all_that_is_recorded_is_in_another_place(
+    worker: SharedStorage, study: StudyRecord, lease: Lease, root: Path
+) -> None:
+    """The wrong --files were named, or a disk is not mounted."""
+    for epoch in (1, 2):
+        worker.record_epoch(lease, an_epoch(epoch), write(root, study, f"state-000{epoch}.g1.pt"))
+    for file in (root / study.folder / "trial-00000").iterdir():
+        file.unlink()
+    found = checking.check(worker, root, mend=True)
+    assert found.lines == []
+    assert f"2 recorded checkpoints are not below {root}: in another place (as --files says)" in found.notes[0]
+    assert len(worker.checkpoints(lease)) == 2
+
+
 def test_files_of_other_machines_and_other_databases_are_left_alone(
     worker: SharedStorage, study: StudyRecord, lease: Lease, root: Path
 ) -> None:
@@ -111,13 +125,16 @@ def test_files_of_other_machines_and_other_databases_are_left_alone(
         f"there is no folder {root}: no files were looked at (--files names another)"
     ]
     (root / "theirs-0123abcd" / "trial-00000").mkdir(parents=True)
+    mine = worker.lease_of(optuna_study(worker, study).ask())
+    worker.record_epoch(mine, an_epoch(1), write(root, study, "state-0001.g1.pt", trial=1))
     workers.register(worker, new_uuid(), study.study_id, [workers.Place("cpu", None)])
     with worker.backend.write() as session:
         session.execute(update(WorkerRow).values(host="another"))
     found = checking.check(worker, root, mend=True)
     assert found.lines == []
     assert found.notes == [
-        f"1 recorded checkpoint is not below {root}: on another machine, or gone",
+        f"{study.name}: 1 recorded checkpoint is not below {root}: in another place (as --files says), on another "
+        "machine, or gone",
         f"{root / 'theirs-0123abcd'} belongs to no study of this database: of another one, or of a study deleted",
     ]
     assert len(worker.checkpoints(lease)) == 1
