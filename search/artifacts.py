@@ -6,14 +6,19 @@ by a UUID under the files root, and its description among the trial's system att
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import Trial
+
+from storage.attachments import PREFIX
+from storage.optuna_internals import trial_id_of
 
 
 class Artifacts(FileSystemArtifactStore):
@@ -36,6 +41,8 @@ class Artifacts(FileSystemArtifactStore):
         """
         for meta in get_all_artifact_meta(trial):
             if meta.filename == path.name:
+                key, told = f"{PREFIX}{meta.artifact_id}", json.dumps(asdict(meta))
+                trial.storage.set_trial_system_attr(trial_id_of(trial), key, told)  # says so where the lease is lost
                 with open(path, "rb") as file:
                     self.write(meta.artifact_id, file)
                 return

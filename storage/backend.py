@@ -9,10 +9,12 @@ import copy
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Any
 
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -79,10 +81,41 @@ class Backend(PatientStorage):
     # Done twice they leave the same.
     set_study_user_attr = again(_as_writer(RDBStorage.set_study_user_attr))
     set_study_system_attr = again(_as_writer(RDBStorage.set_study_system_attr))
-    set_trial_user_attr = again(_as_writer(RDBStorage.set_trial_user_attr))
-    set_trial_system_attr = again(_as_writer(RDBStorage.set_trial_system_attr))
-    set_trial_intermediate_value = again(_as_writer(RDBStorage.set_trial_intermediate_value))
-    _set_trial_param = again(_as_writer(RDBStorage._set_trial_param))
+
+    # What a person's own code writes through its `Trial`, as Optuna's but only while this process may.
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._note(trial_id, lambda session: self.set_attrs(session, trial_id, {key: value}))
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        table = models.TrialSystemAttributeModel
+        self._note(trial_id, lambda session: self.set_attrs(session, trial_id, {key: value}, table))
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        write = self._set_trial_intermediate_value_without_commit
+        self._note(trial_id, lambda session: write(session, trial_id, step, intermediate_value))
+
+    def _set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+        previous_distribution: BaseDistribution | None,
+    ) -> None:
+        param = trial_id, param_name, param_value_internal, distribution, previous_distribution
+        self._note(trial_id, lambda session: self._set_trial_param_without_commit(session, *param))
+
+    def _note(self, trial_id: int, write: Callable[[Session], None]) -> None:
+        """Write what leaves the same when it is written twice. Raises LeaseLost."""
+
+        def attempt(session: Session, _again: bool) -> None:
+            if self.claimant is not None:
+                leases.fence(session, trial_id, self.leases.get(trial_id))
+            write(session)
+
+        with suppress(IntegrityError):  # as Optuna: it is there already
+            self.write_once(attempt)
 
     def delete_study(self, study_id: int) -> None:
         """As Optuna's, which on PostgreSQL leaves the study in silence when an epoch is recorded meanwhile."""

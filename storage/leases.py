@@ -110,6 +110,22 @@ def owned_by(lease: Lease) -> ColumnElement[bool]:
     )
 
 
+def fence(session: Session, trial_id: int, lease: Lease | None) -> None:
+    """Lets a process write to a trial that it holds, or that nobody ever claimed, until its transaction ends.
+
+    Raises:
+        LeaseLost: the trial is another's, was handed back, settled or deleted.
+    """
+    state = lock(session, trial_id)
+    query = select(LeaseRow.worker_id, LeaseRow.generation, LeaseRow.expires_at)
+    row = session.execute(query.where(LeaseRow.trial_id == trial_id).with_for_update(read=True)).one_or_none()
+    if lease is not None and (row is None or state != TrialState.RUNNING):
+        raise LeaseLost("it was settled or deleted elsewhere")
+    mine = (lease.worker_id, lease.generation) if lease is not None else None
+    if row is not None and ((row[0], row[1]) != mine or row[2] == HANDED_BACK):
+        raise LeaseLost("it is no longer this worker's")
+
+
 def renew(session: Session, lease: Lease, seconds: float) -> None:
     """Push the lease's end away by `seconds` from now. Raises LeaseLost.
 
@@ -127,11 +143,12 @@ def renew_all(session: Session, worker_id: str, seconds: float) -> None:
     session.execute(update(LeaseRow).where(held).values(expires_at=database_now() + seconds))
 
 
-def lock(session: Session, trial_id: int) -> None:
-    """Wait for whoever settles or deletes the trial, who locks it before all that hangs on it."""
+def lock(session: Session, trial_id: int) -> TrialState | None:
+    """Wait for whoever settles or deletes the trial, who locks it before all that hangs on it; its state, if any."""
     trial = models.TrialModel
-    query = select(trial.trial_id).where(trial.trial_id == trial_id)
-    session.execute(query.with_for_update(read=True, key_share=True))
+    query = select(trial.state).where(trial.trial_id == trial_id)
+    state: TrialState | None = session.scalar(query.with_for_update(read=True, key_share=True))
+    return state
 
 
 def hand_back(session: Session, lease: Lease) -> None:
@@ -249,9 +266,7 @@ def let_go(session: Session, lease: Lease) -> TrialState | None:
 
     The state that it was told in return; None where nobody did, or the lease is another's. Its ticket stays spent.
     """
-    trial = models.TrialModel
-    query = select(trial.state).where(trial.trial_id == lease.trial_id)
-    state = session.scalar(query.with_for_update(read=True, key_share=True))
+    state = lock(session, lease.trial_id)
     if state is None or not state.is_finished() or not _count(session, delete(LeaseRow).where(owned_by(lease))):
         return None
     owners.ended(session, lease.trial_id, lease.generation, OwnerEnding.HANDED_BACK)

@@ -14,7 +14,7 @@ import optuna
 import pytest
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 from sqlalchemy import event
 from storage_places import (
     DONE,
@@ -28,7 +28,7 @@ from storage_places import (
     worker_on,
 )
 
-from storage import studies
+from storage import studies, workers
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
@@ -187,6 +187,40 @@ def test_a_trial_told_elsewhere_in_the_middle_of_settling_is_lost_to_its_owner(
     with pytest.raises(LeaseLost):
         worker.settle(mine, trial, DONE, 0.5)
     assert worker.get_trial(trial._trial_id).value == 0.125
+
+
+def lose(worker: SharedStorage, study: StudyRecord, trial: Trial, way: str) -> None:
+    lease, elsewhere = worker.lease_of(trial), worker_on(worker.backend.url)
+    if way == "handed back":
+        worker.hand_back(lease)
+    elif way == "adopted":
+        workers.end(elsewhere, lease.worker_id)
+        assert elsewhere.adopt(study.study_id) is not None
+    elif way == "told":
+        optuna_study(RDBStorage(worker.backend.url), study).tell(trial.number, 0.125)
+    else:
+        elsewhere.delete_study(study.study_id)
+
+
+@pytest.mark.parametrize("way", ["handed back", "adopted", "told", "deleted"])
+def test_a_person_s_own_code_writes_nothing_to_a_trial_that_is_lost(
+    worker: SharedStorage, study: StudyRecord, way: str
+) -> None:
+    trial = optuna_study(worker, study).ask()
+    trial.set_user_attr("note", "while it is held")
+    lose(worker, study, trial, way)
+    for write in (
+        lambda: trial.set_user_attr("note", "too late"),
+        lambda: trial.suggest_float("x", 0, 1),
+        lambda: trial.report(0.5, 1),
+        lambda: worker.set_trial_system_attr(trial._trial_id, "artifacts:0", "{}"),
+    ):
+        with pytest.raises(LeaseLost):
+            write()
+    if way != "deleted":
+        seen = open_storage(worker.backend.url).get_trial(trial._trial_id)
+        noted = (seen.user_attrs, seen.system_attrs, seen.params, seen.intermediate_values)
+        assert noted == ({"note": "while it is held"}, {}, {}, {})
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["dialin", "plain-optuna"])
