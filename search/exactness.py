@@ -49,7 +49,7 @@ def compare(net: nn.Module, loss: Loss, batch: Any) -> Comparison:
         batch: at least two samples.
 
     Raises:
-        MemoryError, RuntimeError: memory is wanting for that, too. Whatever the whole batch raises.
+        MemoryError, RuntimeError: memory is wanting for that, too.
     """
     samples = count(batch)
     if samples is None:
@@ -62,7 +62,12 @@ def compare(net: nn.Module, loss: Loss, batch: Any) -> Comparison:
         with torch.no_grad():
             loss(halves[0])  # lazy layers must not draw their weights while the dice are held
     with _left_alone(net, device):
-        one = _Passed.through(net, loss, [whole])
+        try:
+            one = _Passed.through(net, loss, [whole])
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            return Comparison(False, f"comparing the two raises {type(error).__name__}: {first_line(error):.120}")
         try:
             others = _Passed.through(net, loss, halves)
         except Exception as error:  # whatever a person's code raises at a batch of another size

@@ -49,11 +49,13 @@ def objective(make: Callable[[], nn.Module | Task], **arguments: Any) -> Objecti
     return Objective(model=lambda trial: make(), data=lambda root: Data((POINTS, SIDES), (POINTS, SIDES)), **given)
 
 
-def fitted(made: Objective, recorder: Recorder | None = None, fitting: Fitting | None = None) -> Result:
+def fitted(
+    made: Objective, recorder: Recorder | None = None, fitting: Fitting | None = None, device: torch.device = CPU
+) -> Result:
     """Train it as a worker does."""
     seed_everything(0)
     task, data = made.task(None), made.data(None)  # type: ignore[arg-type]  # neither is looked at
     reporter = recorder or Recorder()
     return train(
-        task, data, first_recipe(made), made, device=CPU, seed=0, reporter=reporter, fitting=fitting or Fitting()
+        task, data, first_recipe(made), made, device=device, seed=0, reporter=reporter, fitting=fitting or Fitting()
     )

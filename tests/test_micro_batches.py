@@ -62,6 +62,13 @@ class TestTraining:
         # Of ten, five and three; to compare, a batch of five and then of two.
         assert [room.refused for room in rooms if isinstance(room, Room)] == [4, 1]
 
+    def test_a_size_that_is_known_gives_the_curve_of_one_that_is_found_out(self) -> None:
+        """Random numbers too: a batch that goes through again has those that it began with."""
+        table, found_out, known = Table(), Recorder(), Recorder()
+        for recorder in (found_out, known):
+            fitted(objective(lambda: narrow(nn.Dropout(0.5)), accumulate=2), recorder, Fitting(table))
+        assert known.curve == found_out.curve
+
     def test_a_trial_that_goes_on_has_the_curve_of_the_undisturbed_one(self) -> None:
         made = objective(lambda: narrow(nn.Dropout(0.5)), epochs=3)
         undisturbed, first, second = Recorder(keep=(1,)), Recorder(keep=(1,)), Recorder()
@@ -212,6 +219,12 @@ class TestExactness:
         found = self.compared(make())
         assert not found.exact
         assert why in found.why
+
+    def test_what_cannot_be_compared_is_not_exact(self) -> None:
+        def broken(net: nn.Module, batch: Any) -> Any:
+            raise ValueError("no such colour")
+
+        assert self.compared(task_of(plain(), broken)).why == "comparing the two raises ValueError: no such colour"
 
     def test_batch_norm_at_rest_is_exact(self) -> None:
         net = plain(nn.BatchNorm1d(4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.connection
 import re
 import resource
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -63,6 +64,22 @@ def test_a_failed_allocation_halves_the_batch_where_that_is_exact() -> None:
         r"BatchNorm1d '1' mixes the samples of a batch",
         different[2],
     ), different
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_same_on_a_gpu() -> None:
+    """Of 48 samples the activations take 380 MB in each layer; the network and its optimizer some 200 MB."""
+    torch.cuda.empty_cache()
+    device, fitting = torch.device("cuda", 0), Fitting()
+    room = torch.cuda.memory_reserved(device) + 2**30
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(device).total_memory, device)
+    try:
+        made = objective(lambda: nn.Sequential(nn.Linear(3, 2_000_000), nn.Tanh(), nn.Linear(2_000_000, 2)), epochs=1)
+        result = fitted(replace(made, batch_sizes=(48,)), fitting=fitting, device=device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    assert (result.outcome, result.reason) == (Outcome.COMPLETE, "")
+    assert fitting.size in (6, 12, 24)
 
 
 KILLER = """
