@@ -66,8 +66,25 @@ class TestTraining:
         """Random numbers too: a batch that goes through again has those that it began with."""
         table, found_out, known = Table(), Recorder(), Recorder()
         for recorder in (found_out, known):
-            fitted(objective(lambda: narrow(nn.Dropout(0.5)), accumulate=2), recorder, Fitting(table))
+            fitted(objective(lambda: nn.Sequential(nn.Dropout(0.5), narrow())), recorder, Fitting(table))
         assert known.curve == found_out.curve
+
+    def test_batches_of_a_step_that_had_fitted_go_through_again(self) -> None:
+        class Late(Room):
+            """Memory is wanting from the second batch on."""
+
+            def forward(self, inputs: Tensor) -> Tensor:
+                self.samples, inputs = 3, super().forward(inputs)
+                return inputs
+
+        def made(room: nn.Module) -> Callable[[], nn.Module]:
+            return lambda: nn.Sequential(nn.Linear(3, 4), room, nn.Linear(4, 2))
+
+        whole, parts = Recorder(), Recorder()
+        fitted(objective(made(nn.Identity()), accumulate=2), whole)
+        fitted(objective(made(Late(10, back=True)), accumulate=2), parts)
+        for one, other in zip(whole.results, parts.results, strict=True):
+            assert other.metrics == pytest.approx(one.metrics, rel=1e-4)
 
     def test_a_trial_that_goes_on_has_the_curve_of_the_undisturbed_one(self) -> None:
         made = objective(lambda: narrow(nn.Dropout(0.5)), epochs=3)
