@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from search import options, printing
+from search.keeping import Keeping
 from storage import checking, copying, schema, urls
+from storage.errors import UsageError
 from storage.tables import SCHEMA_VERSION
 from storage.urls import DEFAULT_URL
 
@@ -52,6 +54,7 @@ def check(
     mend: Annotated[bool, typer.Option("--mend", help="Put it right.")] = False,
     as_json: options.Json = False,
     files: options.Files = None,
+    checkpoints: options.Checkpoints = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
     """Does all that is stored fit together? A line for each thing that does not, and what --mend would do.
@@ -59,7 +62,10 @@ def check(
     Workers may be at work meanwhile, with --mend too. Exit status 1 when something is wrong and not mended.
     """
     shared = options.open_existing(storage)
-    found = checking.check(shared, options.files_root(files, storage), mend=mend)
+    keeping = Keeping(checkpoints)
+    if keeping.is_bucket:
+        raise UsageError(f"only files in a folder are looked at, not those in {checkpoints}: leave --checkpoints out")
+    found = checking.check(shared, keeping.folder(options.files_root(files, storage)), mend=mend)
     if as_json:
         typer.echo(printing.as_json([asdict(line) for line in found.lines]))
     else:

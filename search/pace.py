@@ -23,9 +23,10 @@ class Pace:
         self._since = clock()
         self._cost = 0.0
 
-    def due(self) -> bool:
-        """Whether to take one now."""
-        return self._clock() - self._since >= max(CHECKPOINT_SECONDS, TRAINING_SHARE * self._cost)
+    def due(self, ahead: float = 0.0) -> bool:
+        """Whether to take one now. `ahead`: in how many seconds it can be asked again, where that is long."""
+        passed = self._clock() - self._since
+        return passed + ahead >= CHECKPOINT_SECONDS and passed >= TRAINING_SHARE * self._cost
 
     def took(self, since: float) -> None:
         """One was taken, and has kept training since that moment of the clock."""

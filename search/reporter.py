@@ -112,7 +112,7 @@ class TrialReporter:
             self._interrupt.request("the study was stopped")
         losing = study is not None and result.value is not None and self._is_losing(result.epoch)
         if state is not None and not losing and result.epoch < self._epochs:
-            self._keep_if_due(0, state)
+            self._keep_if_due(0, state, ahead=result.seconds)
         return Verdict.PRUNE if losing else Verdict.GO_ON
 
     def finish(self) -> None:
@@ -172,8 +172,8 @@ class TrialReporter:
         """Remove the state checkpoints of a settled trial."""
         self._shelf.discard(self._folder)
 
-    def _keep_if_due(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:
-        if self._writing.busy or not self._pace.due() or self._outbox.behind:
+    def _keep_if_due(self, batch: int, state: Callable[[], dict[str, Any]], ahead: float = 0.0) -> None:
+        if self._writing.busy or not self._pace.due(ahead) or self._outbox.behind:
             return  # while the database is away it would not be on record, and so of no use
         began = self._pace.now()
         epoch, content = self._epoch, state()

@@ -367,3 +367,8 @@ class TestPace:
         assert [pacing.due(), pacing.due()] == [False, True]
         pacing.cost(1.0)
         assert not pacing.due()
+
+    def test_an_epoch_that_would_end_too_late_counts_when_the_one_before_ends(self) -> None:
+        times = iter([0.0, 2.0, 2.0])
+        pacing = pace.Pace(lambda: next(times))
+        assert [pacing.due(ahead=2.9), pacing.due(ahead=3.1)] == [False, True]

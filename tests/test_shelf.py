@@ -19,6 +19,7 @@ from search.checkpoints import CheckpointError
 from search.keeping import Keeping, bytes_of, in_words, keeping_of
 from search.shelf import Shelf, Store, open_store
 from storage.errors import UsageError
+from storage.shared import open_storage
 
 STATE = {"weights": torch.arange(3.0)}
 PATH = "trial-00000/state-0001.g1.pt"
@@ -166,3 +167,15 @@ def test_a_study_keeps_its_weights_in_a_bucket(
     assert set(load("kept").weights()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert inside("delete", "kept", "--yes").status == 0
     assert [path for path in (tmp_path / "bucket").rglob("*") if path.is_file()] == []
+
+
+def test_storage_check_looks_where_checkpoints_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = Inside(capsys, monkeypatch)
+    open_storage("sqlite:///dialin.db")
+    said = inside("storage", "check", "--checkpoints", "memory://b")
+    assert (said.status, said.err.count("\n")) == (2, 1)
+    assert "only files in a folder are looked at, not those in memory://b" in said.err
+    said = inside("storage", "check", "--checkpoints", "elsewhere")
+    assert f"there is no folder {tmp_path / 'elsewhere'}" in said.out
