@@ -12,6 +12,7 @@ then: the last writer was killed with its changes in the -wal file, and the -shm
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -67,6 +68,8 @@ def make_engine(url: URL) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
+    # What it says of a connection that is lost is raised too, and a log has one line about it.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     engine = create_engine(
         url,
         # A connection that the server closed meanwhile is replaced instead of failing the next statement.

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from storage.errors import DialinError, UsageError
 
@@ -108,7 +108,7 @@ def away(error: BaseException) -> bool:
     while cause is not None and not isinstance(cause, DatabaseAway):
         if isinstance(cause, DBAPIError) and cause.orig is not None:
             return cause.connection_invalidated or _may_pass(cause.orig)
-        if _may_pass(cause):
+        if _may_pass(cause) or _is_cut_off(cause):
             return True
         cause = cause.__cause__
     return False
@@ -128,11 +128,19 @@ def _may_pass(error: BaseException) -> bool:
     return broken and not any(words in str(error) for words in _REFUSED)
 
 
+def _is_cut_off(error: BaseException) -> bool:
+    """Whether a transaction was gone on with (as Optuna does after some errors) when its connection was lost."""
+    return isinstance(error, PendingRollbackError) and error.code == "8s2b"
+
+
 def one_line(error: BaseException) -> str:
     """What the database itself said, without SQLAlchemy's and Optuna's wrapping."""
     cause: BaseException = error
-    while cause.__cause__ is not None and not isinstance(cause, DBAPIError):
-        cause = cause.__cause__
+    while not isinstance(cause, DBAPIError):
+        inner = cause.__context__ if _is_cut_off(cause) else cause.__cause__
+        if inner is None:
+            break
+        cause = inner
     said = str(cause.orig if isinstance(cause, DBAPIError) else cause).strip() or type(cause).__name__
     return " ".join(said.split())
 

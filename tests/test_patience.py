@@ -12,8 +12,10 @@ from pathlib import Path
 import psycopg
 import pytest
 from optuna.exceptions import StorageInternalError
+from postgres_server import PostgresServer
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, PendingRollbackError
+from studies import optuna_url
 
 from storage import patience
 from storage.errors import UsageError
@@ -81,6 +83,21 @@ def test_a_server_that_restarts_is_full_or_has_ended_a_transaction_may_come_back
     wrapped.__cause__ = OperationalError("SELECT 1", {}, error)
     assert away(error)
     assert away(wrapped)
+
+
+def test_a_transaction_that_is_gone_on_with_after_its_connection_was_lost_may_come_back(
+    postgres_server: PostgresServer,
+) -> None:
+    engine = create_engine(optuna_url(postgres_server.url))
+    with engine.connect() as connection:
+        other = connection.execute(text("SELECT pg_backend_pid()")).scalar()
+        postgres_server.execute(f"SELECT pg_terminate_backend({other})")
+        with pytest.raises(OperationalError):
+            connection.execute(text("SELECT 1"))
+        with pytest.raises(PendingRollbackError) as cut_off:
+            connection.execute(text("SELECT 1"))
+    engine.dispose()
+    assert away(cut_off.value)
 
 
 @pytest.mark.parametrize(
