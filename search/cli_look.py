@@ -19,7 +19,6 @@ from search.keeping import Keeping
 from search.loading import builtin_objectives
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
-from storage.outcomes import Outcome
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
@@ -51,7 +50,6 @@ def status(study: options.Study = None, as_json: options.Json = False, storage: 
             "waiting": found.waiting,
             "running": [asdict(trial) for trial in found.running],
             "adoptable": [trial.number for trial in found.running if trial.adoptable],
-            "lost": found.counts.get(Outcome.LOST, 0),
             "workers": [asdict(worker) for worker in found.workers],
             **asdict(found.handovers),
             "epochs_trained": found.epochs_trained,

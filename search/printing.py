@@ -100,11 +100,12 @@ def adoption_line(adoption: Adoption) -> str:
 
 
 def handovers_line(status: StudyStatus) -> str:
-    """Deaths and adoptions of a study's trials, and how many wait for a worker; empty without any."""
+    """Deaths and adoptions of a study's trials, how many wait for a worker, and which were lost; empty without any."""
     found, left = status.handovers, sum(trial.adoptable for trial in status.running)
     said = [(found.deaths, "worker died", "workers died"), (found.adoptions, "adoption", "adoptions")]
     counted = [f"{count} {one if count == 1 else many}" for count, one, many in said if count]
     counted += [f"{left} trial{'s' * (left != 1)} to adopt"] if left else []
+    counted += [f"lost: trial{'s' * (len(found.lost) != 1)} {', '.join(map(str, found.lost))}"] if found.lost else []
     return ", ".join(counted)
 
 

@@ -15,6 +15,7 @@ from storage.claims import LEASE_SECONDS
 from storage.engine import database_now
 from storage.leases import HANDED_BACK
 from storage.optuna_internals import models
+from storage.outcomes import Outcome
 from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
@@ -38,10 +39,14 @@ class WorkerLine:
 
 @dataclass(frozen=True)
 class Handovers:
-    """Owners of the study's trials that died, and trials that another worker took over, in all."""
+    """Owners of the study's trials that died, and trials that another worker took over, in all.
+
+    `lost`: numbers of the trials that were given up since their owners died again and again.
+    """
 
     deaths: int = 0
     adoptions: int = 0
+    lost: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def workers(session: Session, study_id: int) -> tuple[WorkerLine, ...]:
 
 
 def handovers(session: Session, study_id: int) -> Handovers:
-    """How often trials were left by a death, and how often they were taken over."""
+    """How often trials were left by a death, how often they were taken over, and which were lost."""
     row = session.execute(
         select(
             func.count().filter(OwnerRow.ending == OwnerEnding.DIED),
@@ -90,7 +95,14 @@ def handovers(session: Session, study_id: int) -> Handovers:
         .join(TrialRow, TrialRow.trial_id == OwnerRow.trial_id)
         .where(TrialRow.study_id == study_id)
     ).one()
-    return Handovers(*row)
+    trial = models.TrialModel
+    lost = session.scalars(
+        select(trial.number)
+        .join(TrialRow, TrialRow.trial_id == trial.trial_id)
+        .where(TrialRow.study_id == study_id, TrialRow.outcome == Outcome.LOST)
+        .order_by(trial.number)
+    ).all()
+    return Handovers(row[0], row[1], tuple(lost))
 
 
 @patient

@@ -9,15 +9,16 @@ import socket
 import pytest
 from rich.console import Console
 from sqlalchemy import update
-from storage_places import an_epoch, fresh, make_study, optuna_study, worker_on
+from storage_places import an_epoch, fresh, make_study, optuna_study, run_trial, worker_on
 from studies import Inside
 
 from search import printing
 from search.feed import Feed
 from search.live import PlainView
 from storage import queries, workers
-from storage.claims import LEASE_SECONDS, Lease
+from storage.claims import LEASE_SECONDS, Lease, Settlement
 from storage.engine import database_now
+from storage.outcomes import Outcome
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
@@ -135,6 +136,16 @@ def test_a_trial_that_was_handed_back_goes_on_without_a_death(common_url: str) -
     assert printing.handovers_line(status_of(looking, study)) == "1 adoption"
 
 
+def test_trials_that_were_lost_are_named(common_url: str) -> None:
+    looking = worker_on(common_url)
+    study = make_study(looking)
+    for outcome in (Outcome.LOST, Outcome.COMPLETE, Outcome.LOST):
+        run_trial(looking, study, Settlement(outcome))
+    status = status_of(looking, study)
+    assert status.handovers.lost == (0, 2)
+    assert printing.handovers_line(status) == "lost: trials 0, 2"
+
+
 def test_status_prints_workers_and_what_went_between_them(
     common_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +164,7 @@ def test_status_prints_workers_and_what_went_between_them(
     assert said.count("gone: waiting for another") == 1
     assert [line.split()[:2] for line in said.splitlines() if "seen" in line] == [["cpu/1", "0"], ["cpu/7", "-"]]
     answer = json.loads(inside("status", study.name, "--json", "--storage", common_url).out)
-    assert (answer["deaths"], answer["adoptions"], answer["adoptable"], answer["lost"]) == (1, 1, [1], 0)
+    assert (answer["deaths"], answer["adoptions"], answer["adoptable"], answer["lost"]) == (1, 1, [1], [])
     assert [(line["slot"], line["trial"]) for line in answer["workers"]] == [
         ("cpu/1", 0),
         ("cpu/2", 1),
