@@ -255,10 +255,12 @@ class Trainer:
 
     def _tidy(self) -> None:
         """Remove the files of trials that are among the best no more, and this one's if it never was."""
+        if self.objective.function is not None:
+            return  # a bare function leaves none
         self.shelf.remove(retire_weights(self.storage, self.record))
         if not self.objective.trains_itself:
             return
-        leaders = {leader.number for leader in queries.best(self.storage, self.record, WEIGHTS_KEPT)}
+        leaders = {number for number, _value in queries.leaders(self.storage, self.record, WEIGHTS_KEPT)}
         for own in self.folder.glob("trial-*/own.g*"):
             number = int(own.parent.name.removeprefix("trial-"))
             trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.record.study_id, number)

@@ -19,6 +19,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -293,8 +294,14 @@ class Backend(PatientStorage):
         self, session: Session, trial_id: int, attrs: Mapping[str, Any], table: Any = models.TrialUserAttributeModel
     ) -> None:
         """Attributes of a trial, a user's or Optuna's own, inside the caller's transaction."""
-        for key, value in attrs.items():
-            self._set_trial_attr_without_commit(session, table, trial_id, key, value)
+        if not attrs:
+            return
+        dialect: Any = postgresql if self.engine.name == "postgresql" else sqlite
+        statement = dialect.insert(table.__table__)
+        replaced = {"value_json": statement.excluded.value_json}
+        upsert = statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=replaced)
+        rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
+        session.connection().execute(upsert, rows)
 
 
 def _set_state(session: Session, trial: Any, state: TrialState) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from storage.optuna_internals import models
 from storage.patience import patient
-from storage.queries import best, ranking
+from storage.queries import leaders, ranking
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import CheckpointKind, CheckpointRow
@@ -22,10 +22,10 @@ WEIGHTS_KEPT = 5
 
 def worth_keeping(storage: SharedStorage, study: StudyRecord, value: float) -> bool:
     """Whether a trial with this value may be among the best few so far: of equals the lower number is better."""
-    leaders = best(storage, study, WEIGHTS_KEPT)
-    if len(leaders) < WEIGHTS_KEPT:
+    leading = leaders(storage, study, WEIGHTS_KEPT)
+    if len(leading) < WEIGHTS_KEPT:
         return True
-    last = leaders[-1].value
+    _number, last = leading[-1]
     return value >= last if study.direction == "maximize" else value <= last
 
 
@@ -36,14 +36,14 @@ def retire_weights(storage: SharedStorage, study: StudyRecord) -> list[str]:
     One statement, so that one look at the database decides: a leader that settles meanwhile is either not seen
     with its weights or seen to lead.
     """
-    leaders = ranking(study).with_only_columns(models.TrialModel.trial_id).limit(WEIGHTS_KEPT)
+    leading = ranking(study).with_only_columns(models.TrialModel.trial_id).limit(WEIGHTS_KEPT)
     of_study = select(models.TrialModel.trial_id).where(models.TrialModel.study_id == study.study_id)
     statement = (
         delete(CheckpointRow)
         .where(
             CheckpointRow.kind == CheckpointKind.WEIGHTS,
             CheckpointRow.trial_id.in_(of_study),
-            CheckpointRow.trial_id.not_in(leaders),
+            CheckpointRow.trial_id.not_in(leading),
         )
         .returning(CheckpointRow.path)
         .execution_options(synchronize_session=False)
