@@ -52,6 +52,7 @@ def retire_weights(storage: SharedStorage, study: StudyRecord) -> list[str]:
         return list(session.scalars(statement).all())
 
 
+@patient
 def make_room(storage: SharedStorage, study: StudyRecord, limit: int, last_too: bool) -> list[str]:
     """Forget states until what the study has on record is at most `limit` bytes; their files, for the caller to remove.
 
