@@ -32,8 +32,13 @@ class Fitting:
         self._compare: Callable[[Any], Comparison] = lambda _batch: Comparison(False)
         self._compared: Comparison | None = None
         self._kept: int | None = None
+        self._goes_on = False
         self.size: int | None = None
         self.evaluated: int | None = None
+
+    def go_on(self, size: int | None) -> None:
+        """From a checkpoint of a trial that had this size: what others have found since would round otherwise."""
+        self.size, self._goes_on = size, True
 
     def begin(self, model: str, batch: Any, compare: Callable[[Any], Comparison]) -> None:
         """Look up what is known of the model; after an owner's death for want of memory half of that.
@@ -53,6 +58,8 @@ class Fitting:
             return
         self._model = model
         known = self._kept = self._sizes.find(model)
+        if self._goes_on and not self._kills:
+            return
         if self._kills:
             known = self._after_kills(known, batch)
         if known is None or (self.size is not None and self.size <= known):

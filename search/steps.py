@@ -218,7 +218,7 @@ class Stepper:
             self._scaler.load_state_dict(kept["scaler"])
         if self._average is not None and "average" in kept:
             self._average.restore(kept["average"])
-        self._fitting.size = kept.get("micro_batch", self._fitting.size)
+        self._fitting.go_on(kept.get("micro_batch"))
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

@@ -34,6 +34,13 @@ class Table:
         self.rows[model] = samples
 
 
+class Everything(Table):
+    """Another trial has found a single sample to fit, of whatever model."""
+
+    def find(self, model: str) -> int | None:
+        return 1
+
+
 class TestTraining:
     @pytest.mark.parametrize("back", [False, True], ids=["forward", "backward"])
     @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"clip_norm": 0.1, "ema": 0.9}, {"precision": "bf16"}])
@@ -94,7 +101,7 @@ class TestTraining:
         with pytest.raises(Interrupted):
             fitted(made, first)
         second.restored = first.states[1]
-        fitted(made, second)
+        fitted(made, second, Fitting(Everything()))
         assert first.curve + second.curve == undisturbed.curve
 
     def test_a_batch_that_a_network_changes_in_place_is_not_trained_again(self) -> None:
