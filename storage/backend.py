@@ -133,6 +133,9 @@ class Backend(PatientStorage):
             session.delete(study)
 
         self.write_once(attempt)
+        for lease in [*self.leases.values()]:
+            if lease.study_id == study_id:
+                del self.leases[lease.trial_id]
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         """As Optuna's, but that tries again after a lost COMMIT and makes two trials."""

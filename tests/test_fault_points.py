@@ -34,13 +34,14 @@ def a_study(storage: SharedStorage) -> StudyRecord:
 
 
 def a_study_left_by_a_dead_worker(storage: SharedStorage) -> StudyRecord:
-    """The same with two trials more: one that has killed five owners, and one to be adopted."""
-    study = make_study(storage, trials=3, first=3)
+    """The same with three trials more: one that has killed five owners, and two to be adopted."""
+    study = make_study(storage, trials=4, first=4)
     killed, left = worker_on(storage.backend.url), optuna_study(worker_on(storage.backend.url), study)
     optuna_study(killed, study).ask()
     for _ in range(POISON_OWNERS - 1):
         bury(killed)
         killed.adopt(study.study_id)
+    left.ask()
     left.ask()
     bury(killed)
     bury(left._storage)
