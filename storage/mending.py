@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from storage.engine import one_moment
 from storage.optuna_internals import models
+from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.tables import LeaseRow, StudyRow
 
@@ -54,6 +55,7 @@ def runs(*statements: Any) -> Callable[[Session], None]:
     return run
 
 
+@patient
 def look(storage: SharedStorage, finders: Iterable[Finder]) -> list[Fault]:
     """All that is wrong at this moment. Changes nothing."""
     with one_moment(storage.backend.engine) as connection, Session(connection) as session:

@@ -1,7 +1,7 @@
 """Databases that an older Dialin made, from the SQLite files in `databases/`: a finished study, and one left open.
 
 Each was made by the commands of its version and holds `finished` (four trials of `digits`, at least one pruned) and
-`open` (a budget of four, one trial that its worker left, the next enqueued).
+`open` (a budget of four, one trial that its worker left, the next enqueued); that of today's version too.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from storage_crew import Crew, upgrade_at_once
 from storage_places import DONE, adopted_by, an_epoch, fresh, optuna_study, run_trial, worker_on
 from studies import Inside
 
-from storage import migrations, queries, schema, studies, workers
+from storage import checking, migrations, queries, schema, studies, workers
 from storage.claims import BudgetSpent, new_uuid
 from storage.engine import database_now, make_engine
 from storage.schema import WrongVersion
@@ -89,13 +90,35 @@ def test_everything_in_the_old_database_is_still_there(any_url: str, version: in
         assert sorted(found, key=str) == sorted(wanted, key=str), table
 
 
-def test_upgraded_tables_are_like_new_ones(any_url: str) -> None:
+def unlike_new_ones(storage: SharedStorage) -> list[Any]:
+    """What is different about its tables."""
+
     def ours(_thing: object, name: str | None, kind: str, *_: object) -> bool:
         return kind != "table" or str(name).startswith("dialin_")
 
-    with upgraded(any_url).backend.engine.connect() as connection:
+    with storage.backend.engine.connect() as connection:
         options = {"include_object": ours, "compare_server_default": True}
-        assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
+        found: list[Any] = compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
+    return found
+
+
+def test_upgraded_tables_are_like_new_ones(any_url: str) -> None:
+    assert unlike_new_ones(upgraded(any_url)) == []
+
+
+def test_a_database_of_this_version_is_used_as_it_is(storage_url: str, tmp_path: Path) -> None:
+    """Tables that change want a new version, a step to it, and a database of that version here."""
+    put_version(SCHEMA_VERSION, storage_url)
+    before = all_rows(make_engine(parse(storage_url)))
+    storage = open_storage(storage_url)
+    assert unlike_new_ones(storage) == []
+    assert checking.check(storage, tmp_path / "none").lines == []
+    assert all_rows(storage.backend.engine) == before
+    assert before["dialin_schema"] == [{"version": SCHEMA_VERSION}]
+    worker = worker_on(storage_url)
+    study = studies.find(worker, "open")
+    assert adopted_by(worker, study).generation == 3
+    run_trial(worker, study)
 
 
 def test_an_old_study_has_no_limits_one_fold_and_what_it_spent(old_url: str) -> None:
