@@ -158,7 +158,7 @@ class Mean:
         """total: shape (), the sum of losses; weight: how many they were."""
         total = total.detach().to(_sums_dtype(total.device))
         self._total = total if self._total is None else self._total + total
-        self._weight = self._weight + (weight.detach() if isinstance(weight, Tensor) else weight)
+        self._weight = self._weight + (weight.detach() if isinstance(weight, Tensor) else float(weight))
 
     def finite(self) -> bool:
         """Whether no loss so far was NaN or infinite. Waits for the device."""

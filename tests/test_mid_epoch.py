@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy
 import pytest
 import resumable
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 from training_helpers import Recorder, fit
 
 from search.data import Data, Folds
-from search.objective import Objective
+from search.objective import Objective, Task, supervised
 
 INPUTS = torch.randn(90, 16, generator=torch.Generator().manual_seed(0))
 TARGETS = INPUTS[:, :4].argmax(1)
@@ -49,6 +50,18 @@ def objective(given: Data | Folds, **arguments: Any) -> Objective:
     return replace(resumable.objective, data=lambda root: given, **fixed | arguments)
 
 
+def weighed(trial: Any) -> Task:
+    """Its step counts with a number that a checkpoint cannot hold."""
+    net, count = resumable.model(trial), numpy.float32(0.1)
+    plain = supervised(net, nn.CrossEntropyLoss())
+
+    def step(net: nn.Module, batch: Any) -> Any:
+        total, weight = plain.step(net, batch)
+        return total, weight * count
+
+    return replace(plain, step=step)
+
+
 CASES = {
     "tensors that are augmented": objective(data(augment=resumable.noise)),
     "accumulated gradients": objective(data(), accumulate=3),
@@ -58,6 +71,7 @@ CASES = {
     "a dataset": objective(data(Noisy())),
     "a dataset in other processes": objective(data(Noisy(), loader_workers=2), epochs=2),
     "a stream": objective(data(Flow()), epoch_batches=8),
+    "a weight of numpy's": objective(data(), model=weighed, loss=None),
     "folds": objective(Folds((data(augment=resumable.noise), data())), epochs=2),
 }
 
