@@ -52,8 +52,8 @@ def objective(given: Data | Folds, **arguments: Any) -> Objective:
 
 def weighed(trial: Any) -> Task:
     """Its step counts with a number that a checkpoint cannot hold."""
-    net, count = resumable.model(trial), numpy.float32(0.1)
-    plain = supervised(net, nn.CrossEntropyLoss())
+    count: Any = numpy.float32(0.1)
+    plain = supervised(resumable.model(trial), nn.CrossEntropyLoss())
 
     def step(net: nn.Module, batch: Any) -> Any:
         total, weight = plain.step(net, batch)
