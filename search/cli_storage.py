@@ -11,7 +11,6 @@ import typer
 from search import options, printing
 from search.keeping import Keeping
 from storage import checking, copying, schema, urls
-from storage.errors import UsageError
 from storage.tables import SCHEMA_VERSION
 from storage.urls import DEFAULT_URL
 
@@ -63,9 +62,8 @@ def check(
     """
     shared = options.open_existing(storage)
     keeping = Keeping(checkpoints)
-    if keeping.is_bucket:
-        raise UsageError(f"only files in a folder are looked at, not those in {checkpoints}: leave --checkpoints out")
-    found = checking.check(shared, keeping.folder(options.files_root(files, storage)), mend=mend)
+    root = None if keeping.is_bucket else keeping.folder(options.files_root(files, storage))
+    found = checking.check(shared, root, mend=mend)
     if as_json:
         typer.echo(printing.as_json([asdict(line) for line in found.lines]))
     else:

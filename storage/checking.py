@@ -38,8 +38,8 @@ class Checked:
     notes: list[str]
 
 
-def check(storage: SharedStorage, root: Path, *, mend: bool = False) -> Checked:
-    """Look at the database and at the files below `root`; with `mend` put right what can be.
+def check(storage: SharedStorage, root: Path | None, *, mend: bool = False) -> Checked:
+    """Look at the database and at the files below `root`, None for a bucket; with `mend` put right what can be.
 
     Raises:
         ReadOnly: to be mended, and the database may only be read.
@@ -55,6 +55,8 @@ def check(storage: SharedStorage, root: Path, *, mend: bool = False) -> Checked:
             break
         found = look(storage, FINDERS)
     lines += [Line(fault.what, fault.mending, False) for fault in found]
+    if root is None:
+        return Checked(lines, ["only files in a folder are looked at, not those in a bucket"])
     strays, notes = stray_files.look(storage, root)
     for stray in strays:
         lines.append(Line(stray.what, stray.mending, mend and stray_files.mend(storage, stray)))
