@@ -104,7 +104,6 @@ class _Watch:
         self._asked: float | None = None
         self._away_since: float | None = None
         self._may_come_back = True
-        self._failed = ""
 
     def until_all_have_ended(self) -> None:
         """Redraw a few times a second. A database that does not answer is asked again."""
@@ -126,13 +125,14 @@ class _Watch:
                 for death in self._fleet.deaths():
                     self._view.note(_obituary(death))
         except (SQLAlchemyError, StorageInternalError) as error:
-            self._away_since = self._away_since or time.monotonic()
             self._may_come_back = away(error)
-            if one_line(error) != self._failed:
-                self._failed = one_line(error)
-                self._view.note(f"the database does not answer, asking again: {self._failed}")
+            if self._away_since is None:  # it says other things while it starts
+                self._away_since = time.monotonic()
+                self._view.note(f"the database does not answer, asking again: {one_line(error)}")
             return False
-        self._away_since = None
+        if self._away_since is not None:
+            self._view.note(f"the database answers again after {time.monotonic() - self._away_since:.0f} s")
+            self._away_since = None
         try:
             self._fleet.start_again()
         except DialinError as error:

@@ -54,6 +54,7 @@ def test_a_server_that_is_killed_and_started_again_costs_a_study_nothing(
     assert log().count(NOTICE) == 1
     assert "Traceback" not in log()
     assert "worker cpu" not in run.stdout, "none has died"
+    assert "the database answers again" in run.stdout
 
 
 def test_a_server_that_stays_away_ends_the_workers_with_a_line_and_their_trial_is_adopted_later(
