@@ -40,7 +40,7 @@ def save(path: Path, state: dict[str, Any]) -> str:
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         with contextlib.suppress(OSError):  # what keeps a file from being written may keep it from being removed
             partial.unlink()
-        raise CheckpointError(f"cannot write the checkpoint {path}: {error}") from error
+        raise CheckpointError(f"cannot write the checkpoint {path}: {_said(error)}") from error
     return checksum
 
 
@@ -65,6 +65,16 @@ def load(path: Path, sha256: str, named: str = "") -> dict[str, Any]:
         reason = next(iter(str(error).splitlines()), "")
         raise CheckpointError(f"the checkpoint {name} holds no state: {reason}") from error
     return state
+
+
+def _said(error: BaseException) -> str:
+    """What the system said: torch's writer only tells that it is not where it should be in the file."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return next(iter(str(error).splitlines()), "")
 
 
 def _flush_folder(folder: Path) -> None:

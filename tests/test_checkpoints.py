@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ def test_a_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Pat
         save(path, {"weights": torch.zeros(1000), "epoch": Unwritable()})
     assert load(path, checksum) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["1.pt"]
+
+
+def test_a_full_disk_is_told_in_the_systems_words(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a file may not grow any more, as on a full disk
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*1\.pt: File too large$"):
+            save(tmp_path / "1.pt", {"weights": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-10], lambda b: b[:50] + b"?" + b[51:], lambda b: b""])
