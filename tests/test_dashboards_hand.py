@@ -102,33 +102,40 @@ def test_trials_that_are_told_meanwhile_keep_what_was_told_and_the_rest_is_train
     assert "Traceback" not in said + search.log.read_text()
 
 
-def test_a_trial_that_is_deleted_meanwhile_is_gone_and_the_rest_is_trained(storage_url: str) -> None:
+def test_a_trial_that_is_deleted_meanwhile_is_gone_and_the_rest_is_trained(sqlite_url: str) -> None:
     """optuna-dashboard cannot; whoever has the database can."""
-    with searching(storage_url, trials=2) as search:
+    with searching(sqlite_url, trials=2) as search:
         trial_id = search.in_training(0)
         with search.storage.backend.write() as session:
             session.delete(session.get(models.TrialModel, trial_id))
         wait_until(lambda: "going on with another" in search.log.read_text(), "the worker's line")
     assert search.ended.result().status.finished
-    [left] = trials(storage_url, "watched")
+    [left] = trials(sqlite_url, "watched")
     assert left.state == TrialState.COMPLETE
-    assert rows(storage_url, "SELECT * FROM dialin_leases") == []
+    assert rows(sqlite_url, "SELECT * FROM dialin_leases") == []
     assert "Traceback" not in search.said.getvalue() + search.log.read_text()
 
 
-@pytest.mark.parametrize("what", ["deleted", "renamed"])
-def test_a_study_that_is_deleted_or_renamed_ends_its_search_with_a_line(storage_url: str, what: str) -> None:
-    with searching(storage_url, trials=3) as search:
-        search.in_training(0)
-        path = f"/api/studies/{search.study_id}"
-        if what == "deleted":
-            assert search.browser("DELETE", path) == 204
-        else:
-            assert search.browser("POST", f"{path}/rename", study_name="other") == 201
-        wait_until(search.ended.done, "the end of the search")
+def ends_with_a_line(search: Search) -> None:
+    """The search hears of it by itself, and nothing of the study is left."""
+    wait_until(search.ended.done, "the end of the search")
     with pytest.raises(DialinError, match="study 'watched' was deleted or renamed while it ran"):
         search.ended.result()
     assert "Traceback" not in search.said.getvalue() + search.log.read_text()
-    assert rows(storage_url, "SELECT * FROM dialin_trials") == []
-    if what == "renamed":
-        assert len(trials(storage_url, "other")) == 3
+    assert rows(search.url, "SELECT * FROM dialin_trials") == []
+
+
+def test_a_study_that_is_deleted_ends_its_search_with_a_line(storage_url: str) -> None:
+    with searching(storage_url, trials=3) as search:
+        search.in_training(0)
+        assert search.browser("DELETE", f"/api/studies/{search.study_id}") == 204
+        ends_with_a_line(search)
+
+
+def test_a_study_that_is_renamed_is_another_and_ends_its_search_with_a_line(postgres_url: str) -> None:
+    with searching(postgres_url, trials=3) as search:
+        search.in_training(0)
+        path = f"/api/studies/{search.study_id}/rename"
+        assert search.browser("POST", path, study_name="other") == 201
+        ends_with_a_line(search)
+    assert len(trials(postgres_url, "other")) == 3
