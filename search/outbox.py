@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from search.interrupt import Interrupt
 from storage.claims import Checkpoint, Epoch, Lease, LeaseLost
-from storage.patience import DatabaseAway, away_seconds, patiently, waiting
+from storage.patience import DatabaseAway, away_seconds, patiently, unwanted, waiting
 from storage.shared import SharedStorage
 from storage.tables import StudyState
 
@@ -82,7 +82,7 @@ class Outbox:
         end = time.monotonic() + away_seconds() + ANSWER_SECONDS
         with self._changed:
             while self._reports and self._failure is None:
-                if self._interrupt.requested:
+                if unwanted() or self._interrupt.requested:
                     end = min(end, time.monotonic() + HAND_BACK_SECONDS)
                 if time.monotonic() >= end:
                     self._given_up = True

@@ -48,6 +48,8 @@ from storage.shared import SharedStorage, open_storage
 
 # While other workers train the last trials, how often to look whether one of them left something to adopt.
 WAIT_SECONDS = 1.0
+# How long a database that is away is waited for at the end: with HAND_BACK_SECONDS before it that is less than 5 s.
+SIGN_OFF_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -177,9 +179,9 @@ class Worker:
         return by_name[place.name]
 
     def _sign_off(self) -> None:
-        """Not waited for: a worker that is not seen for a lease's length has ended too."""
+        """Hardly waited for: a worker that is not seen for a lease's length has ended too."""
         try:
-            with waiting(HAND_BACK_SECONDS):
+            with waiting(SIGN_OFF_SECONDS):
                 patiently(lambda: workers.end(self._storage, self._claimant.worker_id))
         except DatabaseAway as error:
             _log.info("the worker ends without signing off: %s", error)

@@ -28,8 +28,9 @@ from storage.claims import Claimant, Lease, Settlement, new_uuid
 from storage.engine import make_engine, writing
 from storage.optuna_internals import models, trial_id_of
 from storage.outcomes import Outcome
+from storage.patience import Patience, is_back_soon
 from storage.reading import PatientStorage, again
-from storage.schema import prepare
+from storage.schema import StorageUnavailable, prepare
 
 
 def _as_writer(method: Callable[..., Any]) -> Any:
@@ -69,6 +70,18 @@ class Backend(PatientStorage):
         self._open()
 
     def _open(self) -> None:
+        """A database that is starting or locked is waited for, one that does not answer at all is not."""
+        patience = Patience()
+        while True:
+            try:
+                return self._open_now()
+            except StorageUnavailable as error:
+                self.engine.dispose()
+                if not is_back_soon(error):
+                    raise
+                patience.wait(error)
+
+    def _open_now(self) -> None:
         url = urls.parse(self.url)
         self.engine = make_engine(url)
         self.scoped_session = scoped_session(sessionmaker(bind=self.engine))

@@ -47,6 +47,9 @@ _REFUSED = (
     "no password supplied",
 )
 
+# What a database says that will be back by itself, also to somebody who has never reached it.
+_SOON = ("starting up", "shutting down", "in recovery", "too many clients", "connection slots", "is locked")
+
 _Params = ParamSpec("_Params")
 _Answer = TypeVar("_Answer")
 
@@ -85,6 +88,11 @@ def waiting(
         yield
     finally:
         _limit.reset(token)
+
+
+def unwanted() -> bool:
+    """Whether the `waiting` block around says that this thread should wait no more."""
+    return _limit.get().stop()
 
 
 def away_seconds() -> float:
@@ -126,6 +134,11 @@ def _may_pass(error: BaseException) -> bool:
         return str(state).startswith(_POSTGRES_CODES)
     broken = type(error).__name__ in ("OperationalError", "InterfaceError", "ConnectionTimeout")
     return broken and not any(words in str(error) for words in _REFUSED)
+
+
+def is_back_soon(error: BaseException) -> bool:
+    """Whether the database itself says that it will be back: no mistake in its address, nor a server to be started."""
+    return away(error) and any(words in one_line(error) for words in _SOON)
 
 
 def _is_cut_off(error: BaseException) -> bool:

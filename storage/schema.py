@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -106,7 +107,7 @@ def in_words(url: URL) -> Iterator[None]:
     """What the database refuses, in one line."""
     try:
         yield
-    except (DBAPIError, optuna.exceptions.StorageInternalError, OSError) as error:
+    except (DBAPIError, sqlite3.Error, optuna.exceptions.StorageInternalError, OSError) as error:
         raise StorageUnavailable(explain(url, error)) from error
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command import Dialin, Running
 from postgres_server import PostgresServer
-from studies import SLOW, assert_settled, engines_disposed, value
+from studies import SLOW, TINY, assert_settled, engines_disposed, value, wait_until
 
+from search import children
+from search.assignment import Assignment
+from search.devices import Slot
+from search.worker import run_in_fleet
 from storage import studies
 from storage.claims import Claimant
 from storage.shared import open_storage
+from storage.studies import StudySpec
 
+SPEC = StudySpec(str(TINY), "", "accuracy", "maximize", 2, 1, 0, "random", "none")
 NOTICE = "the database does not answer, asking again"
 
 
@@ -75,3 +82,30 @@ def test_a_server_that_stays_away_ends_the_workers_with_a_line_and_their_trial_i
         assert lease is not None
         assert lease.generation == 2
         assert other.cost(lease)[0] >= 1, "what was on record before is"
+
+
+def said(folder: Path) -> str:
+    """What workers have said between trials."""
+    log = folder / "workers.log"
+    return log.read_text() if log.exists() else ""
+
+
+def test_a_worker_that_starts_while_the_server_is_away_waits_for_it(
+    postgres_url: str, server: PostgresServer, tmp_path: Path
+) -> None:
+    with engines_disposed():
+        study = studies.create(open_storage(postgres_url), SPEC, stem="tiny")
+    server.crash()
+    places = (Slot(("cpu",), 0, None),)
+    assignment = Assignment(postgres_url, study.name, str(TINY), places, 1, tmp_path, tmp_path)
+    worker = children.start(run_in_fleet, assignment, multiprocessing.Pipe()[0])
+    try:
+        wait_until(lambda: NOTICE in said(tmp_path), "the worker asks again", 60)
+        server.start_again()
+        worker.join(60)
+        assert worker.exitcode == 0
+    finally:
+        worker.kill()
+        worker.join()
+    assert_settled(postgres_url, study.name, 1)
+    assert said(tmp_path).count("\n") == 1

@@ -6,13 +6,15 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import optuna
 import pytest
 from storage_places import DONE, an_epoch, make_study, optuna_study, rows, worker_on
 
 from storage import engine, studies, workers
-from storage.shared import SharedStorage
+from storage.patience import waiting
+from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord
 from storage.tables import LeaseRow, StudyRow, TrialRow
 
@@ -82,3 +84,13 @@ def test_a_write_of_plain_optuna_waits_too(storage: SharedStorage, sqlite_url: s
     with held(sqlite_url):
         assert trial.suggest_float("x", 0, 1) == trial.params["x"]
     assert trial.user_attrs == {"mine": 1}
+
+
+def test_a_new_file_that_another_program_holds_is_opened_when_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SQLITE_BUSY_SECONDS", 0.1)
+    url, lines = f"sqlite:///{tmp_path / 'new.db'}", list[str]()
+    with held(url), waiting(tell=lines.append):
+        open_storage(url)
+    assert lines == ["the database does not answer, asking again: database is locked"]
