@@ -189,7 +189,7 @@ class Worker:
     def _next(self, keeper: LeaseKeeper) -> Trial | None:
         """A trial left by another worker, or a new one; None when the study is done or stopped."""
         while not self.interrupt.requested:
-            lease = None if keeper.returning else self._storage.adopt(self._record.study_id)
+            lease = None if keeper.returning else self._storage.adopt(self._record.study_id, self._give_up)
             if lease is not None:
                 return Trial(self._study, lease.trial_id)
             try:
@@ -205,6 +205,11 @@ class Worker:
                     return None
             time.sleep(WAIT_SECONDS)
         return None
+
+    def _give_up(self, number: int, reason: str) -> None:
+        """A trial that kills its workers is settled: nobody will need its checkpoints."""
+        self._shelf.discard(f"trial-{number:05d}")
+        _log.warning("trial %d is lost: %s", number, reason)
 
     def _work_on(self, trial: Trial, keeper: LeaseKeeper) -> None:
         lease = self._storage.lease_of(trial)

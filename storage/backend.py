@@ -272,17 +272,17 @@ class Backend(PatientStorage):
         for objective, value in enumerate(values or ()):
             self._set_trial_value_without_commit(session, trial, objective, value)
 
-    def adopt(self, study_id: int) -> Lease | None:
+    def adopt(self, study_id: int, given_up: Callable[[int, str], None]) -> Lease | None:
         """Take over a trial that its owner left; None where there is none. One that kills its owners is settled."""
         claim = new_uuid()
-        while (found := self.write_once(partial(self._adopt, study_id, claim))) is _ANOTHER:
-            pass
-        if isinstance(found, Lease):
+        while not isinstance(found := self.write_once(partial(self._adopt, study_id, claim)), Lease | None):
+            if found is not _ANOTHER:
+                given_up(*found)
+        if found is not None:
             self._hold(found.trial_id, found)
-            return found
-        return None
+        return found
 
-    def _adopt(self, study_id: int, claim: str, session: Session, again: bool) -> Lease | object | None:
+    def _adopt(self, study_id: int, claim: str, session: Session, again: bool) -> Any:
         lease = owners.of_claim(session, claim) if again else None
         if lease is not None:
             return lease
@@ -290,21 +290,23 @@ class Backend(PatientStorage):
         if left is None:
             return None
         if owners.poisoned(session, left.trial_id):
-            self._give_up(session, left)
-            return _ANOTHER
+            return self._give_up(session, left)
         assert self.claimant is not None, "only a storage opened with a claimant trains"
         return leases.adopt(session, self.claimant, left, claim) or _ANOTHER
 
-    def _give_up(self, session: Session, left: Lease) -> None:
-        """Settle a trial as lost that kills whoever trains it."""
+    def _give_up(self, session: Session, left: Lease) -> Any:
+        """Settle a trial as lost that kills whoever trains it; its number, and why."""
         if not leases.call_dead(session, left):
-            return
+            return _ANOTHER
         reason = f"the last {owners.POISON_OWNERS} workers that trained it died without a new epoch"
         count, seconds = epochs.cost(session, left.trial_id)
         told = {"outcome": Outcome.LOST.value, "reason": reason, "epochs": count, "seconds": round(seconds, 3)}
         self.set_attrs(session, left.trial_id, told)
-        _set_state(session, models.TrialModel.find_or_raise_by_id(left.trial_id, session), Outcome.LOST.state)
+        trial = models.TrialModel.find_or_raise_by_id(left.trial_id, session)
+        number = trial.number
+        _set_state(session, trial, Outcome.LOST.state)
         leases.settle(session, left, Settlement(Outcome.LOST, reason), new_uuid())
+        return number, reason
 
     def set_attrs(
         self, session: Session, trial_id: int, attrs: Mapping[str, Any], table: Any = models.TrialUserAttributeModel

@@ -7,7 +7,7 @@ methods at the end: each is one transaction.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -158,9 +158,14 @@ class SharedStorage(CachedStorage):
     def _lease_seconds(self) -> float:
         return self._claimant.lease_seconds
 
-    def adopt(self, study_id: int) -> Lease | None:
-        """Take over a trial that its worker left, under its own number; None where there is none."""
-        return self._backend.adopt(study_id)
+    def adopt(
+        self, study_id: int, given_up: Callable[[int, str], None] = lambda _number, _reason: None
+    ) -> Lease | None:
+        """Take over a trial that its worker left, under its own number; None where there is none.
+
+        `given_up` hears of trials that were settled as lost instead: their numbers, and why.
+        """
+        return self._backend.adopt(study_id, given_up)
 
     def record_epoch(self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None) -> StudyState:
         """One epoch, with its checkpoint where there is one, and the lease renewed; the study's state in return.

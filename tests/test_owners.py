@@ -74,14 +74,17 @@ def test_a_worker_that_ends_as_it_should_has_not_died(worker: SharedStorage, stu
     assert history(worker, lease) == [(1, 0, "handed_back")]
 
 
-def die(worker: SharedStorage, study: StudyRecord, times: int = 1) -> Lease | None:
-    """Whoever holds the trial dies, and the next takes it over, so many times; the last lease."""
+def die(worker: SharedStorage, study: StudyRecord, times: int = 1, lost: list[Any] | None = None) -> Lease | None:
+    """Whoever holds the trial dies, and the next takes it over, so many times; the last lease.
+
+    `lost` takes what was said of trials that were given up.
+    """
     claimant = worker.backend.claimant
     assert claimant is not None
     lease = None
     for _ in range(times):
         workers.end(worker, claimant.worker_id)
-        lease = worker.adopt(study.study_id)
+        lease = worker.adopt(study.study_id, lambda *said: (lost if lost is not None else []).append(said))
     return lease
 
 
@@ -90,7 +93,8 @@ def test_a_trial_whose_last_five_owners_died_with_nothing_is_lost(worker: Shared
     worker.record_epoch(lease, an_epoch(1))
     assert die(worker, study, times=5) is not None  # the first of these had left an epoch
     other = worker.lease_of(optuna_study(worker, study).ask())
-    adopted = die(worker, study)
+    lost: list[Any] = []
+    adopted = die(worker, study, lost=lost)
     assert adopted is not None
     assert adopted.trial_id == other.trial_id  # the search for a trial goes on
 
@@ -99,6 +103,7 @@ def test_a_trial_whose_last_five_owners_died_with_nothing_is_lost(worker: Shared
     told = {"outcome": "lost", "reason": reason, "epochs": 1, "seconds": 0.25}
     assert (trial.state, trial.user_attrs) == (TrialState.FAIL, told)
     assert trial.datetime_complete is not None
+    assert lost == [(trial.number, reason)]
     (row,) = rows(worker, TrialRow, TrialRow.trial_id == lease.trial_id)
     assert (row.outcome, row.reason) == ("lost", reason)
     assert rows(worker, LeaseRow, LeaseRow.trial_id == lease.trial_id) == []
