@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from search import memory
 from storage import micro_batches
+from storage.patience import one_line, waiting
 from storage.shared import SharedStorage
 
 GIB = 2**30
@@ -32,9 +33,10 @@ class StoredSizes:
         """The smallest size known here or there."""
         known = [self._known[model]] if model in self._known else []
         try:
-            stored = micro_batches.find(self._storage, model, self.kind)
+            with waiting(0):
+                stored = micro_batches.find(self._storage, model, self.kind)
         except (SQLAlchemyError, StorageInternalError) as error:
-            _log.warning("the database does not say which size of batches fits: %s", error)
+            _log.warning("the database does not say which size of batches fits: %s", one_line(error))
             stored = None
         return min([*known, *([stored] if stored is not None else [])], default=None)
 
@@ -42,9 +44,10 @@ class StoredSizes:
         """Remember it here, and there if that can be done."""
         self._known[model] = samples
         try:
-            micro_batches.keep(self._storage, model, self.kind, samples)
+            with waiting(0):
+                micro_batches.keep(self._storage, model, self.kind, samples)
         except (SQLAlchemyError, StorageInternalError) as error:
-            _log.warning("the size of batches that fits is not on record: %s", error)
+            _log.warning("the size of batches that fits is not on record: %s", one_line(error))
 
     @property
     def kind(self) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from narrow import fitted, objective
+from sqlalchemy.exc import OperationalError
 from storage_places import adopted_by, make_study, optuna_study, rows, worker_on
 from studies import OBJECTIVES
 from torch import nn
@@ -23,6 +24,7 @@ from search.devices import Slot
 from search.fitting import Fitting
 from search.fleet import Fleet
 from search.memory import OomKills
+from search.sizes import StoredSizes
 from storage import micro_batches, studies
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
@@ -148,6 +150,18 @@ class TestOnRecord:
             micro_batches.keep(worker, model, "cpu 8 GiB", size)
         found = [micro_batches.find(worker, *one) for one in (("a", "cpu 8 GiB"), ("b", "cpu 8 GiB"), ("a", "cpu"))]
         assert found == [4, 2, None]
+
+    def test_a_database_that_is_gone_holds_nothing_up(
+        self, worker: SharedStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def gone(*_: object) -> None:
+            raise OperationalError("SELECT 1", {}, Exception("the server closed the connection"))
+
+        sizes = StoredSizes(worker, torch.device("cpu"))
+        for name in ("find", "keep"):
+            monkeypatch.setattr(micro_batches, name, gone)
+        sizes.keep("c", 8)
+        assert (sizes.find("c"), sizes.find("d")) == (8, None)
 
     def test_kills_count_from_owner_to_owner(self, worker: SharedStorage) -> None:
         record = make_study(worker)
