@@ -7,8 +7,8 @@ is started; whoever sees it gives its trial free at once, as `dialin run` does. 
 for longer than a lease (of 3 s here), and half of the deaths are seen by nobody. On PostgreSQL the server with all its
 processes is killed by SIGKILL and started again three times meanwhile. Then: exactly 40 trials settled, none RUNNING,
 no lease left, every epoch on record by the one who held the lease then, and every curve equal, bit for bit, to that of
-its recipe trained undisturbed in this process. Prints what is not as it must be, and the epochs that were trained
-again, counted in batches. Exit status 1 when anything is.
+its recipe trained undisturbed in this process. Prints what is not as it must be (exit status 1), what files are left
+that nothing records, and the epochs that were trained again, counted in batches.
 
 An epoch takes 0.6 or 1.2 s (4 or 8 batches, made slow), a state is written every 5 s: what a person has.
 """
@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from chaos import END, FREEZE, KILL, Chaos, Plan
-from chaos_checks import complaints, lost, unlike_their_twins
+from chaos_checks import complaints, files_left_over, lost, unlike_their_twins
 from postgres_server import PostgresServer
 
 KILLING = Plan(workers=6, trials=40, epochs=12, blows_in_all=30, every=(1.0, 2.0), outages=3, step_seconds=0.15)
@@ -53,7 +53,7 @@ def show(name: str, database: str, plan: Plan) -> bool:
         chaos = Chaos(url or f"sqlite:///{folder / 'study.db'}", folder, plan, server)
         report = chaos.run()
         wrong = [*complaints(chaos), *unlike_their_twins(chaos)]
-        cost = lost(chaos)
+        cost, left = lost(chaos), files_left_over(chaos)
     blows = sum(report.blows.values())
     wrong += [f"only {blows} of {plan.blows_in_all} blows fell"] if blows < plan.blows_in_all else []
     kinds = " ".join(f"{kind[3:].lower()} {count}" for kind, count in sorted(report.blows.items()))
@@ -63,7 +63,7 @@ def show(name: str, database: str, plan: Plan) -> bool:
         f"{cost.seconds / blows:8.2f}  {f'{len(wrong)} wrong' if wrong else 'nothing lost'}",
         flush=True,
     )
-    for line in wrong:
+    for line in (*wrong, *left):
         print(f"    {line}")
     return not wrong
 

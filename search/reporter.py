@@ -168,9 +168,9 @@ class TrialReporter:
         written = self._shelf.write(path, weights)
         return Checkpoint(epoch, path, written[0], size=written[1]) if written is not None else None
 
-    def discard(self) -> None:
-        """Remove the state checkpoints of a settled trial."""
-        self._shelf.discard(self._folder)
+    def discard(self, weights: Checkpoint | None = None) -> None:
+        """Remove the checkpoints of a settled trial but for the weights that it keeps."""
+        self._shelf.discard(self._folder, weights.path if weights is not None else None)
 
     def _keep_if_due(self, batch: int, state: Callable[[], dict[str, Any]], ahead: float = 0.0) -> None:
         if self._writing.busy or not self._pace.due(ahead) or self._outbox.behind:

@@ -175,9 +175,10 @@ class Shelf:
         """Paths of the states of a trial, of those that are not whole too."""
         return [f"{folder}/{name}" for name in self._store.names(folder) if name.startswith("state-")]
 
-    def discard(self, folder: str) -> None:
-        """Remove the states of a settled trial."""
-        self.remove(self.states(folder))
+    def discard(self, folder: str, kept: str | None = None) -> None:
+        """Remove the states of a settled trial, and all weights but those `kept`: an owner may die with its own."""
+        names = [f"{folder}/{name}" for name in self._store.names(folder) if name.startswith(("state-", "weights-"))]
+        self.remove(name for name in names if name != kept)
 
     def prepare(self, size: int) -> bool:
         """Make room for so many bytes by what can be spared; whether they may be written at all."""

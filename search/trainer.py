@@ -236,7 +236,7 @@ class Trainer:
         settlement = Settlement(result.outcome, result.reason, result.best_epoch, weights, attrs, unrecorded)
         keeper.lease = None
         self.storage.settle(self.study, trial, settlement, result.value)
-        reporter.discard()
+        reporter.discard(weights)
         self._tidy()
         value = result.value if result.outcome is Outcome.COMPLETE else None
         recipe = attrs.get("recipe", "") or trial.user_attrs.get("recipe", "")

@@ -65,8 +65,17 @@ def complaints(chaos: Chaos) -> list[str]:
         *_budget(chaos, found),
         *_owners(chaos),
         *_logs(chaos),
-        *_inconsistencies(chaos),
+        *(line for line in _inconsistencies(chaos) if not _only_left_over(line)),
     ]
+
+
+def files_left_over(chaos: Chaos) -> list[str]:
+    """A worker that dies between its settlement and the removal of what is not needed any more leaves that behind."""
+    return [line for line in _inconsistencies(chaos) if _only_left_over(line)]
+
+
+def _only_left_over(line: str) -> bool:
+    return "that nothing records" in line
 
 
 def _rows(chaos: Chaos, statement: str) -> list[Any]:

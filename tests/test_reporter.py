@@ -243,13 +243,14 @@ class TestAnAdopter:
         assert bench.files() == ["state-0001.g1.pt", "state-0002.g2.pt"]
 
     def test_a_settled_trial_keeps_its_weights_and_no_state(self, bench: Bench) -> None:
-        to = bench.reporter()
+        bench.reporter().save_weights(1, {"weight": torch.zeros(2)})  # its owner dies before it settles the trial
+        to = bench.adopted().reporter()
         report(to, 1, 2)
         kept = to.save_weights(2, {"weight": torch.zeros(2)})
         assert kept is not None
-        assert kept.path == "trial-00000/weights-0002.g1.pt"
-        to.discard()
-        assert bench.files() == ["weights-0002.g1.pt"]
+        assert kept.path == "trial-00000/weights-0002.g2.pt"
+        to.discard(kept)
+        assert bench.files() == ["weights-0002.g2.pt"]
 
 
 @pytest.mark.usefixtures("every_epoch")
