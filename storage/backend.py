@@ -99,11 +99,14 @@ class Backend(PatientStorage):
     # What a person's own code writes through its `Trial`, as Optuna's but only while this process may.
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._note(trial_id, lambda session: self.set_attrs(session, trial_id, {key: value}))
+        self._note_attr(models.TrialUserAttributeModel, trial_id, key, value)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        table = models.TrialSystemAttributeModel
-        self._note(trial_id, lambda session: self.set_attrs(session, trial_id, {key: value}, table))
+        self._note_attr(models.TrialSystemAttributeModel, trial_id, key, value)
+
+    def _note_attr(self, table: Any, trial_id: int, key: str, value: Any) -> None:
+        write = self._set_trial_attr_without_commit
+        self._note(trial_id, lambda session: write(session, table, trial_id, key, value))
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
         write = self._set_trial_intermediate_value_without_commit

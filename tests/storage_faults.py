@@ -6,9 +6,11 @@ told apart in the database.
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +20,11 @@ from optuna.trial import Trial
 from sqlalchemy import Connection, event, select
 from storage_places import an_epoch, fresh, optuna_study, rows
 
-from storage.claims import BudgetSpent, Checkpoint, Settlement
+from storage import studies
+from storage.claims import BudgetSpent, Checkpoint, Claimant, Settlement, new_uuid
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
-from storage.shared import SharedStorage
+from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord
 from storage.tables import CheckpointRow, EpochRow, LeaseRow, OwnerRow, StudyRow, TrialRow
 
@@ -171,3 +174,30 @@ def commit_and_cut(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         cut(connection)
     ours.close()
+
+
+def die_at(url: str, study: str, points: Sequence[int]) -> list[str]:
+    """Run in a process of its own that has no threads: a worker for each point, which SIGKILL ends there; their ids."""
+    killed = []
+    for last in points:
+        worker_id = new_uuid()
+        if (child := os.fork()) == 0:
+            try:
+                _live_until(url, study, worker_id, last)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            killed.append(worker_id)
+    return killed
+
+
+def _live_until(url: str, study: str, worker_id: str, last: int) -> None:
+    storage = open_storage(url, Claimant(worker_id))
+
+    def die(point: Point) -> None:
+        if point.writes and point.number == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with points_of(storage, die):
+        live(storage, studies.find(storage, study))

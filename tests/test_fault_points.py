@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-from storage_faults import Died, Point, commit_and_cut, cut, endings, live, points_of, portrait
+from storage_faults import Died, Point, commit_and_cut, cut, die_at, endings, live, points_of, portrait
 from storage_places import make_study, optuna_study, worker_on
 
 from storage import patience, workers
@@ -129,3 +131,19 @@ def test_a_study_ends_right_when_its_worker_dies_at_any_point(worker: SharedStor
             live(other, study)
             assert portrait(worker, study) == expected, last
             assert endings(worker, study)["settled"] == endings(worker, twin)["settled"]
+
+
+def test_a_study_ends_right_when_sigkill_ends_its_workers_at_some_points(worker: SharedStorage) -> None:
+    """As a machine sees it: nothing is rolled back or closed by whoever dies."""
+    points = [2, 5, 7, 11, 16, 19, 25]  # in claims, the sampling, an epoch, a checkpoint and settlements
+    twin, study = (make_study(worker, trials=len(points), first=1) for _ in range(2))
+    live(worker, twin)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        killed = pool.submit(die_at, worker.backend.url, study.name, points).result()
+    assert len(killed) == len(points)
+    for worker_id in killed:
+        workers.end(worker, worker_id)
+    live(worker, study)
+    expected, seen = portrait(worker, twin), portrait(worker, study)
+    assert expected.pop("study")[:2] == seen.pop("study")[:2] == (len(points), 2)
+    assert seen == expected
