@@ -29,7 +29,7 @@ from storage.studies import StudyRecord, StudySpec
 from storage.tables import StudyRow
 
 EPOCHS = 20
-LEASE_SECONDS = 1.0
+LEASE_SECONDS = 3.0
 SPEC = StudySpec(str(SLOW), "", "accuracy", "maximize", EPOCHS, 1, 0, "random", "none")
 
 
@@ -55,7 +55,7 @@ def work(assignment: Assignment, freeze_in_a_write: bool) -> None:
     if freeze_in_a_write:
         setattr(torch, "save", half)  # noqa: B010 - of another signature
     pace.CHECKPOINT_SECONDS = 0.0
-    keeper.RENEW_SECONDS = 0.2
+    keeper.LISTEN_SECONDS = keeper.RENEW_SECONDS = 0.2
     run_in_fleet(assignment, multiprocessing.Pipe()[0])
 
 
@@ -81,9 +81,14 @@ class Duel:
         found = rows(self.url, "SELECT epoch FROM dialin_epochs WHERE generation = :g ORDER BY epoch", g=generation)
         return [epoch for (epoch,) in found]
 
-    def files_on_record(self) -> dict[Path, str]:
+    def has_whole_files(self) -> bool:
+        """Whether the two newest states are on record, written by the second owner and as they were recorded."""
         root = self.folder / self.study.folder
-        return {root / path: sha256 for path, sha256 in rows(self.url, "SELECT path, sha256 FROM dialin_checkpoints")}
+        kept = [(root / path, sha256) for path, sha256 in rows(self.url, "SELECT path, sha256 FROM dialin_checkpoints")]
+        return len(kept) == 2 and all(
+            path.name.endswith(".g2.pt") and path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+            for path, sha256 in kept
+        )
 
     def end(self) -> None:
         for process in self.processes:
@@ -115,16 +120,15 @@ def test_a_worker_frozen_past_its_lease_records_nothing_when_it_is_thawed(duel: 
     left = duel.epochs(1)
 
     duel.start()
-    wait_until(lambda: len(duel.epochs(2)) >= 2 and len(duel.files_on_record()) >= 2, "the second took over", 60)
+    wait_until(lambda: len(duel.epochs(2)) >= 3, "the second took over", 60)
     frozen.resume()
     log = duel.folder / "workers.log"
     wait_until(lambda: "going on with another" in log.read_text(), "the first worker hears that it is not its any more")
 
     assert set(duel.epochs(1)) <= set(left), "some may have been trained again"
-    kept = duel.files_on_record()
-    assert {path.name.partition(".g")[2] for path in kept} == {"2.pt"}
-    whole = [path for path, sha256 in kept.items() if hashlib.sha256(path.read_bytes()).hexdigest() == sha256]
-    assert whole == [*kept]
+    (Path.cwd() / "stuck").touch()  # no more epochs, and soon no more files
+    wait_until(duel.has_whole_files, "every file on record is the adopter's, and whole")
+    (Path.cwd() / "stuck").unlink()
     (Path.cwd() / "hurry").touch()
     for process in duel.processes:
         process.join(60)
