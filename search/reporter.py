@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -219,9 +220,7 @@ class TrialReporter:
             self._unrecorded = None
             self._shelf.remove(old)
             return
-        if self._unrecorded is not None:
-            self._shelf.remove([self._unrecorded.path])
-        self._unrecorded = checkpoint
+        self._unrecorded = checkpoint  # the one before stays: only the answer to its COMMIT may have been lost
 
     def _take_unrecorded(self) -> Checkpoint | None:
         if self._writing.busy:
@@ -239,7 +238,15 @@ class TrialReporter:
         return Checkpoint(epoch, path, sha256, batch, self._size)
 
     def _sweep(self, recorded: set[str]) -> None:
-        """Remove what the owners before left behind without a record: halves, and what was superseded as they died."""
-        mine = f".g{self._lease.generation}.pt"
-        found = {path for path in self._shelf.states(self._folder) if mine not in path}
+        """Remove what the owners before left behind without a record: halves, and what was superseded as they died.
+
+        Nothing of an owner after this one, which may have been frozen since it looked at the record.
+        """
+        found = {path for path in self._shelf.states(self._folder) if _generation(path) < self._lease.generation}
         self._shelf.remove(found - recorded)
+
+
+def _generation(path: str) -> int:
+    """Whose file it is; 0 where the name does not tell."""
+    found = re.search(r"\.g(\d+)\.", path)
+    return int(found.group(1)) if found else 0

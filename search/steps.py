@@ -151,7 +151,7 @@ class Stepper:
             self.optimizer.zero_grad()
             # The weight of all batches is not known yet: the first one's stands in for it until the step,
             # which keeps the gradients as large as a mean's. float16 would overflow on a sum's.
-            self._unit, self._weight = weight, 0.0
+            self._unit, self._weight = _one_for_zero(weight), 0.0
         mean = total / self._unit
         (mean if self._scaler is None else self._scaler.scale(mean)).backward()
         self._weight = self._weight + weight
@@ -219,6 +219,13 @@ class Stepper:
         if self._average is not None and "average" in kept:
             self._average.restore(kept["average"])
         self._fitting.go_on(kept.get("micro_batch"))
+
+
+def _one_for_zero(weight: Tensor | float) -> Tensor | float:
+    """A weight to divide by: a part whose samples all weigh nothing has a sum of nothing."""
+    if isinstance(weight, Tensor):
+        return torch.where(weight == 0, torch.ones_like(weight), weight)
+    return weight or 1.0
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

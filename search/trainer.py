@@ -263,9 +263,16 @@ class Trainer:
         leaders = {number for number, _value in queries.leaders(self.storage, self.record, WEIGHTS_KEPT)}
         for own in self.folder.glob("trial-*/own.g*"):
             number = int(own.parent.name.removeprefix("trial-"))
-            trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.record.study_id, number)
-            if number not in leaders and self.storage.get_trial(trial_id).state.is_finished():
+            if number not in leaders and self._is_over(number):
                 shutil.rmtree(own, ignore_errors=True)
+
+    def _is_over(self, number: int) -> bool:
+        """Whether the trial is settled, or deleted."""
+        try:
+            trial_id = self.storage.get_trial_id_from_study_id_trial_number(self.record.study_id, number)
+            return self.storage.get_trial(trial_id).state.is_finished()
+        except KeyError:
+            return True
 
 
 def own_folder(folder: Path, generation: int) -> Path:

@@ -54,6 +54,25 @@ class TestTraining:
             assert other.metrics == pytest.approx(one.metrics, rel=rough, abs=rough)
             assert other.samples == one.samples
 
+    def test_samples_that_weigh_nothing_may_make_a_part(self) -> None:
+        """As where a loss ignores a class: a part of nothing else is no division by zero."""
+
+        def make(samples: int) -> Task:
+            net = narrow(nn.Tanh(), samples=samples)
+
+            def step(_net: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+                inputs, classes = batch
+                total = nn.functional.cross_entropy(net(inputs), classes, ignore_index=0, reduction="sum")
+                return total, (classes != 0).sum()
+
+            return Task(net, step, supervised(net, nn.CrossEntropyLoss()).predict)
+
+        whole, parts = Recorder(), Recorder()
+        fitted(objective(lambda: make(10)), whole)
+        assert fitted(objective(lambda: make(1)), parts).outcome is Outcome.COMPLETE
+        for one, other in zip(whole.results, parts.results, strict=True):
+            assert other.metrics == pytest.approx(one.metrics, rel=1e-4, abs=1e-4)
+
     def test_halves_are_tried_until_one_fits_and_kept_for_the_next_trial(self) -> None:
         nets: list[nn.Sequential] = []
 

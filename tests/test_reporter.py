@@ -306,6 +306,24 @@ class TestWithinAnEpoch:
         bench.adopted().reporter().restore()
         assert bench.files() == ["state-0000-000005.g1.pt"]
 
+    def test_an_adopter_that_was_frozen_leaves_the_next_ones_files(
+        self, bench: Bench, every_epoch: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bench.reporter().report(result(1), lambda: state(1))
+        second = bench.adopted()
+        look = second.storage.checkpoints
+
+        def frozen(lease: Lease) -> list[Checkpoint]:
+            found = look(lease)
+            third = second.adopted().reporter()
+            third.report(result(2), lambda: state(2))
+            third.finish()
+            return found
+
+        monkeypatch.setattr(second.storage, "checkpoints", frozen)
+        second.reporter().restore()
+        assert "state-0002.g3.pt" in bench.files()
+
     def test_while_the_database_is_away_one_is_kept_for_the_next_epoch(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -314,7 +332,6 @@ class TestWithinAnEpoch:
             patch.setattr(bench.storage, "record_checkpoint", away)
             self.within(to, 1)
             self.within(to, 2)
-        assert bench.files() == ["state-0000-000002.g1.pt"]
         assert to.report(result(1), None) is Verdict.GO_ON
         assert bench.adopted().reporter().restore() == {"batch": 2}
 
