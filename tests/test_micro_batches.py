@@ -69,7 +69,7 @@ class TestTraining:
 
         whole, parts = Recorder(), Recorder()
         fitted(objective(lambda: make(10)), whole)
-        assert fitted(objective(lambda: make(1)), parts).outcome is Outcome.COMPLETE
+        assert fitted(objective(lambda: make(2)), parts).outcome is Outcome.COMPLETE
         for one, other in zip(whole.results, parts.results, strict=True):
             assert other.metrics == pytest.approx(one.metrics, rel=1e-4, abs=1e-4)
 
