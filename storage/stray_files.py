@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
-from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, WorkerRow
+from storage.tables import CheckpointKind, CheckpointRow, LeaseRow
 
 # As `search.reporter` names them: what it is, where the trial stands, the generation that wrote it.
 _CHECKPOINT = re.compile(r"(?:state|weights)-.*\.g(\d+)\.pt(?:\.partial)?")
@@ -90,17 +89,18 @@ _MISSING = "is not there"
 def _spoilt_records(storage: SharedStorage, record: StudyRecord, folder: Path) -> tuple[list[Stray], int]:
     """Records whose files are wrong, and the number of those whose files may be in another place.
 
-    That is all of them where none is here, and where other machines took part those of trials that were never here.
+    That is all of them where none is here, and those of trials that are in training or have no folder here: each worker
+    has `--files` of its own. Whoever adopts a trial does without a checkpoint that is gone.
     """
     rows = _recorded(storage, record)
     faults = [(row, _spoilt(folder / row.path, row)) for row in rows]
     nothing_here = all(fault == _MISSING for _, fault in faults)
-    others = _others(storage, record)
     strays, elsewhere = [], 0
     for row, fault in faults:
         if not fault or not _still_recorded(storage, row.checkpoint_id):
             continue
-        if fault == _MISSING and (nothing_here or (others and not (folder / row.path).parent.is_dir())):
+        may_be_elsewhere = row.state == TrialState.RUNNING or not (folder / row.path).parent.is_dir()
+        if fault == _MISSING and (nothing_here or may_be_elsewhere):
             elsewhere += 1
         else:
             strays.append(_spoilt_record(record, row, folder, fault))
@@ -111,7 +111,7 @@ def _spoilt_records(storage: SharedStorage, record: StudyRecord, folder: Path) -
 def _recorded(storage: SharedStorage, record: StudyRecord) -> list[Any]:
     trial, row = models.TrialModel, CheckpointRow
     query = (
-        select(row.checkpoint_id, row.kind, row.path, row.size, row.sha256, trial.number)
+        select(row.checkpoint_id, row.kind, row.path, row.size, row.sha256, trial.number, trial.state)
         .join(trial, trial.trial_id == row.trial_id)
         .where(trial.study_id == record.study_id)
         .order_by(row.checkpoint_id)
@@ -137,16 +137,6 @@ def _spoilt(path: Path, row: Any) -> str:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return "" if whole else "is not what was recorded: its SHA-256 is another"
-
-
-@patient
-def _others(storage: SharedStorage, record: StudyRecord) -> bool:
-    """Whether workers of other machines have trained the study, who may have folders of their own."""
-    hosts = select(WorkerRow.worker_id).where(
-        WorkerRow.study_id == record.study_id, WorkerRow.host != socket.gethostname()
-    )
-    with storage.backend.read() as session:
-        return session.scalar(hosts.limit(1)) is not None
 
 
 def _spoilt_record(record: StudyRecord, row: Any, folder: Path, fault: str) -> Stray:

@@ -10,7 +10,8 @@ from sqlalchemy import update
 from storage_places import adopted_by, an_epoch, make_study, optuna_study, run_trial, worker_on
 
 from storage import checking, workers
-from storage.claims import Checkpoint, Lease, new_uuid
+from storage.claims import Checkpoint, Lease, Settlement, new_uuid
+from storage.outcomes import Outcome
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import WorkerRow
@@ -49,7 +50,7 @@ def write(root: Path, study: StudyRecord, name: str, trial: int = 0) -> Checkpoi
     return Checkpoint(epoch, str(path.relative_to(root / study.folder)), checksum)
 
 
-def test_a_record_is_forgotten_whose_file_is_gone_or_is_not_what_was_recorded(
+def test_a_record_is_forgotten_whose_file_is_not_what_was_recorded(
     worker: SharedStorage, study: StudyRecord, lease: Lease, root: Path
 ) -> None:
     for epoch, name in enumerate(("state-0001.g1.pt", "state-0002.g1.pt"), start=1):
@@ -57,16 +58,48 @@ def test_a_record_is_forgotten_whose_file_is_gone_or_is_not_what_was_recorded(
     folder = root / study.folder / "trial-00000"
     assert checking.check(worker, root).lines == []
     (folder / "state-0001.g1.pt").write_text("spoilt")
-    (folder / "state-0002.g1.pt").unlink()
     found = checking.check(worker, root, mend=True).lines
     assert [line.what for line in found] == [
         f"{study.name}: checkpoint trial-00000/state-0001.g1.pt of trial 0 is not what was recorded: "
         "its SHA-256 is another",
-        f"{study.name}: checkpoint trial-00000/state-0002.g1.pt of trial 0 is not there",
     ]
-    assert worker.checkpoints(lease) == []
-    assert [*folder.iterdir()] == []
+    assert [checkpoint.epoch for checkpoint in worker.checkpoints(lease)] == [2]
+    assert [path.name for path in folder.iterdir()] == ["state-0002.g1.pt"]
     assert checking.check(worker, root).lines == []
+
+
+def settled_with_weights(worker: SharedStorage, study: StudyRecord, root: Path) -> Path:
+    """A new trial's weights, on record."""
+    optunas = optuna_study(worker, study)
+    trial = optunas.ask()
+    weights = write(root, study, "weights-0001.g1.pt", trial.number)
+    worker.settle(optunas, trial, Settlement(Outcome.COMPLETE, weights=weights), 0.5)
+    return root / study.folder / weights.path
+
+
+def test_weights_are_forgotten_that_are_gone_from_the_folder_of_a_trial_that_has_ended(
+    worker: SharedStorage, study: StudyRecord, root: Path
+) -> None:
+    gone, left = [settled_with_weights(worker, study, root) for _ in range(2)]
+    gone.unlink()
+    [found] = checking.check(worker, root, mend=True).lines
+    assert found.what == f"{study.name}: weights trial-00000/{gone.name} of trial 0 is not there"
+    assert checking.check(worker, root).lines == []
+    assert left.exists()
+
+
+def test_what_is_missing_of_a_trial_in_training_or_without_a_folder_is_not_forgotten(
+    worker: SharedStorage, study: StudyRecord, lease: Lease, root: Path
+) -> None:
+    """Its worker has --files of its own: the study was gone on with from another place."""
+    write(root, study, "log.txt")
+    worker.record_epoch(lease, an_epoch(1), write(root.parent / "mounted", study, "state-0001.g1.pt"))
+    settled_with_weights(worker, study, root)
+    settled_with_weights(worker, study, root.parent / "mounted")
+    found = checking.check(worker, root, mend=True)
+    assert found.lines == []
+    assert f"2 recorded checkpoints are not below {root}: in another place" in found.notes[0]
+    assert len(worker.checkpoints(lease)) == 1
 
 
 def test_files_that_nothing_can_record_any_more_are_removed_and_no_others(
