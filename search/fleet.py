@@ -208,8 +208,11 @@ class Fleet:
             member.again_at = None
 
     def sentinels(self) -> list[int]:
-        """File descriptors that become readable when a worker ends, for waiting."""
-        return [member.process.sentinel for member in self.members if not member.ended]
+        """File descriptors that become readable when a worker ends, for waiting.
+
+        None of one that has ended: while the database is away `deaths` cannot tell of it, and nobody would wait.
+        """
+        return [member.process.sentinel for member in self.members if member.process.is_alive()]
 
     def hand_back(self) -> None:
         """Ask every worker to hand its trial back and end. Asked again it does no harm: one that starts is deaf yet."""

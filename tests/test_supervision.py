@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.exceptions import StorageInternalError
 from studies import TINY_TEXT, Inside, assert_settled, rows, value
 
 from search import children
@@ -14,6 +15,7 @@ from search.assignment import Assignment
 from search.devices import Slot
 from search.fleet import Fleet
 from search.restarts import FIRST_SECONDS, LONGEST_SECONDS, WELL_SECONDS, Restarts
+from storage import workers
 from storage.errors import DialinError
 from storage.shared import open_storage
 from storage.workers import Work
@@ -91,6 +93,26 @@ def test_a_fleet_that_cannot_be_started_whole_leaves_no_worker(
         Fleet(open_storage(sqlite_url), assignment, [Slot(("cpu",), 0, None), Slot(("cpu",), 1, None)])
     [process] = started
     assert not process.is_alive()
+
+
+def test_a_death_of_which_the_database_did_not_hear_keeps_nobody_from_waiting(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> int:
+        raise StorageInternalError("the database does not answer")
+
+    children.warm_up()
+    assignment = Assignment(sqlite_url, "none", "digits", (), 1, tmp_path, tmp_path)
+    fleet = Fleet(open_storage(sqlite_url), assignment, [Slot(("cpu",), 0, None)])
+    [member] = fleet.members
+    assert fleet.sentinels() == [member.process.sentinel]
+    member.process.kill()
+    member.process.join()
+    monkeypatch.setattr(workers, "end", away)
+    with pytest.raises(StorageInternalError):
+        list(fleet.deaths())
+    assert fleet.unheard
+    assert fleet.sentinels() == []
 
 
 # -- How long until the next start
