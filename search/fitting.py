@@ -69,16 +69,19 @@ class Fitting:
             self.size = known
 
     def _after_kills(self, known: int | None, batch: Any) -> int | None:
-        """Half of what the owner before was killed with, kept before it is tried: it may kill, too."""
+        """Half of what the owner before was killed with, kept before it is tried: it may kill, too.
+
+        So may the comparison: of a smaller part after each kill. What cannot be cut halves no size, which no one uses.
+        """
         said = "killed for want of memory"
         samples = count(batch)
         if samples is not None:
             before = min(known or samples, self.size or samples, samples)
-            if before == 1:
-                raise WontFit(f"{said} while it trained on one sample at a time")
-            half = -(-before // 2)
-            self._keep(half)
-            if self._exact(head(batch, before)).exact:
+            if samples == 1 or self._exact(head(batch, max(2, before >> (self._kills - 1)))).exact:
+                if before == 1:
+                    raise WontFit(f"{said} while it trained on one sample at a time")
+                half = -(-before // 2)
+                self._keep(half)
                 _log.warning("the worker before was %s: its batches are trained %d samples at a time now", said, half)
                 return half
         if self._kills >= KILLS_IN_A_ROW:

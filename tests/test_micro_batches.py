@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import namedtuple
 from collections.abc import Callable
@@ -13,9 +14,9 @@ from narrow import POINTS, SIDES, Room, fitted, narrow, objective
 from torch import Tensor, nn
 from training_helpers import Recorder
 
-from search.exactness import compare
+from search.exactness import Comparison, compare
 from search.fitting import Fitting
-from search.micro_batches import count, cut
+from search.micro_batches import WontFit, count, cut
 from search.objective import Task, supervised
 from search.reporting import Interrupted
 from storage.outcomes import Outcome
@@ -34,11 +35,15 @@ class Table:
         self.rows[model] = samples
 
 
-class Everything(Table):
-    """Another trial has found a single sample to fit, of whatever model."""
+class Known(Table):
+    """Another trial has found so many samples to fit, of whatever model."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.samples = samples
 
     def find(self, model: str) -> int | None:
-        return 1
+        return self.samples
 
 
 class TestTraining:
@@ -120,7 +125,7 @@ class TestTraining:
         with pytest.raises(Interrupted):
             fitted(made, first)
         second.restored = first.states[1]
-        fitted(made, second, Fitting(Everything()))
+        fitted(made, second, Fitting(Known(1)))
         assert first.curve + second.curve == undisturbed.curve
 
     def test_a_batch_that_a_network_changes_in_place_is_not_trained_again(self) -> None:
@@ -182,6 +187,25 @@ class TestAfterAKill:
         result = fitted(made, fitting=Fitting(kills=2))
         assert result.outcome is Outcome.OUT_OF_MEMORY
         assert "killed for want of memory 2 times in a row; trained in parts" in result.reason
+
+    @pytest.mark.parametrize("known", [8, 1])
+    def test_what_cannot_be_cut_halves_no_size(self, known: int) -> None:
+        table = Known(known)
+        made = objective(lambda: narrow(nn.BatchNorm1d(4), samples=10))
+        assert fitted(made, fitting=Fitting(table, kills=1)).outcome is Outcome.COMPLETE
+        assert table.rows == {}
+
+    def test_a_comparison_that_kills_is_of_a_smaller_part_the_next_time(self) -> None:
+        compared = []
+
+        def compare_part(part: Any) -> Any:
+            compared.append(count(part))
+            return Comparison(False)
+
+        for kills in (1, 2):
+            with contextlib.suppress(WontFit):
+                Fitting(kills=kills).begin("a", (POINTS[:32], SIDES[:32]), compare_part)
+        assert compared == [16, 8]
 
 
 def contrastive(net: nn.Module, batch: Any) -> tuple[Tensor, float]:
