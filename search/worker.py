@@ -188,6 +188,7 @@ class Worker:
 
     def _next(self, keeper: LeaseKeeper) -> Trial | None:
         """A trial left by another worker, or a new one; None when the study is done or stopped."""
+        over = False
         while not self.interrupt.requested:
             lease = None if keeper.returning else self._storage.adopt(self._record.study_id, self._give_up)
             if lease is not None:
@@ -202,7 +203,11 @@ class Worker:
                 return None  # Optuna's way to say that the study was deleted
             except BudgetSpent:
                 if not self._storage.anything_leased(self._record.study_id):
-                    return None
+                    if over:
+                        return None
+                    over = True  # unless the last trial returned its ticket since: asked once more
+                    continue
+            over = False
             time.sleep(WAIT_SECONDS)
         return None
 

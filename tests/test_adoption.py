@@ -1,18 +1,25 @@
-"""A trial that another worker left is told as wholly as one that a single worker trained."""
+"""What another worker left, a trial or its ticket: it is told as wholly as if a single worker had trained."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import optuna
 import pytest
-from studies import Inside
+from studies import TINY, Inside, rows
 
 from objectives.digits import objective
 from search import space
+from search.assignment import Assignment
+from search.devices import Slot
+from search.interrupt import Interrupt
+from search.worker import Worker
 from storage import studies
-from storage.claims import Claimant
-from storage.shared import open_storage
+from storage.claims import Claimant, Settlement
+from storage.outcomes import Outcome
+from storage.shared import SharedStorage, open_storage
 from storage.studies import StudySpec
 
 SPEC = StudySpec("digits", "", "accuracy", "maximize", epochs=1, trials=1, seed=0, sampler="random", pruner="none")
@@ -35,3 +42,28 @@ def test_an_adopted_trial_keeps_the_knobs_of_its_model(
 
     assert best["trial"] == trial.number == 0
     assert best["model"] == {name: trial.params[name] for name in ("width", "dropout")}
+
+
+def work(url: str, study: str, folder: Path, interrupt: Interrupt | None = None) -> None:
+    """As a worker in a process of its own does."""
+    places = (Slot(("cpu",), 0, None),)
+    Worker(Assignment(url, study, str(TINY), places, 1, folder, folder), interrupt or Interrupt()).work()
+
+
+def test_a_ticket_that_comes_back_while_a_worker_looks_whether_all_is_done_is_taken(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = open_storage(sqlite_url, Claimant("other"))
+    name = studies.create(other, replace(SPEC, objective=str(TINY)), stem="tiny").name
+    study = optuna.load_study(study_name=name, storage=other)
+    theirs = [study.ask()]
+    really = SharedStorage.anything_leased
+
+    def after_an_error(storage: SharedStorage, study_id: int) -> bool:
+        if theirs:
+            other.settle(study, theirs.pop(), Settlement(Outcome.ERROR, "no such colour"))
+        return really(storage, study_id)
+
+    monkeypatch.setattr(SharedStorage, "anything_leased", after_an_error)
+    work(sqlite_url, name, tmp_path)
+    assert rows(sqlite_url, "SELECT outcome FROM dialin_trials ORDER BY trial_id") == [("error",), ("complete",)]
