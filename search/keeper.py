@@ -32,8 +32,18 @@ _log = logging.getLogger(__name__)
 class LeaseKeeper:
     """`lease` is the trial in hand, None between trials. Use as a context manager around a worker's life."""
 
-    def __init__(self, storage: SharedStorage, study_id: int, interrupt: Interrupt, parent: int | None = None) -> None:
-        """`parent`: a file descriptor that becomes readable when the parent process is gone."""
+    def __init__(
+        self,
+        storage: SharedStorage,
+        study_id: int,
+        interrupt: Interrupt,
+        parent: int | None = None,
+        back_at: float | None = None,
+    ) -> None:
+        """`parent`: a file descriptor that becomes readable when the parent process is gone.
+
+        `back_at`: when the database came back that the worker waited for at its start, by `time.monotonic`.
+        """
         self._storage = storage
         self._study_id = study_id
         self._interrupt = interrupt
@@ -42,7 +52,7 @@ class LeaseKeeper:
         self._thread = threading.Thread(target=self._keep, name="lease-keeper", daemon=True)
         self._renewed = time.monotonic()
         self._away_since: float | None = None
-        self._back_at: float | None = None
+        self._back_at = back_at
         self.lease: Lease | None = None
 
     def __enter__(self) -> LeaseKeeper:

@@ -72,9 +72,8 @@ class Worker:
         self.interrupt = interrupt
         self._tell = tell
         self._claimant = Claimant(assignment.worker_id, assignment.lease_seconds)
-        # Whoever starts workers has reached the database a moment ago.
-        with waiting(stop=lambda: interrupt.requested, tell=_log.warning):
-            self._storage: SharedStorage = patiently(lambda: open_storage(assignment.storage, self._claimant))
+        self._back_at: float | None = None
+        self._storage = self._open(assignment.storage)
         self._record = studies.find(self._storage, assignment.study)
         loaded = resolve(assignment.objective).to(self._record.direction)
         searched = loaded.objective.searched
@@ -122,6 +121,20 @@ class Worker:
         self._files = assignment.files
         self._trackers = make_trackers(assignment.log, self._folder)
 
+    def _open(self, url: str) -> SharedStorage:
+        """Waited for: whoever starts workers has reached the database a moment ago."""
+        waits = []
+
+        def tell(line: str) -> None:
+            waits.append(line)
+            _log.warning("%s", line)
+
+        with waiting(stop=lambda: self.interrupt.requested, tell=tell):
+            storage = patiently(lambda: open_storage(url, self._claimant))
+        if waits:
+            self._back_at = time.monotonic()
+        return storage
+
     @property
     def slot(self) -> Slot:
         """The place that this worker took."""
@@ -138,7 +151,7 @@ class Worker:
         try:
             with (
                 waiting(stop=self._ends_while_waiting),
-                LeaseKeeper(self._storage, self._record.study_id, self.interrupt, sentinel) as keeper,
+                LeaseKeeper(self._storage, self._record.study_id, self.interrupt, sentinel, self._back_at) as keeper,
             ):
                 while not self.interrupt.requested and (trial := self._next(keeper)) is not None:
                     self._work_on(trial, keeper)

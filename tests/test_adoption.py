@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from studies import TINY, Inside, rows
 
 from objectives.digits import objective
-from search import space
+from search import space, worker
 from search.assignment import Assignment
 from search.devices import Slot
 from search.interrupt import Interrupt
@@ -67,3 +69,27 @@ def test_a_ticket_that_comes_back_while_a_worker_looks_whether_all_is_done_is_ta
     monkeypatch.setattr(SharedStorage, "anything_leased", after_an_error)
     work(sqlite_url, name, tmp_path)
     assert rows(sqlite_url, "SELECT outcome FROM dialin_trials ORDER BY trial_id") == [("error",), ("complete",)]
+
+
+def test_a_worker_that_waited_for_the_database_leaves_time_to_the_owners_who_did_too(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = open_storage(sqlite_url, Claimant("other", lease_seconds=-1))
+    name = studies.create(other, replace(SPEC, objective=str(TINY)), stem="tiny").name
+    optuna.load_study(study_name=name, storage=other).ask()
+    refusals, interrupt = [sqlite3.OperationalError("database is locked")], Interrupt()
+    refusals[0].sqlite_errorcode = sqlite3.SQLITE_BUSY
+
+    def opened(*arguments: Any) -> SharedStorage:
+        if refusals:
+            raise refusals.pop()
+        return open_storage(*arguments)
+
+    def look(_storage: SharedStorage, _study_id: int) -> bool:
+        interrupt.request("it was seen that it waits")
+        return True
+
+    monkeypatch.setattr(worker, "open_storage", opened)
+    monkeypatch.setattr(SharedStorage, "anything_leased", look)
+    work(sqlite_url, name, tmp_path, interrupt)
+    assert rows(sqlite_url, "SELECT worker_id, generation FROM dialin_owners") == [("other", 1)]
