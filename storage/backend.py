@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -31,6 +31,7 @@ from storage.outcomes import Outcome
 from storage.patience import Patience, is_back_soon
 from storage.reading import PatientStorage, again
 from storage.schema import StorageUnavailable, prepare
+from storage.tables import StudyRow
 
 
 def _as_writer(method: Callable[..., Any]) -> Any:
@@ -179,6 +180,13 @@ class Backend(PatientStorage):
         self._hold(trial_id_of(created), lease)
         return created
 
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> Any:
+        """As Optuna's, which counts trials for a number: after one was deleted it gave a number twice."""
+        trial: Any = super()._get_prepared_new_trial(study_id, template_trial, session)
+        with session.no_autoflush:  # its row has no number yet
+            trial.number = _next_number(session, study_id)
+        return trial
+
     def _hold(self, trial_id: int, lease: Lease | None) -> None:
         """Under which lease this process trains it; under none, as SQLite gives the ids of deleted trials again."""
         self.leases.pop(trial_id, None)
@@ -260,6 +268,8 @@ class Backend(PatientStorage):
         if again and trial.state == state and (lease is None or leases.is_settled(session, key)):
             return
         self.check_trial_is_updatable(trial_id, trial.state)
+        if self.claimant is not None and lease is None:
+            leases.fence(session, trial_id, None)
         self._set_values(session, trial, values)
         if state.is_finished() and lease is not None:
             self.set_attrs(session, trial_id, settlement.attrs)
@@ -323,6 +333,15 @@ class Backend(PatientStorage):
         upsert = statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=replaced)
         rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
         session.connection().execute(upsert, rows)
+
+
+def _next_number(session: Session, study_id: int) -> int:
+    """One that no trial of the study has or, where all were claimed by workers, ever had."""
+    trial = models.TrialModel
+    last = select(func.max(trial.number)).where(trial.study_id == study_id).scalar_subquery()
+    claimed = select(StudyRow.taken + StudyRow.returned).where(StudyRow.study_id == study_id).scalar_subquery()
+    highest, claims = session.execute(select(last, claimed)).one()
+    return max(-1 if highest is None else highest, (claims or 0) - 1) + 1
 
 
 def _set_state(session: Session, trial: Any, state: TrialState) -> None:

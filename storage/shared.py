@@ -14,7 +14,7 @@ from typing import Any
 from optuna import distributions
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
-from optuna.trial import BaseTrial, FrozenTrial, TrialState
+from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
@@ -248,7 +248,7 @@ class SharedStorage(CachedStorage):
         self._backend.leases.pop(lease.trial_id, None)
         return told
 
-    def settle(self, study: Study, trial: BaseTrial, settlement: Settlement, value: float | None = None) -> None:
+    def settle(self, study: Study, trial: Trial, settlement: Settlement, value: float | None = None) -> None:
         """End a trial through Optuna's `tell`, so that samplers hear of it; one transaction.
 
         Raises:
@@ -260,7 +260,7 @@ class SharedStorage(CachedStorage):
         self._backend.settlements[trial_id] = settlement
         values = value if settlement.outcome is Outcome.COMPLETE else None
         try:
-            study.tell(trial.number, values=values, state=settlement.outcome.state)
+            study.tell(trial, values=values, state=settlement.outcome.state)
         except (KeyError, ValueError, UpdateFinishedTrialError) as error:
             if self._is_mine(trial_id):
                 raise

@@ -15,7 +15,7 @@ import pytest
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
-from sqlalchemy import event
+from sqlalchemy import delete, event, update
 from storage_places import (
     DONE,
     an_epoch,
@@ -30,6 +30,7 @@ from storage_places import (
 
 from storage import studies, workers
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
+from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord
@@ -314,3 +315,44 @@ def test_nothing_is_written_when_sampling_raises(worker: SharedStorage, study: S
     assert transactions == []
     seen = worker.get_trial(trial._trial_id)
     assert (seen.params, seen.user_attrs) == ({}, {})
+
+
+# -- Deleted trials
+
+
+def delete_trial(storage: SharedStorage, trial: Trial) -> None:
+    """As optuna-dashboard does."""
+    with storage.backend.write() as session:
+        session.execute(delete(models.TrialModel).where(models.TrialModel.trial_id == trial._trial_id))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_no_number_is_given_again_after_a_trial_was_deleted(
+    worker: SharedStorage, study: StudyRecord, number: int
+) -> None:
+    mine = optuna_study(worker, study)
+    trials = [mine.ask() for _ in range(3)]
+    delete_trial(worker, trials[number])
+    assert mine.ask().number == 3
+    assert optuna_study(open_storage(worker.backend.url), study).ask().number == 4
+
+
+def test_a_worker_settles_its_own_trial_where_two_have_one_number(worker: SharedStorage, study: StudyRecord) -> None:
+    other = worker_on(worker.backend.url)
+    mine, theirs = optuna_study(worker, study), optuna_study(other, study)
+    trial, namesake = mine.ask(), theirs.ask()
+    with worker.backend.write() as session:  # as versions before gave numbers
+        session.execute(
+            update(models.TrialModel).where(models.TrialModel.trial_id == namesake._trial_id).values(number=0)
+        )
+    worker.get_all_trials(study.study_id)  # as samplers do: the cache knows one of them by its number
+    worker.settle(mine, trial, DONE, 0.9)
+    assert worker.get_trial(trial._trial_id).value == 0.9
+    assert other.get_trial(namesake._trial_id).state == TrialState.RUNNING
+
+
+def test_a_worker_cannot_tell_what_another_trains(worker: SharedStorage, study: StudyRecord) -> None:
+    trial, other = optuna_study(worker, study).ask(), worker_on(worker.backend.url)
+    with pytest.raises(LeaseLost):
+        optuna_study(other, study).tell(trial.number, 0.9)
+    worker.settle(optuna_study(worker, study), trial, DONE, 0.5)
