@@ -47,6 +47,8 @@ def copy(
     here, there = options.files_root(files, source), options.files_root(files, target)
     named = "" if here == there else f": name that folder with --files or DIALIN_FILES, as TO's own is {there}"
     typer.echo(f"checkpoints and logs stay in {here}{named}")
+    if found.studies:
+        typer.echo("warning: train a study in one of the two only, or each overwrites the other's files", err=True)
 
 
 def check(

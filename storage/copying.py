@@ -68,6 +68,9 @@ def copy(source: URL, target: URL, *, while_training: bool = False) -> Copied:
     """
     if source == target:
         raise UsageError(f"{urls.shown(source)} cannot be copied to itself: name another database")
+    file = urls.sqlite_file(source)
+    if file is not None and file.parent.is_dir() and not file.exists():  # SQLite would make it
+        raise UsageError(f"there is no database {file}")
     old, new = make_engine(source), make_engine(target)
     try:
         with schema.in_words(source), one_moment(old) as reading:

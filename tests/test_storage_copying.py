@@ -193,6 +193,12 @@ def test_what_is_no_database_of_this_version_is_not_copied(sqlite_url: str, post
         copied(sqlite_url, postgres_url)
 
 
+def test_a_file_that_is_not_there_is_not_made_to_be_copied(sqlite_url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no database .*none\.db"):
+        copied(f"sqlite:///{tmp_path / 'none.db'}", sqlite_url)
+    assert not (tmp_path / "none.db").exists()
+
+
 def test_the_command_says_what_it_copied_and_where_the_files_are(
     sqlite_url: str,
     postgres_url: str,
@@ -203,10 +209,12 @@ def test_the_command_says_what_it_copied_and_where_the_files_are(
     inside = Inside(capsys, monkeypatch)
     with fill(sqlite_url).backend.write() as session:
         session.execute(text("CREATE TABLE shopping (item INTEGER)"))
-    said = inside("storage", "copy", sqlite_url, postgres_url).out
+    copying_it = inside("storage", "copy", sqlite_url, postgres_url)
+    said = copying_it.out
     assert "copied 2 studies, 5 trials (" in said
     assert "left out: table shopping" in said
     assert f"checkpoints and logs stay in {tmp_path / 'dialin-files'}: name that folder with --files" in said
+    assert "train a study in one of the two only, or each overwrites the other's files\n" in copying_it.err
     assert len(inside("list", "--storage", postgres_url).out.splitlines()) > 2
     refused = inside("storage", "copy", f"sqlite:///{tmp_path / 'none.db'}", postgres_url)
     assert (refused.status, "there is no database" in refused.err) == (2, True)
