@@ -287,8 +287,14 @@ class Backend(PatientStorage):
 
     def adopt(self, study_id: int, given_up: Callable[[int, str], None]) -> Lease | None:
         """Take over a trial that its owner left; None where there is none. One that kills its owners is settled."""
-        claim = new_uuid()
-        while not isinstance(found := self.write_once(partial(self._adopt, study_id, claim)), Lease | None):
+        claim, cut_off = new_uuid(), False
+
+        def attempt(session: Session, again: bool) -> Any:
+            nonlocal cut_off
+            cut_off = cut_off or again  # also while it looks for another: what was cut off may arrive yet
+            return self._adopt(study_id, claim, session, cut_off)
+
+        while not isinstance(found := self.write_once(attempt), Lease | None):
             if found is not _ANOTHER:
                 given_up(*found)
         if found is not None:
@@ -296,12 +302,11 @@ class Backend(PatientStorage):
         return found
 
     def _adopt(self, study_id: int, claim: str, session: Session, again: bool) -> Any:
+        # A trial that an attempt cut off has locked is waited for: then its COMMIT has arrived or never will.
+        left = leases.adoptable(session, study_id, skip_locked=not again)
         lease = owners.of_claim(session, claim) if again else None
-        if lease is not None:
+        if lease is not None or left is None:
             return lease
-        left = leases.adoptable(session, study_id)
-        if left is None:
-            return None
         if owners.poisoned(session, left.trial_id):
             return self._give_up(session, left)
         assert self.claimant is not None, "only a storage opened with a claimant trains"

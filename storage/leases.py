@@ -12,6 +12,7 @@ hangs on it, our study.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from optuna.trial import TrialState
@@ -137,9 +138,10 @@ def renew(session: Session, lease: Lease, seconds: float) -> None:
         raise LeaseLost("it is no longer this worker's")
 
 
-def renew_all(session: Session, worker_id: str, seconds: float) -> None:
-    """The same for whatever a worker holds: it may have claimed a trial this moment."""
-    held = and_(LeaseRow.worker_id == worker_id, LeaseRow.expires_at > HANDED_BACK)
+def renew_all(session: Session, held_now: Iterable[Lease], seconds: float) -> None:
+    """The same for whatever a worker knows that it holds, where it does; it may have claimed a trial this moment."""
+    claims = [lease.claim for lease in held_now]
+    held = and_(LeaseRow.claim.in_(claims), LeaseRow.expires_at > HANDED_BACK)
     session.execute(update(LeaseRow).where(held).values(expires_at=database_now() + seconds))
 
 
@@ -172,8 +174,11 @@ def bury(session: Session, worker_id: str) -> int:
     return left
 
 
-def adoptable(session: Session, study_id: int) -> Lease | None:
-    """The last lease of a trial that may be adopted; the trial is locked. One locked already is in others' hands."""
+def adoptable(session: Session, study_id: int, skip_locked: bool = True) -> Lease | None:
+    """The last lease of a trial that may be adopted; the trial is locked. One locked already is in others' hands.
+
+    `skip_locked=False` waits for one that is locked; what it returns may have been adopted meanwhile.
+    """
     trial, lease = models.TrialModel, LeaseRow
     row = session.execute(
         select(lease.trial_id, lease.study_id, lease.worker_id, lease.generation, lease.claim)
@@ -188,7 +193,7 @@ def adoptable(session: Session, study_id: int) -> Lease | None:
         )
         .order_by(lease.trial_id)
         .limit(1)
-        .with_for_update(of=trial, skip_locked=True)
+        .with_for_update(of=trial, skip_locked=skip_locked)
     ).one_or_none()
     return Lease(*row) if row is not None else None
 

@@ -212,14 +212,15 @@ class SharedStorage(CachedStorage):
     def renew(self, lease: Lease | None) -> None:
         """Between epochs: the worker is alive, and so is its lease. Raises LeaseLost.
 
-        Without a lease to name, as while a new trial is being sampled, whatever the worker holds is renewed.
+        Without a lease to name, as while a new trial is being sampled, whatever the worker holds is renewed, as far as
+        it knows: one that it never heard of, as the answer to its COMMIT was lost, expires.
         """
         with self._backend.write() as session:
-            leases.seen(session, self._claimant.worker_id)
             if lease is not None:
                 leases.renew(session, lease, self._lease_seconds)
             else:
-                leases.renew_all(session, self._claimant.worker_id, self._lease_seconds)
+                leases.renew_all(session, [*self._backend.leases.values()], self._lease_seconds)
+            leases.seen(session, self._claimant.worker_id)
 
     @patient
     def study_state(self, study_id: int) -> StudyState | None:

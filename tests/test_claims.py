@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import threading
 from contextvars import Context
 from typing import Any
 
 import optuna
+import psycopg
 import pytest
 from optuna.trial import Trial, TrialState
-from sqlalchemy import event
+from sqlalchemy import event, select, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 from storage_crew import Crew, adopt_one, claim_and_settle
 from storage_places import (
     DONE,
@@ -20,15 +24,17 @@ from storage_places import (
     optuna_study,
     rows,
     run_trial,
+    wait_until,
     worker_on,
 )
 
-from storage import studies
+from storage import studies, workers
+from storage.backend import Backend
 from storage.claims import BudgetSpent, Checkpoint, LeaseLost, Settlement, StudyStopped
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord
-from storage.tables import EpochRow, LeaseRow, StudyState, TrialRow
+from storage.tables import EpochRow, LeaseRow, StudyState, TrialRow, WorkerRow
 
 pytest_plugins = ["storage_fixtures"]
 pytestmark = pytest.mark.usefixtures("storage_test")
@@ -50,6 +56,12 @@ def of_trial(storage: SharedStorage, table: Any, trial_id: int) -> list[Any]:
 
 def of_study(storage: SharedStorage, table: Any, study: StudyRecord) -> list[Any]:
     return rows(storage, table, table.study_id == study.study_id)
+
+
+def somebody_waits(storage: SharedStorage) -> bool:
+    """For a lock of PostgreSQL's."""
+    with storage.backend.read() as session:
+        return bool(session.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")))
 
 
 # -- Budget
@@ -205,6 +217,60 @@ def test_a_renewed_lease_lasts(common_url: str) -> None:
     assert other.adopt(study.study_id) is None
     owner.renew(lease)
     assert adopted_by(other, study).generation == 2
+
+
+def test_between_trials_a_worker_renews_only_what_it_knows_to_hold(worker: SharedStorage, study: StudyRecord) -> None:
+    known, unheard = [worker.lease_of(optuna_study(worker, study).ask()) for _ in range(2)]
+    before = [of_trial(worker, LeaseRow, lease.trial_id)[0].expires_at for lease in (known, unheard)]
+    del worker.backend.leases[unheard.trial_id]  # as where the answer to the claim's COMMIT was lost
+    worker.renew(None)
+    after = [of_trial(worker, LeaseRow, lease.trial_id)[0].expires_at for lease in (known, unheard)]
+    assert after[0] > before[0]
+    assert after[1] == before[1]
+
+
+def test_a_renewal_locks_the_lease_before_the_worker(postgres_url: str) -> None:
+    """As whoever sees the worker die, or deletes the study: otherwise they wait for each other."""
+    worker, other, looker = (worker_on(postgres_url) for _ in range(3))
+    study = make_study(worker)
+    lease = worker.lease_of(optuna_study(worker, study).ask())
+    workers.register(worker, lease.worker_id, study.study_id, [workers.Place("cpu", None)])
+    renewal = threading.Thread(target=lambda: worker.renew(lease))
+    with other.backend.write() as session:
+        session.execute(select(LeaseRow.trial_id).where(LeaseRow.trial_id == lease.trial_id).with_for_update())
+        renewal.start()
+        wait_until(lambda: somebody_waits(looker))
+        free = select(WorkerRow.worker_id).where(WorkerRow.worker_id == lease.worker_id).with_for_update(nowait=True)
+        assert session.scalar(free) == lease.worker_id
+    renewal.join()
+
+
+def test_an_adoption_whose_commit_arrives_late_is_its_workers(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection dies, the server has everything but the COMMIT, and the worker tries again before it arrives."""
+    worker, other, looker = (worker_on(postgres_url) for _ in range(3))
+    study = make_study(worker, trials=1)
+    worker.hand_back(worker.lease_of(optuna_study(worker, study).ask()))
+    adopt, late, adopted = Backend._adopt, Session(other.backend.engine), []
+
+    def cut_off(backend: Backend, study_id: int, claim: str, session: Session, again: bool) -> Any:
+        if again:
+            return adopt(backend, study_id, claim, session, again)
+        adopt(backend, study_id, claim, late, again)
+        closed = psycopg.OperationalError("server closed the connection unexpectedly")
+        raise OperationalError("COMMIT", {}, closed, connection_invalidated=True)
+
+    monkeypatch.setattr(Backend, "_adopt", cut_off)
+    adoption = threading.Thread(target=lambda: adopted.append(other.adopt(study.study_id)))
+    adoption.start()
+    wait_until(lambda: somebody_waits(looker) or not adoption.is_alive())
+    late.commit()
+    adoption.join()
+    [lease] = adopted
+    assert lease is not None
+    assert (lease.generation, other.backend.leases[lease.trial_id]) == (2, lease)
+    other.renew(lease)
 
 
 def test_an_adopted_trial_keeps_its_number_parameters_and_epochs(worker: SharedStorage, study: StudyRecord) -> None:
