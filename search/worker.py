@@ -240,18 +240,22 @@ class Worker:
             self._tell(settled)
         except Interrupted:
             if self.interrupt.lost:
-                _log.warning("trial %d: %s; going on with another", trial.number, self.interrupt.reason)
+                self._let_go(trial, lease, self.interrupt.reason)
             else:
                 with waiting(HAND_BACK_SECONDS, stop=lambda: False):
                     patiently(lambda: self._storage.hand_back(lease))
         except LeaseLost as lost:
-            told = patiently(lambda: self._storage.let_go(lease))
-            why = f"another program told it {told.name}" if told is not None else str(lost)
-            if told is not None:
-                self._shelf.discard(folder.name)
-            _log.warning("trial %d: %s; going on with another", trial.number, why)
+            self._let_go(trial, lease, str(lost))
         finally:
             keeper.lease = None
+
+    def _let_go(self, trial: Trial, lease: Lease, why: str) -> None:
+        """The lease is lost; where another program told the trial, that goes on record and its checkpoints go."""
+        told = patiently(lambda: self._storage.let_go(lease))
+        if told is not None:
+            why = f"another program told it {told.name}"
+            self._shelf.discard(f"trial-{trial.number:05d}")
+        _log.warning("trial %d: %s; going on with another", trial.number, why)
 
 
 def check_space(storage: SharedStorage, record: studies.StudyRecord, loaded: LoadedObjective) -> None:

@@ -218,13 +218,13 @@ class Backend(PatientStorage):
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """As Optuna's; starting a WAITING trial claims it, and finishing a claimed one settles it."""
-        try:
-            if state == TrialState.RUNNING:
+        if state == TrialState.RUNNING:
+            try:
                 return self._start(trial_id, values)
-            settlement = self.settlements.get(trial_id) or Settlement(Outcome.of(state))
-            self.write_once(partial(self._end, trial_id, state, values, settlement, new_uuid()))
-        except IntegrityError:
-            return False
+            except IntegrityError:
+                return False
+        settlement = self.settlements.get(trial_id) or Settlement(Outcome.of(state))
+        self.write_once(partial(self._end, trial_id, state, values, settlement, new_uuid()))
         if state.is_finished():
             self.leases.pop(trial_id, None)
         return True

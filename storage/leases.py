@@ -154,9 +154,12 @@ def lock(session: Session, trial_id: int) -> TrialState | None:
 
 
 def hand_back(session: Session, lease: Lease) -> None:
-    """Any worker may adopt the trial from now on. Nothing happens where the lease is lost already."""
-    lock(session, lease.trial_id)
-    if _count(session, update(LeaseRow).where(owned_by(lease)).values(expires_at=HANDED_BACK)):
+    """Any worker may adopt the trial from now on, but one that another program told, which has ended.
+
+    Nothing happens where the lease is lost already.
+    """
+    told = let_go(session, lease)
+    if told is None and _count(session, update(LeaseRow).where(owned_by(lease)).values(expires_at=HANDED_BACK)):
         owners.ended(session, lease.trial_id, lease.generation, OwnerEnding.HANDED_BACK)
 
 
@@ -165,9 +168,10 @@ def bury(session: Session, worker_id: str) -> int:
 
     One that ends as it should has settled or handed back its trial before.
     """
-    held = select(LeaseRow.trial_id).where(LeaseRow.worker_id == worker_id).order_by(LeaseRow.trial_id)
-    for trial_id in session.scalars(held).all():
-        lock(session, trial_id)
+    row = LeaseRow
+    held = select(row.trial_id, row.study_id, row.worker_id, row.generation, row.claim)
+    for lease in session.execute(held.where(row.worker_id == worker_id).order_by(row.trial_id)).all():
+        let_go(session, Lease(*lease))
     owned = and_(LeaseRow.worker_id == worker_id, LeaseRow.expires_at > HANDED_BACK)
     left = _count(session, update(LeaseRow).where(owned).values(expires_at=HANDED_BACK))
     owners.died(session, worker_id)

@@ -16,6 +16,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 from sqlalchemy import delete, event, update
+from sqlalchemy.exc import IntegrityError
 from storage_places import (
     DONE,
     an_epoch,
@@ -28,13 +29,13 @@ from storage_places import (
     worker_on,
 )
 
-from storage import studies, workers
+from storage import leases, studies, workers
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord
-from storage.tables import CheckpointRow, LeaseRow, StudyState, TrialRow
+from storage.tables import CheckpointRow, LeaseRow, OwnerRow, StudyState, TrialRow
 
 pytest_plugins = ["storage_fixtures"]
 pytestmark = pytest.mark.usefixtures("storage_test")
@@ -172,6 +173,40 @@ def test_a_trial_told_elsewhere_is_lost_to_its_owner(worker: SharedStorage, stud
     assert (told.value, told.intermediate_values) == (0.125, {})
     assert worker.adopt(study.study_id) is None
     assert not worker.anything_leased(study.study_id)
+
+
+@pytest.mark.parametrize("way", ["handed back", "died"])
+def test_a_trial_told_elsewhere_is_on_record_whatever_becomes_of_its_owner(
+    worker: SharedStorage, study: StudyRecord, way: str
+) -> None:
+    trial = optuna_study(worker, study).ask()
+    lease = worker.lease_of(trial)
+    worker.record_epoch(lease, an_epoch(1), Checkpoint(1, "state-1.pt", "1" * 64))
+    optuna_study(RDBStorage(worker.backend.url), study).tell(trial.number, 0.125)
+    if way == "died":
+        assert workers.end(worker, lease.worker_id) == 0
+    else:
+        worker.hand_back(lease)
+    [row] = rows(worker, TrialRow, TrialRow.trial_id == lease.trial_id)
+    assert (row.outcome, row.reason) == ("complete", leases.TOLD_ELSEWHERE)
+    for table in (LeaseRow, CheckpointRow):
+        assert rows(worker, table, table.trial_id == lease.trial_id) == []
+    assert [owner.ending for owner in rows(worker, OwnerRow, OwnerRow.trial_id == lease.trial_id)] == ["handed_back"]
+
+
+def test_a_settlement_that_breaks_a_constraint_is_no_silent_end(
+    worker: SharedStorage, study: StudyRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = optuna_study(worker, study)
+    trial = mine.ask()
+
+    def collide(*_: Any) -> None:
+        raise IntegrityError("INSERT", {}, ValueError("UNIQUE constraint failed"))
+
+    monkeypatch.setattr(leases, "settle", collide)
+    with pytest.raises(IntegrityError):
+        worker.settle(mine, trial, DONE, 0.5)
+    assert worker.lease_of(trial).generation == 1
 
 
 def test_a_trial_told_elsewhere_in_the_middle_of_settling_is_lost_to_its_owner(

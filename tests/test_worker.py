@@ -8,11 +8,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from command import Dialin
-from optuna.trial import FrozenTrial, TrialState
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
+from storage_places import make_study, optuna_study, worker_on
 from studies import OBJECTIVES, TINY_TEXT, Inside, place_for_a_module, rows, trials, value
+
+from search.interrupt import Interrupt
+from search.reporting import Interrupted
+from search.shelf import Folder, Shelf
+from search.worker import Worker
 
 MOODY = OBJECTIVES / "moody.py"
 BROKEN = TINY_TEXT.replace(
@@ -158,3 +167,27 @@ class TestABrokenObjective:
         assert inside("resume", "--objective", "broken.py", "--workers", 1).status == 0
         found = trials(f"sqlite:///{tmp_path / 'dialin.db'}", "broken-1")
         assert [trial.state for trial in found] == [TrialState.FAIL] * 3 + [TrialState.COMPLETE] * 3
+
+
+def test_a_trial_told_elsewhere_is_let_go_also_where_its_checkpoints_writer_sees_it_first(
+    sqlite_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker: Any = object.__new__(Worker)
+    storage = worker._storage = worker_on(sqlite_url)
+    record = make_study(storage)
+    study = optuna_study(storage, record)
+    worker.interrupt, worker._folder, worker._shelf = Interrupt(), tmp_path, Shelf(Folder(tmp_path))
+
+    class Told:
+        def train(self, trial: Trial, *_: Any) -> None:
+            (tmp_path / "trial-00000" / "state-0001.g1.pt").touch()
+            optuna_study(RDBStorage(sqlite_url), record).tell(trial.number, 0.125)
+            worker.interrupt.lose("it was settled or deleted elsewhere")
+            raise Interrupted
+
+    worker._trainer = Told()
+    worker._work_on(study.ask(), SimpleNamespace(lease=None))
+    assert rows(sqlite_url, "SELECT * FROM dialin_leases") == []
+    assert value(sqlite_url, "SELECT outcome FROM dialin_trials") == "complete"
+    assert not [*tmp_path.rglob("state-*.pt")]
+    assert caplog.messages == ["trial 0: another program told it COMPLETE; going on with another"]
