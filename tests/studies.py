@@ -142,7 +142,7 @@ def place_for_a_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
         yield tmp_path_factory.mktemp("study")
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout: float = 30) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout: float = 60) -> None:
     """Return when `condition()` is true; fail, saying what did not come, after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():

@@ -7,13 +7,16 @@ import math
 from datetime import UTC, datetime
 
 import pytest
-from studies import TINY, Inside, assert_settled, trials, value
+from sqlalchemy import update
+from studies import TINY, Inside, assert_settled, meanwhile, rows, trials, value, wait_until
 
 from search.options import deadline_of, seconds_of
 from storage import studies, workers
 from storage.claims import new_uuid
+from storage.engine import database_now
 from storage.errors import UsageError
 from storage.shared import open_storage
+from storage.tables import StudyRow
 
 
 @pytest.fixture
@@ -73,10 +76,18 @@ def test_epochs_that_are_spent_end_the_study_well_and_more_may_be_had(inside: In
     assert value(storage_url, "SELECT budget_epochs FROM dialin_studies") == 106
 
 
+def let_it_be_now(url: str) -> None:
+    """The deadline comes once an epoch is on record, however long the start took."""
+    wait_until(lambda: rows(url, "SELECT 1 FROM dialin_epochs"), "the first epoch")
+    with open_storage(url).backend.write() as session:
+        session.execute(update(StudyRow).values(deadline=database_now()))
+
+
 def test_a_deadline_ends_the_study_well(inside: Inside, sqlite_url: str) -> None:
     assert inside(*RUN, "--deadline", "1970-01-02", "--storage", sqlite_url).err.count("is past already\n") == 1
     options = ("--storage", sqlite_url, "--trials", 100_000, "--epochs", 4, "--workers", 1, "--pruner", "none")
-    said = inside("run", TINY, *options, "--deadline", "3s")
+    with meanwhile(lambda: let_it_be_now(sqlite_url)):
+        said = inside("run", TINY, *options, "--deadline", "1h")
     assert said.status == 0, said.err
     assert "stopped: the deadline of" in said.out
     assert f"dialin resume tiny-1 --objective {TINY} --deadline 2h" in said.out

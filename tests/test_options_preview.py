@@ -46,7 +46,7 @@ def test_the_first_batch_and_a_check_compute_in_the_precision_asked_for(
     monkeypatch.setattr(check_module, "MEASURED_SECONDS", 0.0)
     lines = list(check(made(model=lambda trial: net, precision=precision), ROOT, "cpu", 3))
     assert [line.what for line in lines if not line.ok] == []
-    assert net.types == {(True, dtype), (False, dtype)}
+    assert net.types == {(True, dtype), (False, dtype), (True, torch.float32)}, "a batch and its parts: in float32"
 
 
 def test_a_check_counts_the_steps_that_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
