@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 from sqlalchemy import delete, event, text, update
 from storage_crew import PROCESSES, Crew, claim_beside_mending
@@ -88,11 +89,9 @@ def test_a_running_trial_without_a_lease_is_left_to_any_worker(
     worker.record_epoch(lease, an_epoch(3))
 
 
-def test_a_trial_that_somebody_else_told_is_settled(
-    worker: SharedStorage, study: StudyRecord, storage_url: str, tmp_path: Path
-) -> None:
+def test_a_trial_that_somebody_else_told_is_settled(worker: SharedStorage, study: StudyRecord, tmp_path: Path) -> None:
     trial = held(worker, study)
-    optuna_study(worker_on(storage_url), study).tell(trial.number, 0.75)
+    optuna_study(RDBStorage(worker.backend.url), study).tell(trial.number, 0.75)
     said = "trial 0 is COMPLETE and was never settled: somebody else told it; settled as complete"
     assert f"{study.name}: {said}" in mended(worker, tmp_path)
     [row] = rows(worker, TrialRow)
