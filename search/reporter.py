@@ -109,12 +109,20 @@ class TrialReporter:
         self._listener.recorded(result)
         if ending:
             return Verdict.HAND_BACK
-        if study is StudyState.STOPPED:
+        stopped = study is StudyState.STOPPED
+        if stopped:
             self._interrupt.request("the study was stopped")
-        losing = study is not None and result.value is not None and self._is_losing(result.epoch)
-        if state is not None and not losing and result.epoch < self._epochs:
+        if study is not None and result.value is not None and self._is_losing(result.epoch):
+            return Verdict.PRUNE
+        if result.epoch >= self._epochs:
+            return Verdict.GO_ON
+        if stopped:  # an epoch more would be one beyond the limit that this one has reached
+            if state is not None and (checkpoint := self._save(0, state)) is not None:
+                self._record(checkpoint)
+            return Verdict.HAND_BACK
+        if state is not None:
             self._keep_if_due(0, state, ahead=result.seconds)
-        return Verdict.PRUNE if losing else Verdict.GO_ON
+        return Verdict.GO_ON
 
     def finish(self) -> None:
         """Wait until everything is on record. To be called before the trial is settled or given back.

@@ -51,6 +51,7 @@ def test_device_time_that_is_spent_ends_the_study_well(inside: Inside, storage_u
     assert f"dialin resume tiny-1 --objective {TINY} --budget +1h" in said.out
     study = json.loads(inside("status", "--json", "--storage", storage_url).out)["study"]
     assert study["spent_seconds"] >= study["budget_seconds"] == 0.001
+    assert value(storage_url, "SELECT count(*) FROM dialin_epochs") == 1, "the epoch that spent it is the last"
 
     resume = ("resume", "--objective", TINY, "--workers", 1, "--storage", storage_url)
     refused = inside(*resume)

@@ -177,11 +177,15 @@ class TestVerdicts:
         assert report(to, 2) == [Verdict.HAND_BACK]
         assert bench.files() == ["state-0002.g1.pt"]
 
-    def test_a_study_that_was_stopped_is_noticed_with_the_next_epoch(self, bench: Bench) -> None:
-        to = bench.reporter()
+    def test_a_study_that_was_stopped_gets_no_epoch_beyond_the_one_in_flight(self, bench: Bench) -> None:
         studies.stop(bench.storage, bench.record.study_id, "by a test")
-        assert report(to, 1, 2) == [Verdict.GO_ON, Verdict.HAND_BACK]
+        assert report(bench.reporter(), 1) == [Verdict.HAND_BACK]
         assert bench.interrupt.reason == "the study was stopped"
+        assert bench.files() == ["state-0001.g1.pt"], "whoever resumes goes on after it"
+
+    def test_a_trial_whose_last_epoch_the_stop_finds_in_flight_is_whole(self, bench: Bench) -> None:
+        studies.stop(bench.storage, bench.record.study_id, "by a test")
+        assert report(bench.reporter(), EPOCHS) == [Verdict.GO_ON]
 
     def test_the_pruner_decides_on_what_is_recorded(self, bench: Bench) -> None:
         pruner = Loser(at=3)
