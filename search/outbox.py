@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from search.interrupt import Interrupt
 from storage.claims import Checkpoint, Epoch, Lease, LeaseLost
-from storage.patience import DatabaseAway, away_seconds, patiently, unwanted, waiting
+from storage.patience import DatabaseAway, away_seconds, waiting
 from storage.shared import SharedStorage
 from storage.tables import StudyState
 
@@ -82,7 +82,7 @@ class Outbox:
         end = time.monotonic() + away_seconds() + ANSWER_SECONDS
         with self._changed:
             while self._reports and self._failure is None:
-                if unwanted() or self._interrupt.requested:
+                if self._interrupt.requested:
                     end = min(end, time.monotonic() + HAND_BACK_SECONDS)
                 if time.monotonic() >= end:
                     self._given_up = True
@@ -91,10 +91,6 @@ class Outbox:
                     raise DatabaseAway(f"the database did not answer: {unrecorded} not on record")
                 self._changed.wait(_LISTEN_SECONDS)
             self._check()
-
-    def give_up(self) -> None:
-        """Write nothing more: the trial is another's, or its worker ends."""
-        self._given_up = True
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -105,7 +101,7 @@ class Outbox:
         with waiting(stop=lambda: self._given_up, tell=lambda _line: self._fall_behind()):
             while (report := self._next()) is not None:
                 try:
-                    state = patiently(lambda: self._storage.record_epoch(self._lease, report.epoch, report.checkpoint))
+                    state = self._storage.record_epoch(self._lease, report.epoch, report.checkpoint)
                 except BaseException as error:
                     self._fail(error)
                     return

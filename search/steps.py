@@ -162,11 +162,6 @@ class Stepper:
         """Whether a step's batches are together."""
         return self._pending == self._options.accumulate
 
-    @property
-    def pending(self) -> bool:
-        """Whether there are batches that no step was made of yet."""
-        return self._pending > 0
-
     def step(self, rate: float | None = None) -> None:
         """One optimizer step with the gradient of (sum of totals) / (sum of weights), clipped if so asked.
 

@@ -195,7 +195,7 @@ class Worker:
         """Hardly waited for: a worker that is not seen for a lease's length has ended too."""
         try:
             with waiting(SIGN_OFF_SECONDS):
-                patiently(lambda: workers.end(self._storage, self._claimant.worker_id))
+                workers.end(self._storage, self._claimant.worker_id)
         except DatabaseAway as error:
             _log.info("the worker ends without signing off: %s", error)
 
@@ -243,7 +243,7 @@ class Worker:
                 self._let_go(trial, lease, self.interrupt.reason)
             else:
                 with waiting(HAND_BACK_SECONDS, stop=lambda: False):
-                    patiently(lambda: self._storage.hand_back(lease))
+                    self._storage.hand_back(lease)
         except LeaseLost as lost:
             self._let_go(trial, lease, str(lost))
         finally:
@@ -251,7 +251,7 @@ class Worker:
 
     def _let_go(self, trial: Trial, lease: Lease, why: str) -> None:
         """The lease is lost; where another program told the trial, that goes on record and its checkpoints go."""
-        told = patiently(lambda: self._storage.let_go(lease))
+        told = self._storage.let_go(lease)
         if told is not None:
             why = f"another program told it {told.name}"
             self._shelf.discard(f"trial-{trial.number:05d}")

@@ -90,11 +90,6 @@ def waiting(
         _limit.reset(token)
 
 
-def unwanted() -> bool:
-    """Whether the `waiting` block around says that this thread should wait no more."""
-    return _limit.get().stop()
-
-
 def away_seconds() -> float:
     """How long a database that went away is waited for, in seconds. Raises UsageError: the variable is no number."""
     text = os.environ.get(AWAY_VARIABLE, "")
@@ -162,16 +157,11 @@ class Patience:
     """Pauses that grow from FIRST_SECONDS to LONGEST_SECONDS, with jitter, until a limit counted from the first."""
 
     def __init__(
-        self,
-        seconds: float | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        self, *, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        """Wait for at most `seconds`, and no longer than the `waiting` block around says."""
-        self._limit = _limit.get()
-        given = [one for one in (seconds, self._limit.seconds) if one is not None]
-        self._seconds = min([*given, away_seconds()])
+        """Wait no longer than the `waiting` block around says."""
+        self._limit, longest = _limit.get(), away_seconds()
+        self._seconds = longest if self._limit.seconds is None else min(self._limit.seconds, longest)
         self._clock, self._sleep = clock, sleep
         # Not Python's own generator: training draws from that one, and is reproducible.
         self._random = random.Random()
@@ -201,9 +191,9 @@ class Patience:
         self._pause = min(2 * self._pause, LONGEST_SECONDS)
 
 
-def patiently(function: Callable[[], _Answer], seconds: float | None = None) -> _Answer:
+def patiently(function: Callable[[], _Answer]) -> _Answer:
     """Call a function again and again until the database answers it. Raises DatabaseAway, and what is not `away`."""
-    patience = Patience(seconds)
+    patience = Patience()
     while True:
         try:
             return function()

@@ -239,6 +239,7 @@ class SharedStorage(CachedStorage):
         self._backend.write_once(lambda session, _again: leases.hand_back(session, lease))
         self._backend.leases.pop(lease.trial_id, None)
 
+    @patient
     def let_go(self, lease: Lease) -> TrialState | None:
         """The state that another program told a trial while it was trained here, which is on record after this.
 

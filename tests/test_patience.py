@@ -34,7 +34,8 @@ class Clock:
         self.slept.append(seconds)
 
     def patience(self, seconds: float | None = None) -> Patience:
-        return Patience(seconds, clock=lambda: self.now, sleep=self.sleep)
+        with waiting(seconds):
+            return Patience(clock=lambda: self.now, sleep=self.sleep)
 
 
 def locked(tmp_path: Path) -> OperationalError:
@@ -146,7 +147,7 @@ def test_a_wait_ends_when_it_is_wanted_no_more(tmp_path: Path) -> None:
 def test_a_block_that_waits_for_nothing_gets_the_error_itself(tmp_path: Path) -> None:
     error = locked(tmp_path)
     with waiting(0), pytest.raises(OperationalError):
-        Patience(60).wait(error)
+        Patience().wait(error)
 
 
 def test_a_function_runs_again_until_the_database_answers(tmp_path: Path) -> None:
