@@ -130,6 +130,9 @@ class EvaluationBatches:
         self._data, self._source = data, _source(part, data, device)
         self._order = torch.arange(size(part)).split(max(batch_size, _large(part, batch_size)))
 
+    def __len__(self) -> int:
+        return len(self._order)
+
     def __iter__(self) -> Iterator[Any]:
         for batch in self._source.gather(self._order, seed=0):
             yield _scaled(batch, self._data)

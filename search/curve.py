@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,7 +113,7 @@ class Curve:
             }
             with self._stepper.averaged():
                 if losses.finite():
-                    held_out = _unless(interrupted, self._held_out)
+                    held_out = _asking(interrupted, iter(self._held_out), len(self._held_out))
                     precision = self._objective.precision
                     values |= evaluate(self._task, held_out, self._metrics, self._device, precision, self._fitting)
                 value = self._judge(values)
@@ -222,17 +222,13 @@ class Curve:
 
 
 def _asking(interrupted: Callable[[], bool], batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """So many batches, with Interrupted raised before one is drawn that is not wanted any more."""
+    """So many batches, with Interrupted raised before one is drawn that is not wanted any more.
+
+    Not after it is drawn: training would end there with batches behind it that no checkpoint has, since the reporter
+    was asked between two batches, before the time was up.
+    """
     for _ in range(count):
         if interrupted():
             raise Interrupted
         yield next(batches)
     next(batches, None)  # a DataLoader's processes end with its last batch
-
-
-def _unless(interrupted: Callable[[], bool], batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches, with Interrupted raised before the first that is not wanted any more."""
-    for batch in batches:
-        if interrupted():
-            raise Interrupted
-        yield batch

@@ -1,6 +1,6 @@
 """The one place where a batch becomes an optimizer step, with every training option of an objective.
 
-Used by the trainer, and by `search.preview` and `search.check`, so that what is tried out is what is trained:
+Used by the trainer:
 
     stepper.start_epoch()
     for batch in batches:
@@ -9,7 +9,8 @@ Used by the trainer, and by `search.preview` and `search.check`, so that what is
             stepper.step(rate)
 
 With no option set this is the plain loop, bit for bit: zero_grad, (total / weight).backward(), step. A batch that does
-not fit into memory goes through in parts where that comes to the same.
+not fit into memory goes through in parts where that comes to the same. `search.preview` and `search.check` call the two
+halves of `take` instead, `loss` and `add`: they tell which of the two fails, and whether a batch fits whole.
 """
 
 from __future__ import annotations

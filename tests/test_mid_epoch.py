@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from training_helpers import Recorder, fit
 
 from search.data import Data, Folds
 from search.objective import Objective, Task, supervised
+from search.reporting import Interrupted
 
 INPUTS = torch.randn(90, 16, generator=torch.Generator().manual_seed(0))
 TARGETS = INPUTS[:, :4].argmax(1)
@@ -89,6 +90,47 @@ def test_it_goes_on_bit_for_bit(case: str) -> None:
         assert rest.curve == whole.curve[epochs:]
         assert (again.value, again.best_epoch) == (result.value, result.best_epoch)
         assert checksums(again.weights) == checksums(result.weights)
+
+
+class Called(Recorder):
+    """Taken back once `asked` is there: keeps a state between two batches then, as a worker's reporter does."""
+
+    asked = False
+
+    def interrupted(self) -> bool:
+        return self.asked
+
+    def between_batches(self, batch: int, state: Callable[[], dict[str, Any]]) -> None:
+        if self.asked:
+            self.within[(len(self.results), batch)] = state()
+
+
+def test_an_interruption_while_a_batch_is_drawn_loses_no_batch() -> None:
+    """Where a dataset is slow most interruptions come then."""
+    reporter, drawn, trained = Called(), list[int](), list[int]()
+
+    class Slow(Dataset[Any]):
+        def __len__(self) -> int:
+            return 60
+
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            drawn.append(index)
+            reporter.asked |= len(drawn) == 20  # in the third batch of eight
+            return INPUTS[index], TARGETS[index]
+
+    def counted(trial: Any) -> Task:
+        plain = supervised(resumable.model(trial), nn.CrossEntropyLoss())
+
+        def step(net: nn.Module, batch: Any) -> Any:
+            trained.append(len(batch[0]))
+            return plain.step(net, batch)
+
+        return replace(plain, step=step)
+
+    with pytest.raises(Interrupted):
+        fit(objective(data(Slow()), model=counted, loss=None), reporter)
+    assert len(trained) == 3
+    assert {*reporter.within} == {(0, 3)}
 
 
 def checksums(weights: dict[str, Any] | None) -> list[str]:
