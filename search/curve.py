@@ -16,8 +16,8 @@ import torch
 from search.batches import EvaluationBatches, TrainingBatches
 from search.data import Data
 from search.evaluation import evaluate
-from search.fitting import Fitting
 from search.metrics import Mean
+from search.micro_batch_size import MicroBatchSize
 from search.objective import Objective, Task
 from search.optimizers import build_for
 from search.randomness import random_state, restore_random_state
@@ -74,12 +74,12 @@ class Curve:
         objective: Objective,
         device: torch.device,
         seed: int,
-        fitting: Fitting,
+        micro_batch: MicroBatchSize,
     ) -> None:
-        """`fitting`: how much of a batch fits into memory at a time, of all folds of a trial."""
-        self._task, self._objective, self._device, self._fitting = task, objective, device, fitting
+        """`micro_batch`: how much of a batch fits into memory at a time, of all folds of a trial."""
+        self._task, self._objective, self._device, self._micro_batch = task, objective, device, micro_batch
         task.net.to(device)
-        self._stepper = Stepper(task, build_for(task, recipe), objective, device, fitting)
+        self._stepper = Stepper(task, build_for(task, recipe), objective, device, micro_batch)
         self._batches = TrainingBatches(
             data, task.augment, recipe.batch_size, seed=seed, device=device, epoch_batches=objective.epoch_batches
         )
@@ -115,7 +115,7 @@ class Curve:
                 if losses.finite():
                     held_out = _asking(interrupted, iter(self._held_out), len(self._held_out))
                     precision = self._objective.precision
-                    values |= evaluate(self._task, held_out, self._metrics, self._device, precision, self._fitting)
+                    values |= evaluate(self._task, held_out, self._metrics, self._device, precision, self._micro_batch)
                 value = self._judge(values)
             yield EpochResult(self.epoch, value, values, begun.seconds, self._batches.samples(self.epoch))
 

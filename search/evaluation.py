@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from search.failures import out_of_memory
-from search.fitting import Fitting
 from search.metrics import Mean, NamedMetric
+from search.micro_batch_size import MicroBatchSize
 from search.micro_batches import count, cut, free, head, same
 from search.objective import Precision, Task
 from search.steps import autocast
@@ -26,13 +26,13 @@ def evaluate(
     metrics: Sequence[NamedMetric],
     device: torch.device,
     precision: Precision = "float32",
-    fitting: Fitting | None = None,
+    micro_batch: MicroBatchSize | None = None,
 ) -> dict[str, float]:
     """Every metric by name, over all batches. The metrics are reset first; the network is left in eval mode.
 
     The metric "loss" is fed by the task's own step, the others by its predict, in float32 whatever the
     precision of the network: sums in bfloat16 would have three digits. A batch that does not fit into memory is
-    fed in parts: metrics are sums over however many batches; `fitting` remembers how much did fit.
+    fed in parts: metrics are sums over however many batches; `micro_batch` remembers how much did fit.
     ObjectiveError: a metric computed something that is no number.
     """
     task.net.eval()
@@ -49,7 +49,7 @@ def evaluate(
             return pair, task.step(task.net, batch) if means else None
 
     for batch in batches:
-        for pair, summed in _looked_at(batch, look, fitting or Fitting(), device):
+        for pair, summed in _looked_at(batch, look, micro_batch or MicroBatchSize(), device):
             for metric in predicted if pair is not None else ():
                 metric.update(*pair)
             for mean in means:
@@ -66,10 +66,12 @@ def _predicted(task: Task, batch: Any, device: torch.device, precision: Precisio
     return outputs, targets
 
 
-def _looked_at(batch: Any, look: Callable[[Any], Seen], fitting: Fitting, device: torch.device) -> Iterator[Seen]:
+def _looked_at(
+    batch: Any, look: Callable[[Any], Seen], micro_batch: MicroBatchSize, device: torch.device
+) -> Iterator[Seen]:
     """What `look` makes of the batch, or of its parts where it does not fit. Nothing is looked at twice in vain."""
     samples = count(batch)
-    todo = [batch] if samples is None or fitting.evaluated is None else cut(batch, fitting.evaluated)
+    todo = [batch] if samples is None or micro_batch.evaluated is None else cut(batch, micro_batch.evaluated)
     while todo:
         part, begins = todo[0], head(todo[0], 1) if samples is not None else None
         try:
@@ -81,8 +83,8 @@ def _looked_at(batch: Any, look: Callable[[Any], Seen], fitting: Fitting, device
             seen = None
         if seen is None:  # only now: the exception held the frames, and they the tensors
             free(device)
-            fitting.evaluated = -(-(count(part) or 1) // 2)
-            todo[:1] = cut(part, fitting.evaluated)
+            micro_batch.evaluated = -(-(count(part) or 1) // 2)
+            todo[:1] = cut(part, micro_batch.evaluated)
             continue
         yield seen
         del todo[0]

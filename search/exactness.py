@@ -113,11 +113,11 @@ class _Passed:
             return float("inf")
         sizes = {name: float(one.norm()) for name, one in self.gradients.items()}
         least = 1e-3 * sum(size**2 for size in sizes.values()) ** 0.5 or 1.0
-        apart = (float((one - other.gradients[name]).norm()) / max(sizes[name], least) for name, one in self.each())
+        apart = (
+            float((one - other.gradients[name]).norm()) / max(sizes[name], least)
+            for name, one in self.gradients.items()
+        )
         return max(apart, default=float("inf"))
-
-    def each(self) -> Iterator[tuple[str, Tensor]]:
-        return iter(self.gradients.items())
 
     def sums_apart(self, other: _Passed) -> float:
         """How far the sums of losses and the weights are apart, by their size."""

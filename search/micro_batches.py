@@ -9,7 +9,7 @@ import gc
 import hashlib
 import itertools
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +20,6 @@ PLAIN = (str, bytes, int, float, bool, type(None))
 
 class WontFit(MemoryError):
     """Memory is wanting, and smaller parts of the batch are no way out; the message says why."""
-
-
-class Sizes(Protocol):
-    """Remembers how many samples at a time have fitted: for how long, and for whom, is its own affair."""
-
-    def find(self, model: str) -> int | None:
-        """The size known for a model's digest; None: nothing was ever too large."""
-
-    def keep(self, model: str, samples: int) -> None:
-        """Remember that this many fit and more do not."""
-
-
-class OneTrial:
-    """Remembers nothing beyond a trial."""
-
-    def find(self, model: str) -> int | None:
-        return None
-
-    def keep(self, model: str, samples: int) -> None:
-        pass
 
 
 def count(batch: Any) -> int | None:

@@ -1,11 +1,12 @@
 """What a worker remembers of the samples that fitted into memory: in the process, and for others in the database.
 
-Handed to `search.fitting` by the trainer. A database that cannot say or take it holds nothing up.
+Handed to `search.micro_batch_size` by the trainer. A database that cannot say or take it holds nothing up.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 
 import torch
 from optuna.exceptions import StorageInternalError
@@ -27,7 +28,6 @@ class StoredSizes:
     def __init__(self, storage: SharedStorage, device: torch.device) -> None:
         self._storage, self._device = storage, device
         self._known: dict[str, int] = {}
-        self._kind: str | None = None
 
     def find(self, model: str) -> int | None:
         """The smallest size known here or there."""
@@ -49,16 +49,10 @@ class StoredSizes:
         except (SQLAlchemyError, StorageInternalError) as error:
             _log.warning("the size of batches that fits is not on record: %s", one_line(error))
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """What a size depends on: "NVIDIA H200 140 GiB", "cpu 8 GiB"."""
-        if self._kind is None:
-            self._kind = _kind(self._device)
-        return self._kind
-
-
-def _kind(device: torch.device) -> str:
-    if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        return f"{found.name} {found.total_memory / GIB:.0f} GiB"
-    return f"{device.type} {memory.room() / GIB:.1f} GiB"
+        if self._device.type == "cuda":
+            found = torch.cuda.get_device_properties(self._device)
+            return f"{found.name} {found.total_memory / GIB:.0f} GiB"
+        return f"{self._device.type} {memory.room() / GIB:.1f} GiB"

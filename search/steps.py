@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from search.errors import ObjectiveError
 from search.exactness import Comparison, compare
 from search.failures import first_line, out_of_memory
-from search.fitting import Fitting
+from search.micro_batch_size import MicroBatchSize
 from search.micro_batches import WontFit, cut, digest, free, versions
 from search.objective import Objective, Precision, Task
 from search.optimizers import set_rate
@@ -49,11 +49,11 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         options: Objective,
         device: torch.device,
-        fitting: Fitting | None = None,
+        micro_batch: MicroBatchSize | None = None,
     ) -> None:
-        """`fitting`: what is known of the samples that fit at a time."""
+        """`micro_batch`: what is known of the samples that fit at a time."""
         self.optimizer = optimizer
-        self._fitting, self._begun = fitting or Fitting(), False
+        self._micro_batch, self._begun = micro_batch or MicroBatchSize(), False
         self._task, self._options, self._device = task, options, device
         # Without a scaler small gradients are zero in float16 (Micikevicius et al. 2018).
         self._scaler = torch.amp.GradScaler(device.type) if options.precision == "fp16" else None
@@ -94,7 +94,7 @@ class Stepper:
         """
         if not self._begun:
             self._begun = True
-            self._fitting.begin(self._digest(batch), batch, self._compared)
+            self._micro_batch.begin(self._digest(batch), batch, self._compared)
         if not self._taken:
             self._random = _generators(self._device)
         self._taken.append((batch, versions(batch)))
@@ -103,7 +103,7 @@ class Stepper:
             try:
                 for one in todo:
                     summed = self._go_through(one)
-                self._fitting.fitted()
+                self._micro_batch.fitted()
                 return summed
             except (MemoryError, RuntimeError) as error:
                 if isinstance(error, WontFit) or not out_of_memory(error):
@@ -114,7 +114,7 @@ class Stepper:
             todo = [one for one, _ in self._taken]
 
     def _go_through(self, batch: Any) -> tuple[Tensor, Tensor | float]:
-        parts = [batch] if self._fitting.size is None else cut(batch, self._fitting.size)
+        parts = [batch] if self._micro_batch.size is None else cut(batch, self._micro_batch.size)
         total, weight = self.loss(parts[0])
         self._go_back(total, weight)
         summed, total = total.detach(), total.detach()
@@ -131,7 +131,7 @@ class Stepper:
         free(self._device)
         if any(versions(one) != before for one, before in self._taken):
             raise WontFit(f"{said}; the network has changed its batch in place, which is not there to be cut")
-        self._fitting.smaller(said, batch)
+        self._micro_batch.smaller(said, batch)
         self._pending = self._parts = 0
         _set_generators(self._random, self._device)
 
@@ -204,8 +204,8 @@ class Stepper:
             kept["scaler"] = self._scaler.state_dict()
         if self._average is not None:
             kept["average"] = self._average.state()
-        if self._fitting.size is not None:
-            kept["micro_batch"] = self._fitting.size
+        if self._micro_batch.size is not None:
+            kept["micro_batch"] = self._micro_batch.size
         return kept
 
     def restore(self, kept: dict[str, Any]) -> None:
@@ -214,7 +214,7 @@ class Stepper:
             self._scaler.load_state_dict(kept["scaler"])
         if self._average is not None and "average" in kept:
             self._average.restore(kept["average"])
-        self._fitting.go_on(kept.get("micro_batch"))
+        self._micro_batch.go_on(kept.get("micro_batch"))
 
 
 def _one_for_zero(weight: Tensor | float) -> Tensor | float:

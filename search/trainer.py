@@ -22,9 +22,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from search import bare, loop, space
 from search.data import Data, Folds
 from search.failures import failure, from_storage
-from search.fitting import KILLS_IN_A_ROW, Fitting
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
+from search.micro_batch_size import KILLS_IN_A_ROW, MicroBatchSize
 from search.narrowing import narrowed
 from search.objective import Objective
 from search.own_trial import OwnTrial
@@ -137,7 +137,7 @@ class Trainer:
             self._use_device()
             run = self._run(trial, seed, reporter, folder, lease)
             return loop.play(run, self.objective)
-        return self._train_task(trial, seed, reporter, teller, Fitting(self.sizes, kills))
+        return self._train_task(trial, seed, reporter, teller, MicroBatchSize(self.sizes, kills))
 
     def _use_device(self) -> None:
         """A bare "cuda" in a person's own code means this worker's."""
@@ -168,7 +168,9 @@ class Trainer:
                 trial.set_user_attr(key, value)
         return recipe
 
-    def _train_task(self, trial: Trial, seed: int, reporter: TrialReporter, teller: Teller, fitting: Fitting) -> Result:
+    def _train_task(
+        self, trial: Trial, seed: int, reporter: TrialReporter, teller: Teller, micro_batch: MicroBatchSize
+    ) -> Result:
         """Dialin's own loop: recipe and model are sampled in one transaction before it."""
         raised: BaseException | None = None
         with self.storage.sampling(trial):
@@ -195,7 +197,7 @@ class Trainer:
             seed=seed,
             reporter=reporter,
             new_task=lambda: self.objective.task(trial),
-            fitting=fitting,
+            micro_batch=micro_batch,
         )
 
     def _told(self, recipe: Recipe) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from search.curve import Curve
 from search.data import Data, Folds
 from search.failures import first_line, out_of_memory
-from search.fitting import Fitting
+from search.micro_batch_size import MicroBatchSize
 from search.objective import Objective, Task
 from search.randomness import seed_everything
 from search.reporting import Interrupted, Reporter, Result, Verdict
@@ -38,14 +38,14 @@ def train(
     seed: int,
     reporter: Reporter,
     new_task: Callable[[], Task] | None = None,
-    fitting: Fitting | None = None,
+    micro_batch: MicroBatchSize | None = None,
 ) -> Result:
     """Train to the end, a verdict or divergence. Call `seed_everything(seed)` before the task is made.
 
     A diverged epoch is reported with the value NaN, and its verdict is ignored. PRUNE is also ignored after
     the last epoch, when there is nothing left to save. Raises Interrupted when the reporter takes the trial
     back, and whatever the objective raises, but for want of memory: that is an outcome, where smaller parts of a
-    batch, as `fitting` knows them, are no way out.
+    batch, as `micro_batch` knows them, are no way out.
 
     With Folds, `task` trains on the first and a `new_task()`, of the same knobs, on each of the others, after
     `seed_everything(fold_seed(seed, fold))`. Epochs are reported as (fold - 1) * objective.epochs + epoch. The
@@ -53,12 +53,12 @@ def train(
     only hand the trial back. The result's value is the mean over all folds, its weights are those of each by
     name: "fold-1" and so on.
     """
-    fitting = fitting or Fitting()
+    micro_batch = micro_batch or MicroBatchSize()
     try:
         if isinstance(data, Folds):
             assert new_task is not None, "each fold needs a network of its own"
-            return _FoldedTrial(data, recipe, objective, device, seed, reporter, fitting).train(task, new_task)
-        return _train(task, data, recipe, objective, device, seed, reporter, fitting)
+            return _FoldedTrial(data, recipe, objective, device, seed, reporter, micro_batch).train(task, new_task)
+        return _train(task, data, recipe, objective, device, seed, reporter, micro_batch)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -75,9 +75,9 @@ def _train(
     device: torch.device,
     seed: int,
     reporter: Reporter,
-    fitting: Fitting,
+    micro_batch: MicroBatchSize,
 ) -> Result:
-    curve = Curve(task, data, recipe, objective, device, seed, fitting)
+    curve = Curve(task, data, recipe, objective, device, seed, micro_batch)
     curve.restore(reporter.restore())
     for result in curve.epochs(reporter.interrupted, reporter.between_batches):
         verdict = reporter.report(result, curve.state)
@@ -100,7 +100,7 @@ class _FoldedTrial:
     device: torch.device
     seed: int
     reporter: Reporter
-    fitting: Fitting
+    micro_batch: MicroBatchSize
     values: list[float] = field(default_factory=list)
     weights: dict[str, Any] = field(default_factory=dict)
 
@@ -123,7 +123,7 @@ class _FoldedTrial:
         """What ended the trial in this fold, or None when the fold is finished."""
         seed, before = fold_seed(self.seed, fold), (fold - 1) * self.objective.epochs
         part = self.data.folds[fold - 1]
-        curve = Curve(task, part, self.recipe, self.objective, self.device, seed, self.fitting)
+        curve = Curve(task, part, self.recipe, self.objective, self.device, seed, self.micro_batch)
         curve.restore(kept)
 
         def whole(state: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from training_helpers import CPU, Recorder, first_recipe
 
 from search.data import Data
-from search.fitting import Fitting
+from search.micro_batch_size import MicroBatchSize
 from search.objective import Objective, Task
 from search.randomness import seed_everything
 from search.reporting import Result
@@ -50,12 +50,22 @@ def objective(make: Callable[[], nn.Module | Task], **arguments: Any) -> Objecti
 
 
 def fitted(
-    made: Objective, recorder: Recorder | None = None, fitting: Fitting | None = None, device: torch.device = CPU
+    made: Objective,
+    recorder: Recorder | None = None,
+    micro_batch: MicroBatchSize | None = None,
+    device: torch.device = CPU,
 ) -> Result:
     """Train it as a worker does."""
     seed_everything(0)
     task, data = made.task(None), made.data(None)  # type: ignore[arg-type]  # neither is looked at
     reporter = recorder or Recorder()
     return train(
-        task, data, first_recipe(made), made, device=device, seed=0, reporter=reporter, fitting=fitting or Fitting()
+        task,
+        data,
+        first_recipe(made),
+        made,
+        device=device,
+        seed=0,
+        reporter=reporter,
+        micro_batch=micro_batch or MicroBatchSize(),
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from training_helpers import Recorder
 
 from search.exactness import Comparison, compare
-from search.fitting import Fitting
+from search.micro_batch_size import MicroBatchSize
 from search.micro_batches import WontFit, count, cut
 from search.objective import Task, supervised
 from search.reporting import Interrupted
@@ -87,7 +87,7 @@ class TestTraining:
 
         table = Table()
         for _ in range(2):
-            assert fitted(objective(make), fitting=Fitting(table)).outcome is Outcome.COMPLETE
+            assert fitted(objective(make), micro_batch=MicroBatchSize(table)).outcome is Outcome.COMPLETE
         assert [*table.rows.values()] == [2]
         rooms = [net[1] for net in nets]
         # Of ten, five and three; to compare, a batch of five and then of two.
@@ -97,7 +97,7 @@ class TestTraining:
         """Random numbers too: a batch that goes through again has those that it began with."""
         table, found_out, known = Table(), Recorder(), Recorder()
         for recorder in (found_out, known):
-            fitted(objective(lambda: nn.Sequential(nn.Dropout(0.5), narrow())), recorder, Fitting(table))
+            fitted(objective(lambda: nn.Sequential(nn.Dropout(0.5), narrow())), recorder, MicroBatchSize(table))
         assert known.curve == found_out.curve
 
     def test_batches_of_a_step_that_had_fitted_go_through_again(self) -> None:
@@ -125,7 +125,7 @@ class TestTraining:
         with pytest.raises(Interrupted):
             fitted(made, first)
         second.restored = first.states[1]
-        fitted(made, second, Fitting(Known(1)))
+        fitted(made, second, MicroBatchSize(Known(1)))
         assert first.curve + second.curve == undisturbed.curve
 
     def test_a_batch_that_a_network_changes_in_place_is_not_trained_again(self) -> None:
@@ -140,8 +140,8 @@ class TestTraining:
     def test_one_sample_too_many_is_an_outcome(self) -> None:
         table = Table()
         nets = iter([narrow(samples=2), narrow(samples=0)])
-        fitted(objective(lambda: next(nets)), fitting=Fitting(table))
-        result = fitted(objective(lambda: next(nets)), fitting=Fitting(table))
+        fitted(objective(lambda: next(nets)), micro_batch=MicroBatchSize(table))
+        result = fitted(objective(lambda: next(nets)), micro_batch=MicroBatchSize(table))
         assert result.outcome is Outcome.OUT_OF_MEMORY
         assert result.reason.startswith("out of memory at batch size 10: CUDA out of memory. Tried to allocate 9 GiB; ")
 
@@ -154,11 +154,11 @@ class TestEvaluation:
             return inputs
 
     def test_it_is_the_same_in_smaller_batches(self) -> None:
-        whole, parts, fitting = Recorder(), Recorder(), Fitting()
+        whole, parts, micro_batch = Recorder(), Recorder(), MicroBatchSize()
         metrics = ("loss", "accuracy", "f1")
         fitted(objective(lambda: narrow(samples=10), metric=metrics), whole)
-        fitted(objective(lambda: narrow(self.Small(), samples=10), metric=metrics), parts, fitting)
-        assert (fitting.size, fitting.evaluated) == (None, 13)
+        fitted(objective(lambda: narrow(self.Small(), samples=10), metric=metrics), parts, micro_batch)
+        assert (micro_batch.size, micro_batch.evaluated) == (None, 13)
         for one, other in zip(whole.results, parts.results, strict=True):
             assert other.metrics == pytest.approx(one.metrics, rel=1e-6)
 
@@ -167,7 +167,7 @@ class TestAfterAKill:
     def test_the_next_owner_takes_half(self) -> None:
         table = Table()
         for kills, size in [(1, 5), (1, 3), (1, 2), (1, 1)]:
-            assert fitted(objective(lambda: narrow(samples=10)), fitting=Fitting(table, kills)).outcome is (
+            assert fitted(objective(lambda: narrow(samples=10)), micro_batch=MicroBatchSize(table, kills)).outcome is (
                 Outcome.COMPLETE
             )
             assert [*table.rows.values()] == [size]
@@ -175,16 +175,16 @@ class TestAfterAKill:
     def test_with_one_sample_at_a_time_there_is_nothing_left_to_try(self) -> None:
         table = Table()
         made = objective(lambda: narrow(samples=10))
-        fitted(made, fitting=Fitting(table, 1))
+        fitted(made, micro_batch=MicroBatchSize(table, 1))
         table.rows = dict.fromkeys(table.rows, 1)
-        result = fitted(made, fitting=Fitting(table, 1))
+        result = fitted(made, micro_batch=MicroBatchSize(table, 1))
         assert result.outcome is Outcome.OUT_OF_MEMORY
         assert result.reason.endswith("killed for want of memory while it trained on one sample at a time")
 
     def test_what_cannot_be_cut_is_tried_whole_once_more(self) -> None:
         made = objective(lambda: narrow(nn.BatchNorm1d(4), samples=10))
-        assert fitted(made, fitting=Fitting(kills=1)).outcome is Outcome.COMPLETE
-        result = fitted(made, fitting=Fitting(kills=2))
+        assert fitted(made, micro_batch=MicroBatchSize(kills=1)).outcome is Outcome.COMPLETE
+        result = fitted(made, micro_batch=MicroBatchSize(kills=2))
         assert result.outcome is Outcome.OUT_OF_MEMORY
         assert "killed for want of memory 2 times in a row; trained in parts" in result.reason
 
@@ -192,7 +192,7 @@ class TestAfterAKill:
     def test_what_cannot_be_cut_halves_no_size(self, known: int) -> None:
         table = Known(known)
         made = objective(lambda: narrow(nn.BatchNorm1d(4), samples=10))
-        assert fitted(made, fitting=Fitting(table, kills=1)).outcome is Outcome.COMPLETE
+        assert fitted(made, micro_batch=MicroBatchSize(table, kills=1)).outcome is Outcome.COMPLETE
         assert table.rows == {}
 
     def test_a_comparison_that_kills_is_of_a_smaller_part_the_next_time(self) -> None:
@@ -204,7 +204,7 @@ class TestAfterAKill:
 
         for kills in (1, 2):
             with contextlib.suppress(WontFit):
-                Fitting(kills=kills).begin("a", (POINTS[:32], SIDES[:32]), compare_part)
+                MicroBatchSize(kills=kills).begin("a", (POINTS[:32], SIDES[:32]), compare_part)
         assert compared == [16, 8]
 
 

@@ -21,9 +21,9 @@ from torch import nn
 from search import children
 from search.assignment import Assignment
 from search.devices import Slot
-from search.fitting import Fitting
 from search.fleet import Fleet
 from search.memory import OomKills
+from search.micro_batch_size import MicroBatchSize
 from search.sizes import StoredSizes
 from storage import micro_batches, studies
 from storage.outcomes import Outcome
@@ -47,9 +47,9 @@ def trained_under_a_limit(answer: Connection) -> None:
     used = next(int(line.split()[1]) for line in told if line.startswith("VmSize"))
     resource.setrlimit(resource.RLIMIT_AS, ((used * 1024 + 100 * 2**20,) * 2))
     for layer in (nn.Tanh(), nn.BatchNorm1d(200_000)):
-        fitting = Fitting()
-        result = fitted(objective(partial(wide, layer), batch_sizes=(48,), epochs=1), fitting=fitting)
-        answer.send((result.outcome, fitting.size, result.reason))
+        micro_batch = MicroBatchSize()
+        result = fitted(objective(partial(wide, layer), batch_sizes=(48,), epochs=1), micro_batch=micro_batch)
+        answer.send((result.outcome, micro_batch.size, result.reason))
 
 
 def test_a_failed_allocation_halves_the_batch_where_that_is_exact() -> None:
@@ -72,16 +72,16 @@ def test_a_failed_allocation_halves_the_batch_where_that_is_exact() -> None:
 def test_the_same_on_a_gpu() -> None:
     """Of 48 samples the activations take 380 MB in each layer; the network and its optimizer some 200 MB."""
     torch.cuda.empty_cache()
-    device, fitting = torch.device("cuda", 0), Fitting()
+    device, micro_batch = torch.device("cuda", 0), MicroBatchSize()
     room = torch.cuda.memory_reserved(device) + 2**30
     torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(device).total_memory, device)
     try:
         made = objective(lambda: nn.Sequential(nn.Linear(3, 2_000_000), nn.Tanh(), nn.Linear(2_000_000, 2)), epochs=1)
-        result = fitted(replace(made, batch_sizes=(48,)), fitting=fitting, device=device)
+        result = fitted(replace(made, batch_sizes=(48,)), micro_batch=micro_batch, device=device)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
     assert (result.outcome, result.reason) == (Outcome.COMPLETE, "")
-    assert fitting.size in (6, 12, 24)
+    assert micro_batch.size in (6, 12, 24)
 
 
 KILLER = """

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from search.exactness import Comparison
 from search.failures import first_line, out_of_memory
-from search.micro_batches import OneTrial, Sizes, WontFit, count, head
+from search.micro_batches import WontFit, count, head
 
 # Owners of a trial killed for want of memory, one after the other, whose batches cannot be cut: a first one may have
 # been killed for what a neighbour took.
@@ -20,7 +20,27 @@ KILLS_IN_A_ROW = 2
 _log = logging.getLogger(__name__)
 
 
-class Fitting:
+class Sizes(Protocol):
+    """Remembers how many samples at a time have fitted: for how long, and for whom, is its own affair."""
+
+    def find(self, model: str) -> int | None:
+        """The size known for a model's digest; None: nothing was ever too large."""
+
+    def keep(self, model: str, samples: int) -> None:
+        """Remember that this many fit and more do not."""
+
+
+class OneTrial:
+    """Remembers nothing beyond a trial."""
+
+    def find(self, model: str) -> int | None:
+        return None
+
+    def keep(self, model: str, samples: int) -> None:
+        pass
+
+
+class MicroBatchSize:
     """Of one trial. `size`: the most samples at a time, None while whole batches are trained. `evaluated`: the same
     for evaluation, which is the same in any batches.
     """
@@ -125,7 +145,7 @@ class Fitting:
     def _on_part_of(self, batch: Any) -> Comparison:
         samples = count(batch)
         if samples is None:
-            return Comparison(False, "its batches cannot be cut: their tensors have no first dimension in common")
+            return self._compare(batch)  # which says why it cannot be cut
         while True:
             samples = max(min(2, samples), samples // 2)
             try:
