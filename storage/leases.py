@@ -253,11 +253,7 @@ def settle(session: Session, lease: Lease, settlement: Settlement, key: str) -> 
             settled_at=database_now(),
         )
     )
-    session.execute(
-        delete(CheckpointRow).where(
-            CheckpointRow.trial_id == lease.trial_id, CheckpointRow.kind == CheckpointKind.STATE
-        )
-    )
+    forget_states(session, lease.trial_id)
     if settlement.weights is not None:
         add_checkpoint(session, lease, CheckpointKind.WEIGHTS, settlement.weights)
     if settlement.outcome is Outcome.ERROR:
@@ -279,14 +275,24 @@ def let_go(session: Session, lease: Lease) -> TrialState | None:
     if state is None or not state.is_finished() or not _count(session, delete(LeaseRow).where(owned_by(lease))):
         return None
     owners.ended(session, lease.trial_id, lease.generation, OwnerEnding.HANDED_BACK)
+    record_told(session, lease.trial_id, state)
+    return state
+
+
+def record_told(session: Session, trial_id: int, state: TrialState) -> None:
+    """Settle a trial as another program told it; whoever calls has seen to its lease."""
     session.execute(
         update(TrialRow)
-        .where(TrialRow.trial_id == lease.trial_id, TrialRow.outcome.is_(None))
+        .where(TrialRow.trial_id == trial_id, TrialRow.outcome.is_(None))
         .values(settlement=new_uuid(), outcome=Outcome.of(state), reason=TOLD_ELSEWHERE, settled_at=database_now())
     )
-    of_trial = and_(CheckpointRow.trial_id == lease.trial_id, CheckpointRow.kind == CheckpointKind.STATE)
-    session.execute(delete(CheckpointRow).where(of_trial))
-    return state
+    forget_states(session, trial_id)
+
+
+def forget_states(session: Session, trial_id: int) -> None:
+    """Nobody goes on with the trial: its state checkpoints are no longer on record."""
+    states = and_(CheckpointRow.trial_id == trial_id, CheckpointRow.kind == CheckpointKind.STATE)
+    session.execute(delete(CheckpointRow).where(states))
 
 
 def is_settled(session: Session, key: str) -> bool:

@@ -12,12 +12,11 @@ from sqlalchemy.orm import Session
 
 from storage.claims import new_uuid
 from storage.engine import database_now
-from storage.leases import HANDED_BACK
+from storage.leases import HANDED_BACK, record_told
 from storage.mending import Fault, runs
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.tables import (
-    CheckpointKind,
     CheckpointRow,
     EpochRow,
     LeaseRow,
@@ -83,18 +82,13 @@ def _unsettled(row: Any) -> _Way:
     if row.state == TrialState.WAITING:
         ticket = delete(TrialRow).where(TrialRow.trial_id == row.trial_id)
         return "is WAITING and has a ticket already", "it has none", runs(ticket, lease)
-    outcome = Outcome.of(row.state)
-    settled = (
-        update(TrialRow)
-        .where(TrialRow.trial_id == row.trial_id)
-        .values(outcome=outcome, settlement=new_uuid(), settled_at=database_now(), reason="told by somebody else")
-    )
-    states = and_(CheckpointRow.trial_id == row.trial_id, CheckpointRow.kind == CheckpointKind.STATE)
-    return (
-        f"is {row.state.name} and was never settled: somebody else told it",
-        f"settled as {outcome.text}",
-        runs(settled, lease, delete(CheckpointRow).where(states)),
-    )
+
+    def settle(session: Session) -> None:
+        runs(lease)(session)
+        record_told(session, row.trial_id, row.state)
+
+    what = f"is {row.state.name} and was never settled: somebody else told it"
+    return what, f"settled as {Outcome.of(row.state).text}", settle
 
 
 def _settled(row: Any) -> _Way:

@@ -15,7 +15,7 @@ from storage_crew import PROCESSES, Crew, claim_beside_mending
 from storage_places import adopted_by, an_epoch, fresh, make_study, optuna_study, rows, run_trial, wait_until, worker_on
 from studies import Inside
 
-from storage import checking, mending, workers
+from storage import checking, leases, mending, workers
 from storage.claims import new_uuid
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
@@ -95,7 +95,7 @@ def test_a_trial_that_somebody_else_told_is_settled(worker: SharedStorage, study
     said = "trial 0 is COMPLETE and was never settled: somebody else told it; settled as complete"
     assert f"{study.name}: {said}" in mended(worker, tmp_path)
     [row] = rows(worker, TrialRow)
-    assert (row.outcome, rows(worker, LeaseRow)) == ("complete", [])
+    assert (row.outcome, row.reason, rows(worker, LeaseRow)) == ("complete", leases.TOLD_ELSEWHERE, [])
 
 
 @pytest.mark.parametrize(
