@@ -37,7 +37,6 @@ def copy(
 
     Checkpoints and logs stay where they are. A password may stay in ~/.pgpass or PGPASSWORD.
     """
-    options.there_is(source)
     old, new = urls.parse(source), urls.parse(target)
     found = copying.copy(old, new, while_training=while_training)
     many = f"{_counted(found.studies, 'study', 'studies')}, {_counted(found.trials, 'trial', 'trials')}"
@@ -100,7 +99,7 @@ def upgrade(storage: options.Storage = DEFAULT_URL) -> None:
     Workers of the older version are ended first, by its `dialin stop`.
     """
     url = urls.parse(storage)
-    options.there_is(storage)
+    urls.there_is(url)
     found, shown = schema.upgrade(url), urls.shown(url)
     if found == SCHEMA_VERSION:
         typer.echo(f"{shown} has the tables of version {SCHEMA_VERSION}: there is nothing to upgrade")

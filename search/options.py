@@ -261,15 +261,8 @@ def open_existing(url: str) -> SharedStorage:
     Raises:
         DialinError: it cannot be opened, or there is no such SQLite file.
     """
-    there_is(url)
+    urls.there_is(urls.parse(url))
     return open_storage(url)
-
-
-def there_is(url: str) -> None:
-    """Raises UsageError where a URL names a SQLite file that is not there."""
-    file = urls.sqlite_file(urls.parse(url))
-    if file is not None and file.parent.is_dir() and not file.exists():
-        raise UsageError(f"there is no database {file}: `dialin run digits` makes one, --storage names another")
 
 
 def files_root(given: Path | None, storage: str) -> Path:

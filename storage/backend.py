@@ -19,19 +19,18 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from storage import epochs, leases, limits, owners, urls
 from storage.claims import Claimant, Lease, Settlement, new_uuid
-from storage.engine import make_engine, writing
+from storage.engine import insert_for, make_engine, writing
 from storage.optuna_internals import models, trial_id_of
 from storage.outcomes import Outcome
 from storage.patience import Patience, is_back_soon
-from storage.reading import PatientStorage, again
 from storage.schema import StorageUnavailable, prepare
 from storage.tables import StudyRow
+from storage.transactions import PatientStorage, again
 
 
 def _as_writer(method: Callable[..., Any]) -> Any:
@@ -332,8 +331,7 @@ class Backend(PatientStorage):
         """Attributes of a trial, a user's or Optuna's own, inside the caller's transaction."""
         if not attrs:
             return
-        dialect: Any = postgresql if self.engine.name == "postgresql" else sqlite
-        statement = dialect.insert(table.__table__)
+        statement = insert_for(session, table.__table__)
         replaced = {"value_json": statement.excluded.value_json}
         upsert = statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=replaced)
         rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]

@@ -30,11 +30,11 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from storage import patience, schema, urls
-from storage.engine import make_engine, one_moment, patiently, writing
+from storage import living, patience, schema, urls
+from storage.engine import make_engine, one_moment, without_idle_timeout, writing
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import models
-from storage.tables import Base, SchemaRow, WorkerRow
+from storage.tables import Base, SchemaRow
 
 # So many rows are in memory at a time.
 CHUNK_ROWS = 2000
@@ -68,18 +68,16 @@ def copy(source: URL, target: URL, *, while_training: bool = False) -> Copied:
     """
     if source == target:
         raise UsageError(f"{urls.shown(source)} cannot be copied to itself: name another database")
-    file = urls.sqlite_file(source)
-    if file is not None and file.parent.is_dir() and not file.exists():  # SQLite would make it
-        raise UsageError(f"there is no database {file}")
+    urls.there_is(source)
     old, new = make_engine(source), make_engine(target)
     try:
-        with schema.in_words(source), one_moment(old) as reading:
+        with schema.errors_in_words(source), one_moment(old) as reading:
             schema.require(source, old)
             _refuse_at_work(source, reading, while_training)
-            with schema.in_words(target):
+            with schema.errors_in_words(target):
                 schema.prepare(target, new, _sessions(new))
                 with writing(), new.begin() as into:
-                    patiently(into)
+                    without_idle_timeout(into)
                     _refuse_unless_empty(target, into)
                     return _copy_all(source, target, reading, into)
     finally:
@@ -92,8 +90,8 @@ def _sessions(engine: Engine) -> scoped_session[Session]:
 
 
 def _refuse_at_work(url: URL, connection: Connection, while_training: bool) -> None:
-    working = connection.scalar(select(func.count()).select_from(WorkerRow).where(schema.alive()))
-    if working and not while_training:
+    working = 0 if while_training else living.count(connection)
+    if working:
         raise UsageError(
             f"{urls.shown(url)} is in use by {working} worker{'s' * (working > 1)}: end them by `dialin stop`, or copy "
             "what there is at this moment with --while-training"
@@ -136,7 +134,7 @@ def _copy_all(source: URL, target: URL, reading: Connection, into: Connection) -
 def _chunks(url: URL, connection: Connection, table: Table) -> Generator[list[dict[str, Any]]]:
     names = [column.key for column in table.columns]
     query = select(table).order_by(*table.primary_key)
-    with schema.in_words(url), connection.execute(query, execution_options={"yield_per": CHUNK_ROWS}) as found:
+    with schema.errors_in_words(url), connection.execute(query, execution_options={"yield_per": CHUNK_ROWS}) as found:
         for rows in found.partitions():
             yield [dict(zip(names, row, strict=True)) for row in rows]
 

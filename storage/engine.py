@@ -23,8 +23,10 @@ from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import DDL, Connection, Engine, Float, NullPool, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -88,11 +90,17 @@ def one_moment(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
         if engine.name == "postgresql":
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
-        patiently(connection)
+        without_idle_timeout(connection)
         yield connection
 
 
-def patiently(connection: Connection) -> None:
+def insert_for(session: Session, table: Any) -> Any:
+    """An INSERT that may say ON CONFLICT, which each database has in a construct of its own."""
+    dialect: Any = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    return dialect.insert(table)
+
+
+def without_idle_timeout(connection: Connection) -> None:
     """The server does not end this transaction because its client is slow."""
     if connection.dialect.name == "postgresql":
         connection.execute(DDL("SET LOCAL idle_in_transaction_session_timeout = 0"))  # type: ignore[no-untyped-call]

@@ -8,11 +8,10 @@ from enum import Enum
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from storage.claims import Epoch, Lease
-from storage.engine import database_now
+from storage.engine import database_now, insert_for
 from storage.optuna_internals import models
 from storage.tables import EpochRow
 
@@ -72,6 +71,5 @@ def _write_value(session: Session, lease: Lease, step: int, value: float) -> Non
 
 
 def _upsert(session: Session, table: Any, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    dialect: Any = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values(**key, **values)
+    statement = insert_for(session, table).values(**key, **values)
     session.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))

@@ -6,13 +6,11 @@ Called by `search.sizes` for a worker, and by whoever saw one killed.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.claims import Lease
-from storage.engine import database_now
+from storage.engine import database_now, insert_for
 from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
@@ -34,11 +32,10 @@ def find(storage: SharedStorage, model: str, device: str) -> int | None:
 @patient
 def keep(storage: SharedStorage, model: str, device: str, samples: int) -> None:
     """Remember a size that fitted; of several the smallest stays."""
-    dialect: Any = postgresql if storage.backend.engine.name == "postgresql" else sqlite
     values = {"samples": samples, "found_at": database_now()}
     with storage.backend.write() as session:
         session.execute(
-            dialect.insert(MicroBatchRow)
+            insert_for(session, MicroBatchRow)
             .values(model=model, device=device, **values)
             .on_conflict_do_update(
                 index_elements=["model", "device"], set_=values, where=MicroBatchRow.samples > samples

@@ -11,9 +11,9 @@ from optuna.trial import TrialState
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from storage.claims import LEASE_SECONDS
 from storage.engine import database_now
 from storage.leases import HANDED_BACK
+from storage.living import alive
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.patience import patient
@@ -69,19 +69,19 @@ def workers(session: Session, study_id: int) -> tuple[WorkerLine, ...]:
     """Workers that have not ended, in the order of their start; of those that are silent only who holds a trial."""
     trial, ago = models.TrialModel, database_now() - WorkerRow.last_seen
     rows = session.execute(
-        select(WorkerRow.host, WorkerRow.pid, WorkerRow.slot, ago, trial.number)
+        select(WorkerRow.host, WorkerRow.pid, WorkerRow.slot, ago, trial.number, alive())
         .outerjoin(LeaseRow, and_(LeaseRow.worker_id == WorkerRow.worker_id, LeaseRow.expires_at > HANDED_BACK))
         .outerjoin(trial, and_(trial.trial_id == LeaseRow.trial_id, trial.state == TrialState.RUNNING))
         .where(
             WorkerRow.study_id == study_id,
             WorkerRow.ended_at.is_(None),
-            or_(ago < LEASE_SECONDS, trial.trial_id.is_not(None)),
+            or_(alive(), trial.trial_id.is_not(None)),
         )
         .order_by(WorkerRow.started_at, WorkerRow.worker_id)
     ).all()
     return tuple(
-        WorkerLine(host, pid, slot, max(0.0, seen_ago), number, seen_ago >= LEASE_SECONDS)
-        for host, pid, slot, seen_ago, number in rows
+        WorkerLine(host, pid, slot, max(0.0, seen_ago), number, not living)
+        for host, pid, slot, seen_ago, number, living in rows
     )
 
 

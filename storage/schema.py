@@ -15,18 +15,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import optuna
-from sqlalchemy import ColumnElement, Connection, Engine, func, insert, inspect, select, update
+from sqlalchemy import Connection, Engine, func, insert, inspect, select, update
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
 
-from storage import migrations, urls
+from storage import living, migrations, urls
 from storage.claims import LEASE_SECONDS
-from storage.engine import database_now, left_behind, make_engine, only_readable, writing
+from storage.engine import left_behind, make_engine, only_readable, writing
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import VersionManager, models
 from storage.patience import one_line
-from storage.tables import SCHEMA_VERSION, Base, SchemaRow, WorkerRow
+from storage.tables import SCHEMA_VERSION, Base, SchemaRow
 
 # Any number that no other program on the server is likely to lock: "dialin" read as base 36.
 _ADVISORY_LOCK = int("dialin", 36)
@@ -47,7 +47,7 @@ def prepare(url: URL, engine: Engine, sessions: scoped_session[Session]) -> Vers
         StorageUnavailable: the database cannot be reached, or must be made and cannot be written.
         WrongVersion: its tables are of another version; the line says the way out.
     """
-    with in_words(url):
+    with errors_in_words(url):
         if not inspect(engine).has_table(SchemaRow.__tablename__) or _version(engine) is None:
             _create(url, engine, sessions)
         found = _version(engine)
@@ -74,7 +74,7 @@ def upgrade(url: URL) -> int:
     """
     engine = make_engine(url)
     try:
-        with in_words(url):
+        with errors_in_words(url):
             found = _found(url, engine)
             if found != SCHEMA_VERSION and not migrations.steps_from(found, SCHEMA_VERSION):
                 raise WrongVersion(_other_version(url, found))
@@ -103,7 +103,7 @@ def _found(url: URL, engine: Engine) -> int:
 
 
 @contextmanager
-def in_words(url: URL) -> Iterator[None]:
+def errors_in_words(url: URL) -> Iterator[None]:
     """What the database refuses, in one line."""
     try:
         yield
@@ -166,17 +166,12 @@ def _upgrade(url: URL, engine: Engine) -> int:
 
 def _refuse_at_work(url: URL, connection: Connection) -> None:
     """Workers of an older Dialin could not go on after the upgrade."""
-    working = connection.scalar(select(func.count()).select_from(WorkerRow).where(alive()))
+    working = living.count(connection)
     if working:
         raise WrongVersion(
             f"{urls.shown(url)} is in use by {working} worker{'s' * (working > 1)} of an older dialin: end them by its "
             f"`dialin stop`, and upgrade again when there was no sign of one for {LEASE_SECONDS:g} s"
         )
-
-
-def alive() -> ColumnElement[bool]:
-    """The condition that a worker has given a sign of life within a lease's length."""
-    return WorkerRow.ended_at.is_(None) & (WorkerRow.last_seen > database_now() - LEASE_SECONDS)
 
 
 def _create(url: URL, engine: Engine, sessions: scoped_session[Session]) -> None:

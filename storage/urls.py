@@ -55,6 +55,13 @@ def full(url: URL) -> str:
     return url.render_as_string(hide_password=False)
 
 
+def there_is(url: URL) -> None:
+    """Whoever opens a SQLite file that is not there makes it. Raises UsageError where a URL names one."""
+    file = sqlite_file(url)
+    if file is not None and file.parent.is_dir() and not file.exists():
+        raise UsageError(f"there is no database {file}: `dialin run digits` makes one, --storage names another")
+
+
 def sqlite_file(url: URL) -> Path | None:
     """The database file of a SQLite URL, None for a server."""
     return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None

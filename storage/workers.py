@@ -12,8 +12,7 @@ from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
-from storage import leases
-from storage.claims import LEASE_SECONDS
+from storage import leases, living
 from storage.engine import database_now
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import models
@@ -59,8 +58,7 @@ def _announce(worker_id: str, study_id: int, place: Place, session: Session, aga
     announced = select(WorkerRow.worker_id).where(WorkerRow.worker_id == worker_id)
     if again and session.scalar(announced) is not None:
         return  # the answer to its COMMIT was lost
-    dead = or_(WorkerRow.ended_at.is_not(None), WorkerRow.last_seen < database_now() - LEASE_SECONDS)
-    session.execute(update(WorkerRow).where(WorkerRow.slot_key == place.key, dead).values(slot_key=None))
+    session.execute(update(WorkerRow).where(WorkerRow.slot_key == place.key, ~living.alive()).values(slot_key=None))
     session.execute(
         insert(WorkerRow).values(
             worker_id=worker_id,
@@ -138,9 +136,4 @@ def work_of(storage: SharedStorage, worker_id: str) -> Work:
 def living_here(storage: SharedStorage) -> int:
     """How many workers on this host have given a sign of life within a lease's length."""
     with storage.backend.read() as session:
-        alive = select(func.count()).where(
-            WorkerRow.host == socket.gethostname(),
-            WorkerRow.ended_at.is_(None),
-            WorkerRow.last_seen > database_now() - LEASE_SECONDS,
-        )
-        return session.scalar(alive) or 0
+        return living.count(session, WorkerRow.host == socket.gethostname())

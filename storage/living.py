@@ -1,0 +1,20 @@
+"""Which workers are alive: those that have given a sign of life within a lease's length."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy.orm import Session
+
+from storage.claims import LEASE_SECONDS
+from storage.engine import database_now
+from storage.tables import WorkerRow
+
+
+def alive() -> ColumnElement[bool]:
+    """The condition on a worker's row."""
+    return WorkerRow.ended_at.is_(None) & (WorkerRow.last_seen > database_now() - LEASE_SECONDS)
+
+
+def count(connection: Connection | Session, *conditions: ColumnElement[bool]) -> int:
+    """How many are alive, of those that the conditions choose."""
+    return connection.scalar(select(func.count()).select_from(WorkerRow).where(alive(), *conditions)) or 0
