@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
+from textwrap import indent
 from typing import Annotated
 
 import typer
@@ -88,6 +89,9 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
         console.print(_who_trains_what(found))
     for failure in found.failures:
         printing.say(console, printing.failure_line(failure))
+    raised = next((failure for failure in found.failures if failure.traceback), None)
+    if raised is not None:
+        printing.say(console, f"trial {raised.number} raised:\n{indent(raised.traceback.rstrip(), '  ')}")
 
 
 def _who_trains_what(found: StudyStatus) -> Table:

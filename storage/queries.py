@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna import distributions
 from optuna.trial import TrialState
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from storage import roster
@@ -79,11 +79,12 @@ class RankedTrial:
 
 @dataclass(frozen=True)
 class FailedTrial:
-    """A trial that ended in an error, and why in one line."""
+    """A trial that ended in an error, and why in one line; `traceback` has a person's own frames of a bug."""
 
     number: int
     outcome: Outcome
     reason: str
+    traceback: str
 
 
 @dataclass(frozen=True)
@@ -265,14 +266,19 @@ def settled(storage: SharedStorage, study: StudyRecord, since: float) -> list[Se
 def _failures(session: Session, study_id: int, most: int = 3) -> tuple[FailedTrial, ...]:
     """The last trials that failed, newest first."""
     failed = (Outcome.ERROR, Outcome.OUT_OF_MEMORY, Outcome.LOST)
+    attr = models.TrialUserAttributeModel
     rows = session.execute(
-        select(models.TrialModel.number, TrialRow.outcome, TrialRow.reason)
+        select(models.TrialModel.number, TrialRow.outcome, TrialRow.reason, attr.value_json)
         .join(TrialRow, TrialRow.trial_id == models.TrialModel.trial_id)
+        .outerjoin(attr, and_(attr.trial_id == TrialRow.trial_id, attr.key == "traceback"))
         .where(TrialRow.study_id == study_id, TrialRow.outcome.in_(failed))
         .order_by(models.TrialModel.number.desc())
         .limit(most)
     ).all()
-    return tuple(FailedTrial(number, Outcome(outcome), reason) for number, outcome, reason in rows)
+    return tuple(
+        FailedTrial(number, Outcome(outcome), reason, json.loads(traceback) if traceback else "")
+        for number, outcome, reason, traceback in rows
+    )
 
 
 def ranking(study: StudyRecord) -> Select[Any]:

@@ -67,13 +67,16 @@ class TestEndings:
         assert value(moody.url, "SELECT taken FROM dialin_studies") == 6
         assert "6/6 trials, 3 complete, 1 diverged, 2 out of memory, 1 error; finished" in moody.run.stdout
 
-    def test_an_error_returns_its_ticket_and_keeps_its_place(self, moody: Moody) -> None:
+    def test_an_error_returns_its_ticket_and_keeps_its_place(
+        self, moody: Moody, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         trial = moody.trials[1]
         assert trial.state == TrialState.FAIL
         assert trial.user_attrs["outcome"] == "error"
         line = 1 + MOODY.read_text().splitlines().index('    raise ValueError("no such colour")')
         assert trial.user_attrs["reason"] == f"{MOODY}:{line}: ValueError: no such colour"
-        for told in (trial.user_attrs["traceback"], moody.log(1)):
+        status = Inside(capsys, monkeypatch)("status", "--storage", moody.url)
+        for told in (trial.user_attrs["traceback"], moody.log(1), status.out):
             assert "Traceback (most recent call last)" in told
             assert 'raise ValueError("no such colour")' in told
             assert "search/training.py" not in told
