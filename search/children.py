@@ -11,7 +11,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import forkserver, spawn
 from multiprocessing.process import BaseProcess
@@ -22,8 +22,11 @@ from storage.errors import DialinError, UsageError
 _starting = threading.Lock()
 
 
-def warm_up() -> None:
+def warm_up(likely: Iterable[str] = ()) -> None:
     """Start the process that children are forked from; it imports torch while this one goes on.
+
+    Args:
+        likely: modules that it imports as well, because its children will.
 
     Raises:
         UsageError: its socket cannot be made, as where the temporary folder's path is too long for one.
@@ -31,7 +34,8 @@ def warm_up() -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(["search.preload"])
     # Python puts the current folder first on that process's import path, unless told not to: a person's
     # random.py must not stand in for Python's. `search.preload` takes the word back.
-    os.environ["PYTHONSAFEPATH"] = "1"
+    words = {"PYTHONSAFEPATH": "1", "DIALIN_IMPORTS": " ".join(likely)}
+    os.environ.update(words)
     try:
         with _ignoring_interrupts():
             forkserver.ensure_running()
@@ -41,7 +45,8 @@ def warm_up() -> None:
             f"no process can be started with the temporary folder {folder}: {error}; let TMPDIR name another"
         ) from None
     finally:
-        del os.environ["PYTHONSAFEPATH"]
+        for word in words:
+            del os.environ[word]
 
 
 def start(target: Callable[..., None], *args: Any) -> BaseProcess:

@@ -223,7 +223,9 @@ def check(
     from search import devices as machine
     from search.check import check as lines_of
     from search.loading import resolve
+    from search.uncompiled import spare_the_compiler
 
+    spare_the_compiler()
     loaded = resolve(objective)
     found = machine.gpus() if devices != "cpu" else []
     plan = machine.plan_slots(found, machine.usable_cpus(), devices=devices)

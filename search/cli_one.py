@@ -62,8 +62,10 @@ def train(
     from search.foreground import Order, train_here
     from search.loading import resolve
     from search.strategy import quiet_optuna
+    from search.uncompiled import spare_the_compiler
 
     quiet_optuna()
+    spare_the_compiler()
     if weights is not None and not weights.expanduser().absolute().parent.is_dir():
         raise UsageError(f"cannot write {weights}: there is no such folder")
     given = parse_settings(settings or ())

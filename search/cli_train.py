@@ -205,8 +205,10 @@ def worker(
     With several GPUs it takes one that no other worker of this database has.
     """
     from search import solo  # imports torch
+    from search.uncompiled import spare_the_compiler
 
     quiet_optuna()
+    spare_the_compiler()
     log_to = trackers.check(log or ())
     shared = open_storage(storage) if wait else options.open_existing(storage)
     root = options.make_files_root(files, storage)

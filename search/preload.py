@@ -1,19 +1,20 @@
 """Imported once by the process that workers are forked from: imports only, no tensor work, no CUDA call.
 
-A forked child can open a GPU only if its parent never did. `search.fleet` names this module to the fork server.
+A forked child can open a GPU only if its parent never did. `search.children` names this module to the fork server, and
+after it what the objective will import next.
 """
 
+import contextlib
 import importlib
 import os
 
-for _module in (
-    "search.worker",
-    # What most objectives import next.
-    "sklearn.datasets",
-    "torchvision",
-    # What torch imports with a process's first optimizer: 1.7 s.
-    "torch._dynamo",
-):
-    importlib.import_module(_module)
+from search.uncompiled import spare_the_compiler
 
-os.environ.pop("PYTHONSAFEPATH", None)  # set by `search.fleet` for this process only, not for a person's own
+spare_the_compiler()
+for _module in ("search.preview", "search.worker"):
+    importlib.import_module(_module)
+# Both are set by `search.children` for this process only, not for a person's own.
+for _module in os.environ.pop("DIALIN_IMPORTS", "").split():
+    with contextlib.suppress(Exception):  # it fails again where it is told: when the objective is loaded
+        importlib.import_module(_module)
+os.environ.pop("PYTHONSAFEPATH", None)

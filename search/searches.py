@@ -16,6 +16,7 @@ from rich.console import Console
 from search import children, fleet, launch, options, printing
 from search.assignment import Assignment
 from search.by_value import ByValue
+from search.foresight import large_imports
 from search.keeping import Keeping
 from search.launch import Ending
 from search.preflight import Placement, Preflight
@@ -261,7 +262,7 @@ def _preflight(
     direction: str | None,
     space: Mapping[str, Any],
 ) -> Preflight:
-    children.warm_up()
+    children.warm_up(large_imports(objective))
     with console.status(f"checking {objective} on one batch"):
         found = fleet.preflight(objective, data, placement, direction, space)
     for note in found.notes:

@@ -1,0 +1,97 @@
+"""Optimizers do without torch's compiler in processes of ours, and whoever compiles has it whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import Dialin
+
+STEPS = """
+import sys
+import torch
+from search.uncompiled import spare_the_compiler
+from search.optimizers import OPTIMIZERS
+
+def train(net):
+    for row in OPTIMIZERS.values():
+        optimizer = row.factory(net.parameters(), lr=0.01)
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+
+def compiler_is_there():
+    return "torch._dynamo.config" in sys.modules
+
+spare_the_compiler()
+net = torch.nn.Linear(2, 1)
+train(net)
+assert not compiler_is_there()
+"""
+# What people and libraries do first, and that it has woken the real module.
+WAKERS = {
+    "compile": """
+ran = []
+def backend(graph, inputs):
+    ran.append(graph)
+    return graph.forward
+compiled = torch.compile(net, backend=backend)
+train(compiled)
+assert ran
+""",
+    "import of a part": """
+import torch._dynamo.utils as part
+assert part is sys.modules["torch._dynamo.utils"] is torch._dynamo.utils
+assert type(part.__spec__.loader).__name__ == "SourceFileLoader"
+""",
+    "decorator": """
+@torch.compiler.disable(reason="mine")
+def plain():
+    return 1
+assert plain() == 1
+""",
+}
+
+
+@pytest.mark.parametrize("waker", WAKERS)
+def test_the_compiler_comes_whole_when_it_is_asked_for_and_only_then(waker: str, tmp_path: Path) -> None:
+    then = """
+assert compiler_is_there()
+assert type(torch._dynamo).__name__ == "module" and torch._dynamo is sys.modules["torch._dynamo"]
+assert not any("uncompiled" in type(finder).__module__ for finder in sys.meta_path)
+train(net)
+kept = vars(torch.optim.Optimizer.zero_grad.__wrapped__)["__dynamo_disable"]
+assert kept is not torch.optim.Optimizer.zero_grad.__wrapped__, "compiled code is kept out of it again"
+"""
+    script = tmp_path / "script.py"
+    script.write_text(STEPS + WAKERS[waker] + then)
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+BARE = """
+import sys
+import torch
+
+def objective(trial):
+    net = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=trial.suggest_float("lr", 0.01, 0.1))
+    called = torch.compile(net, backend="eager") if trial.number == 1 else net
+    for _ in range(3):
+        optimizer.zero_grad()
+        called(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    return float("torch._dynamo.config" in sys.modules)
+"""
+
+
+def test_a_worker_imports_no_compiler_for_a_plain_trial_and_trains_a_compiled_one(dialin: Dialin) -> None:
+    dialin.folder.joinpath("old.py").write_text(BARE)
+    ran = dialin("run", "old.py:objective", "--trials", 2, "--workers", 1, "--direction", "maximize")
+    assert ran.returncode == 0, ran.stderr
+    assert "0 complete: value 0" in ran.stdout, ran.stdout
+    assert "1 complete: value 1" in ran.stdout, ran.stdout
