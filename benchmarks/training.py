@@ -6,11 +6,11 @@
 
 FOLDER has FashionMNIST/raw and text/tinyshakespeare.txt. The baseline is what Optuna's official PyTorch example does:
 a torchvision dataset with per-item transforms, a DataLoader to train and one to evaluate, an eager loop of zero_grad,
-backward and step. Model, batch size, optimizer and images are the same in both. The two take turns, an epoch each;
-the first turn is not counted. "faster" is the ratio within a turn, in wall time and in the CPU's own seconds, which
-other work on the machine disturbs less. "floor" is the share of Dialin's time that the model's floating-point
-operations would take at the rate of a matrix product (1024 x 1024, float32) timed in the same turn; what is not a
-matrix product or a convolution counts for nothing there.
+backward and step. Model, batch size, optimizer and images are the same in both. Each has a process of its own, with
+one thread; the two take turns, an epoch each, and the first turn is not counted. "faster" is the ratio within a turn,
+in wall time and in the process's own seconds of the CPU, which other work on the machine disturbs less. "floor" is the
+share of Dialin's time that the model's floating-point operations would take at the rate of a matrix product (1024 x
+1024, float32) timed in the same turn; what is not a matrix product or a convolution counts for nothing there.
 
 `--accuracy` trains both from the same initial weights, shuffled each in its own way, and prints the mean and the
 standard deviation of the accuracy on the test images after the last epoch.
@@ -19,14 +19,18 @@ standard deviation of the accuracy on the test images after the last epoch.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -34,13 +38,13 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from training_cases import CASES, Case, mean_loss
 
-from search.curve import Curve
-from search.fitting import Fitting
 from search.objective import Objective
-from search.optimizers import OPTIMIZERS
+from search.optimizers import OPTIMIZERS, Momentum
 from search.randomness import seed_everything
+from search.reporting import EpochResult, Verdict
 from search.schedules import SCHEDULES
 from search.space import Recipe
+from search.training import train
 
 MANY_EPOCHS = 10_000
 SIDE = 1024
@@ -50,64 +54,144 @@ SIDE = 1024
 class Settings:
     """What is the same for every case."""
 
+    data: Path
+    images: int
     device: torch.device
     batch_size: int
+
+    def case(self, name: str) -> Case:
+        return CASES[name](self.data, self.images)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Its seconds, wall and the process's own of the CPU, and what the network was evaluated to after it."""
+
+    wall: float
+    used: float
+    value: float
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one turn took: (wall, CPU) seconds of an epoch of each, and wall seconds of the floating-point floor."""
+    """An epoch of each, and the wall seconds of the floating-point floor."""
 
-    dialin: tuple[float, float]
-    baseline: tuple[float, float]
+    dialin: Epoch
+    baseline: Epoch
     floor: float
 
 
-def dialin(case: Case, settings: Settings, seed: int, epochs: int = MANY_EPOCHS) -> Iterator[float]:
-    """Train an epoch at each step, and give what it was evaluated to. Nobody is reported to."""
-    seed_everything(seed)
-    task = case.task()
-    row = OPTIMIZERS[case.optimizer]
-    betas = {} if row.name == "momentum" else {"betas": (0.9, 0.999)}
-    momentum = {"momentum": 0.9} if row.name == "momentum" else {}
-    recipe = Recipe(row, case.rate, 0.0, settings.batch_size, SCHEDULES["constant"], **momentum, **betas)
+class Turns:
+    """One side's end of the pipe: it trains an epoch whenever it is told to."""
+
+    def __init__(self, pipe: Connection, device: torch.device) -> None:
+        self._pipe, self._device = pipe, device
+        self._began = 0.0, 0.0
+
+    def wait(self) -> None:
+        """Until the next epoch is wanted. SystemExit: none is."""
+        if not self._pipe.recv():
+            raise SystemExit
+        self._began = time.perf_counter(), time.process_time()
+
+    def ended(self, value: float) -> None:
+        """Tell of an epoch, and wait."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        wall, used = self._began
+        self._pipe.send(Epoch(time.perf_counter() - wall, time.process_time() - used, value))
+        self.wait()
+
+
+@dataclass
+class KeepsNothing:
+    """A `search.reporting.Reporter` that writes nothing anywhere."""
+
+    turns: Turns
+
+    def restore(self) -> None:
+        self.turns.wait()
+
+    def report(self, result: EpochResult, state: object) -> Verdict:
+        assert result.value is not None
+        self.turns.ended(result.value)
+        return Verdict.GO_ON
+
+    def between_batches(self, batch: int, state: object) -> None:
+        pass
+
+    def interrupted(self) -> bool:
+        return False
+
+
+def dialin(case: Case, settings: Settings, seed: int, turns: Turns) -> None:
+    """Train as a worker does."""
+    task, row, size = case.task(), OPTIMIZERS[case.optimizer], settings.batch_size
+    momentum = {"momentum": 0.9} if row.momentum is Momentum.MOMENTUM else {"betas": (0.9, 0.999)}
+    recipe = Recipe(row, case.rate, 0.0, size, SCHEDULES["constant"], **momentum)
     objective = Objective(
         model=lambda _trial: task,
         data=lambda _root: case.data,
         metric=case.metric,
-        epochs=epochs,
-        batch_sizes=(settings.batch_size,),
+        epochs=MANY_EPOCHS,
+        batch_sizes=(size,),
     )
-    curve = Curve(task, case.data, recipe, objective, settings.device, seed, Fitting())
-    for result in curve.epochs(lambda: False, lambda _batch, _state: None):
-        assert result.value is not None
-        yield result.value
+    train(task, case.data, recipe, objective, device=settings.device, seed=seed, reporter=KeepsNothing(turns))
 
 
-def baseline(case: Case, settings: Settings, seed: int) -> Iterator[float]:
-    """The same, as Optuna's example has it."""
-    seed_everything(seed)
-    net = case.task().net.to(settings.device)
-    fast = settings.device.type == "cuda"
-    train = DataLoader(case.train, batch_size=settings.batch_size, shuffle=True, pin_memory=fast)
-    test = DataLoader(case.test, batch_size=settings.batch_size, pin_memory=fast)
+def baseline(case: Case, settings: Settings, seed: int, turns: Turns) -> None:
+    """Train as Optuna's example does."""
+    net, device = case.task().net.to(settings.device), settings.device
+    options: dict[str, Any] = {"batch_size": settings.batch_size, "pin_memory": device.type == "cuda"}
+    batches, held_out = DataLoader(case.train, shuffle=True, **options), DataLoader(case.test, **options)
+    optimizer: torch.optim.Optimizer
     if case.optimizer == "momentum":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=case.rate, momentum=0.9)
+        optimizer = torch.optim.SGD(net.parameters(), lr=case.rate, momentum=0.9)
     else:
         optimizer = torch.optim.AdamW(net.parameters(), lr=case.rate, weight_decay=0.0)
+    turns.wait()
     while True:
         net.train()
-        for inputs, targets in train:
-            inputs, targets = inputs.to(settings.device), targets.to(settings.device)
+        for inputs, targets in batches:
+            inputs, targets = inputs.to(device), targets.to(device)
             optimizer.zero_grad()
             loss = mean_loss(net(inputs), targets)
             loss.backward()
             optimizer.step()
-        yield evaluated(net, test, case, settings.device)
+        turns.ended(evaluated(net, held_out, case, device))
+
+
+Side: TypeAlias = Callable[[Case, Settings, int, Turns], None]
+
+
+def _side(train_it: Side, name: str, settings: Settings, seed: int, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    case = settings.case(name)
+    seed_everything(seed)
+    train_it(case, settings, seed, Turns(pipe, settings.device))
+
+
+@contextmanager
+def at_work(train_it: Side, name: str, settings: Settings, seed: int) -> Iterator[Callable[[], Epoch]]:
+    """A process of its own, which has the memory of no other; each call has it train one epoch."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_side, args=(train_it, name, settings, seed, theirs))
+    process.start()
+    theirs.close()
+
+    def epoch() -> Epoch:
+        ours.send(True)
+        found: Epoch = ours.recv()
+        return found
+
+    yield epoch
+    ours.send(False)
+    process.join()
 
 
 @torch.no_grad()
-def evaluated(net: nn.Module, test: DataLoader, case: Case, device: torch.device) -> float:
+def evaluated(net: nn.Module, test: DataLoader[Any], case: Case, device: torch.device) -> float:
     """The share of right classes, or the mean loss."""
     net.eval()
     total, count = 0.0, 0
@@ -136,67 +220,74 @@ def operations(case: Case, settings: Settings) -> float:
 
 def rate_of_products(device: torch.device) -> float:
     """Floating-point operations a second of a matrix product, the best of a few."""
-    one, other = torch.randn(2, SIDE, SIDE, device=device)
-    seconds = min(timed(lambda: one @ other, device)[0] for _ in range(10))
+    one = torch.randn(SIDE, SIDE, device=device)
+    seconds = min(product(one) for _ in range(10))
     return float(2 * SIDE**3 / seconds)
 
 
-def timed(work: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Wall and CPU seconds."""
-    wall, used = time.perf_counter(), time.process_time()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - wall, time.process_time() - used
+def product(one: torch.Tensor) -> float:
+    """The seconds of a matrix product."""
+    began = time.perf_counter()
+    one @ one
+    if one.is_cuda:
+        torch.cuda.synchronize(one.device)
+    return time.perf_counter() - began
 
 
-def measure(case: Case, settings: Settings, repeats: int) -> list[Turn]:
+def measure(name: str, settings: Settings, repeats: int) -> list[Turn]:
     """An epoch of each in every turn."""
-    flops = operations(case, settings)
-    ours, theirs = dialin(case, settings, seed=0), baseline(case, settings, seed=0)
+    flops = operations(settings.case(name), settings)
     turns = []
-    for _ in range(repeats + 1):
-        seconds = [timed(lambda side=side: next(side), settings.device) for side in (ours, theirs)]  # type: ignore[misc]
-        turns.append(Turn(*seconds, flops / rate_of_products(settings.device)))
+    with at_work(dialin, name, settings, 0) as ours, at_work(baseline, name, settings, 0) as theirs:
+        for _ in range(repeats + 1):
+            turns.append(Turn(ours(), theirs(), flops / rate_of_products(settings.device)))
     return turns[1:]
 
 
-def print_speeds(cases: dict[str, Case], settings: Settings, repeats: int) -> None:
+def print_speeds(names: Sequence[str], settings: Settings, repeats: int) -> None:
     """The table."""
     print(f"n = {repeats} turns, medians (least to most)")
     titles = "epochs/s: dialin", "baseline", "faster, wall", "faster, CPU"
     print("case         images  ", *(f"{title:24s}" for title in titles), "floor", sep="")
-    for name, case in cases.items():
-        turns = measure(case, settings, repeats)
-        ours, theirs = [1 / one.dialin[0] for one in turns], [1 / one.baseline[0] for one in turns]
-        wall, used = ([one.baseline[i] / one.dialin[i] for one in turns] for i in (0, 1))
-        floor = statistics.median(100 * one.floor / one.dialin[0] for one in turns)
+    for name in names:
+        turns = measure(name, settings, repeats)
+        columns = (
+            [1 / one.dialin.wall for one in turns],
+            [1 / one.baseline.wall for one in turns],
+            [one.baseline.wall / one.dialin.wall for one in turns],
+            [one.baseline.used / one.dialin.used for one in turns],
+        )
+        floor = statistics.median(100 * one.floor / one.dialin.wall for one in turns)
+        images = len(settings.case(name).train)  # type: ignore[arg-type]
+        print(f"{name:12s} {images:6d}  {''.join(map(spread, columns))}{floor:3.0f} %", flush=True)
+
+
+def print_accuracies(names: Sequence[str], settings: Settings, seeds: int, epochs: int) -> None:
+    """Both trained by the same recipe for the same few epochs."""
+    print(f"n = {seeds} seeds, {epochs} epochs; mean and standard deviation of what the last epoch was evaluated to")
+    print("case         images  value     dialin             baseline           apart")
+    for name in names:
+        ours, theirs = (
+            [last_value(side, name, settings, seed, epochs) for seed in range(seeds)] for side in (dialin, baseline)
+        )
+        told = [f"{statistics.mean(one):.4f} +- {statistics.stdev(one):.4f}" for one in (ours, theirs)]
+        case = settings.case(name)
         print(
-            f"{name:12s} {len(case.train):6d}  {spread(ours, 2)}{spread(theirs, 2)}"  # type: ignore[arg-type]
-            f"{spread(wall, 2)}{spread(used, 2)}{floor:3.0f} %",
+            f"{name:12s} {len(case.train):6d}  {case.metric:8s}  {told[0]}  {told[1]}  "  # type: ignore[arg-type]
+            f"{statistics.mean(ours) - statistics.mean(theirs):+.4f}",
             flush=True,
         )
 
 
-def print_accuracies(cases: dict[str, Case], settings: Settings, seeds: int, epochs: int) -> None:
-    """Both trained by the same recipe for the same few epochs."""
-    print(f"n = {seeds} seeds, {epochs} epochs; mean and standard deviation of what the last epoch was evaluated to")
-    print("case         images  value     dialin             baseline           apart")
-    for name, case in cases.items():
-        found: list[list[float]] = [[], []]
-        for seed in range(seeds):
-            for values, side in zip(found, (dialin, baseline), strict=True):
-                steps = side(case, settings, seed)
-                values.append([next(steps) for _ in range(epochs)][-1])
-        ours, theirs = (f"{statistics.mean(one):.4f} +- {statistics.stdev(one):.4f}" for one in found)
-        apart = statistics.mean(found[0]) - statistics.mean(found[1])
-        images = len(case.train)  # type: ignore[arg-type]
-        print(f"{name:12s} {images:6d}  {case.metric:8s}  {ours}  {theirs}  {apart:+.4f}", flush=True)
+def last_value(side: Side, name: str, settings: Settings, seed: int, epochs: int) -> float:
+    """What it was evaluated to after so many epochs."""
+    with at_work(side, name, settings, seed) as epoch:
+        return [epoch().value for _ in range(epochs)][-1]
 
 
-def spread(values: list[float], digits: int) -> str:
+def spread(values: list[float]) -> str:
     """The median, the least and the most."""
-    told = f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    told = f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
     return f"{told:24s}"
 
 
@@ -214,14 +305,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="with --accuracy")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    settings = Settings(torch.device(given.device), given.batch_size)
+    settings = Settings(given.data, given.images, torch.device(given.device), given.batch_size)
     names = given.cases or (["fashion-mlp", "fashion-cnn"] if given.accuracy else list(CASES))
-    cases = {name: CASES[name](given.data, given.images) for name in names}
     print_header(settings)
     if given.accuracy:
-        print_accuracies(cases, settings, given.seeds, given.epochs)
+        print_accuracies(names, settings, given.seeds, given.epochs)
     else:
-        print_speeds(cases, settings, given.repeats)
+        print_speeds(names, settings, given.repeats)
 
 
 def print_header(settings: Settings) -> None:
