@@ -24,10 +24,11 @@ from search.memory import OomKills
 from search.preflight import NOTHING, Placement, Preflight, look_in_child
 from search.restarts import Restarts
 from search.shared_data import NamelessFile, Packed
-from storage import micro_batches, workers
+from storage import workers
 from storage.claims import new_uuid
 from storage.errors import DialinError, UsageError
 from storage.shared import SharedStorage
+from storage.tables import OwnerEnding
 
 
 def preflight(
@@ -168,9 +169,8 @@ class Fleet:
             if member.process.exitcode == 0:
                 member.ended = True
                 continue
-            if self._wanted_memory(member):  # first: whoever adopts its trial must know
-                micro_batches.note_kill(self._storage, member.worker_id)
-            handed_back = workers.end(self._storage, member.worker_id)
+            how = OwnerEnding.OUT_OF_MEMORY if self._wanted_memory(member) else OwnerEnding.DIED
+            handed_back = workers.end(self._storage, member.worker_id, how)
             work = workers.work_of(self._storage, member.worker_id)
             member.ended = True
             yield self._mourn(member, work, handed_back)

@@ -37,7 +37,7 @@ from search.space import Recipe
 from search.telling import Teller
 from search.training import train
 from search.watchdog import Watchdog
-from storage import micro_batches, queries
+from storage import queries
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
 from storage.optuna_internals import suggest_unless_asked
 from storage.outcomes import Outcome
@@ -126,7 +126,7 @@ class Trainer:
     def _train(self, trial: Trial, lease: Lease, reporter: TrialReporter, teller: Teller, folder: Path) -> Result:
         seed = trial_seed(self.record.seed, trial.number)
         seed_everything(seed)
-        kills = micro_batches.kills_in_a_row(self.storage, lease)
+        kills = self.storage.kills_in_a_row(lease)
         if kills >= KILLS_IN_A_ROW and self.objective.trains_itself:
             return Result(Outcome.OUT_OF_MEMORY, reason=f"killed for want of memory {kills} times in a row")
         if self.objective.function is not None:

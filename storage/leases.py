@@ -163,7 +163,7 @@ def hand_back(session: Session, lease: Lease) -> None:
         owners.ended(session, lease.trial_id, lease.generation, OwnerEnding.HANDED_BACK)
 
 
-def bury(session: Session, worker_id: str) -> int:
+def bury(session: Session, worker_id: str, how: OwnerEnding = OwnerEnding.DIED) -> int:
     """A worker has ended: whatever it still held may be adopted; the number of trials.
 
     One that ends as it should has settled or handed back its trial before.
@@ -174,7 +174,7 @@ def bury(session: Session, worker_id: str) -> int:
         let_go(session, Lease(*lease))
     owned = and_(LeaseRow.worker_id == worker_id, LeaseRow.expires_at > HANDED_BACK)
     left = _count(session, update(LeaseRow).where(owned).values(expires_at=HANDED_BACK))
-    owners.died(session, worker_id)
+    owners.died(session, worker_id, how)
     return left
 
 

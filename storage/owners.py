@@ -5,12 +5,14 @@ Whoever asks who trained what reads it, and a trial that kills its owners is kno
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from storage.claims import Lease
 from storage.engine import database_now
-from storage.tables import LeaseRow, OwnerEnding, OwnerRow, TrialRow
+from storage.tables import DEATHS, LeaseRow, OwnerEnding, OwnerRow, TrialRow
 
 # Owners that died in a row without taking their trial any further: one more would die too (a kernel that crashes, a
 # machine's memory that no micro-batch fits), and its worker with it.
@@ -49,13 +51,13 @@ def ended(session: Session, trial_id: int, generation: int, how: OwnerEnding) ->
     )
 
 
-def died(session: Session, worker_id: str) -> None:
+def died(session: Session, worker_id: str, how: OwnerEnding) -> None:
     """Whoever saw a worker end says so of all that it still held."""
     held = select(LeaseRow.trial_id).where(LeaseRow.worker_id == worker_id)
     session.execute(
         update(OwnerRow)
         .where(OwnerRow.trial_id.in_(held), OwnerRow.worker_id == worker_id, OwnerRow.ending.is_(None))
-        .values(ending=OwnerEnding.DIED, ended_at=database_now())
+        .values(ending=how, ended_at=database_now())
         .execution_options(synchronize_session=False)
     )
 
@@ -72,8 +74,16 @@ def poisoned(session: Session, trial_id: int) -> bool:
         .order_by(owner.generation.desc())
         .limit(POISON_OWNERS)
     ).all()
-    died = [ending in (None, OwnerEnding.DIED) and not recorded for ending, recorded in last]
+    died = [ending in (None, *DEATHS) and not recorded for ending, recorded in last]
     return len(died) == POISON_OWNERS and all(died)
+
+
+def kills_in_a_row(session: Session, lease: Lease) -> int:
+    """How many owners just before this one were killed for want of memory, one after the other."""
+    owner = OwnerRow
+    before = select(owner.ending).where(owner.trial_id == lease.trial_id, owner.generation < lease.generation)
+    endings = session.scalars(before.order_by(owner.generation.desc()))
+    return sum(1 for _ in takewhile(lambda ending: ending == OwnerEnding.OUT_OF_MEMORY, endings))
 
 
 def of_claim(session: Session, claim: str) -> Lease | None:

@@ -19,7 +19,7 @@ from storage.outcomes import Outcome
 from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
-from storage.tables import EpochRow, LeaseRow, OwnerEnding, OwnerRow, TrialRow, WorkerRow
+from storage.tables import DEATHS, EpochRow, LeaseRow, OwnerRow, TrialRow, WorkerRow
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def handovers(session: Session, study_id: int) -> Handovers:
     """How often trials were left by a death, how often they were taken over, and which were lost."""
     row = session.execute(
         select(
-            func.count().filter(OwnerRow.ending == OwnerEnding.DIED),
+            func.count().filter(OwnerRow.ending.in_(DEATHS)),
             func.count().filter(OwnerRow.generation > 1),
         )
         .join(TrialRow, TrialRow.trial_id == OwnerRow.trial_id)
@@ -134,6 +134,6 @@ def adoptions(storage: SharedStorage, study: StudyRecord, since: float) -> list[
     with storage.backend.read() as session:
         rows = session.execute(query).all()
     return [
-        Adoption(number, generation, recorded, host or "?", slot or "?", ending == OwnerEnding.DIED, began_at)
+        Adoption(number, generation, recorded, host or "?", slot or "?", ending in DEATHS, began_at)
         for number, generation, recorded, host, slot, ending, began_at in rows
     ]

@@ -289,6 +289,12 @@ class SharedStorage(CachedStorage):
             return epochs.cost(session, lease.trial_id)
 
     @patient
+    def kills_in_a_row(self, lease: Lease) -> int:
+        """How many owners of a trial just before this one were killed for want of memory, one after the other."""
+        with self._backend.read() as session:
+            return owners.kills_in_a_row(session, lease)
+
+    @patient
     def checkpoints(self, lease: Lease) -> list[Checkpoint]:
         """Recorded state checkpoints of a trial, the newest first."""
         with self._backend.read() as session:

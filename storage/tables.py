@@ -42,11 +42,18 @@ class StudyState(StrEnum):
 
 
 class OwnerEnding(StrEnum):
-    """How an owner's time with a trial ended: it settled it, gave it back, or was given up for dead."""
+    """How an owner's time with a trial ended: it settled it, gave it back, or was given up for dead.
+
+    OUT_OF_MEMORY is a death too: the system killed it, and somebody saw that it was for want of memory.
+    """
 
     SETTLED = "settled"
     HANDED_BACK = "handed_back"
     DIED = "died"
+    OUT_OF_MEMORY = "out_of_memory"
+
+
+DEATHS = (OwnerEnding.DIED, OwnerEnding.OUT_OF_MEMORY)
 
 
 class CheckpointKind(StrEnum):

@@ -102,11 +102,14 @@ def _taken(storage: SharedStorage, place: Place) -> bool:
         return session.scalar(select(WorkerRow.worker_id).where(WorkerRow.slot_key == place.key)) is not None
 
 
-def end(storage: SharedStorage, worker_id: str) -> int:
-    """The worker has ended or was seen dead: its place is free and its trials may be adopted; their number."""
+def end(storage: SharedStorage, worker_id: str, how: OwnerEnding = OwnerEnding.DIED) -> int:
+    """The worker has ended or was seen dead: its place is free and its trials may be adopted; their number.
+
+    `how`: of what it died, if it still held any.
+    """
 
     def attempt(session: Session, _again: bool) -> int:
-        left = leases.bury(session, worker_id)  # first: whoever deletes the study comes to the workers last
+        left = leases.bury(session, worker_id, how)  # first: whoever deletes the study comes to the workers last
         session.execute(
             update(WorkerRow).where(WorkerRow.worker_id == worker_id).values(ended_at=database_now(), slot_key=None)
         )

@@ -12,7 +12,7 @@ from storage import workers
 from storage.claims import Checkpoint, Lease
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
-from storage.tables import LeaseRow, OwnerRow, TrialRow
+from storage.tables import LeaseRow, OwnerEnding, OwnerRow, TrialRow
 
 pytest_plugins = ["storage_fixtures"]
 pytestmark = pytest.mark.usefixtures("storage_test")
@@ -110,6 +110,16 @@ def test_a_trial_whose_last_five_owners_died_with_nothing_is_lost(worker: Shared
     assert history(worker, lease) == [(1, 1, "died"), *((generation, 0, "died") for generation in range(2, 7))]
     now = fresh(worker, study)
     assert (now.taken, now.returned) == (2, 0)  # its ticket stays spent
+
+
+def test_a_kill_for_want_of_memory_is_a_death_like_any_other(worker: SharedStorage, study: StudyRecord) -> None:
+    lease = worker.lease_of(optuna_study(worker, study).ask())
+    died, killed = OwnerEnding.DIED, OwnerEnding.OUT_OF_MEMORY
+    for how in (killed, died, killed, killed, killed):
+        workers.end(worker, lease.worker_id, how)
+        worker.adopt(study.study_id)
+    assert worker.get_trial(lease.trial_id).user_attrs["outcome"] == "lost"
+    assert [ending for *_, ending in history(worker, lease)] == ["out_of_memory", "died", *["out_of_memory"] * 3]
 
 
 @pytest.mark.parametrize("gentle", ["hands it back", "records an epoch"])

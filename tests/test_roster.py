@@ -22,7 +22,7 @@ from storage.outcomes import Outcome
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
-from storage.tables import LeaseRow, WorkerRow
+from storage.tables import LeaseRow, OwnerEnding, WorkerRow
 
 pytest_plugins = ["storage_fixtures"]
 pytestmark = pytest.mark.usefixtures("storage_test")
@@ -111,7 +111,7 @@ def test_a_view_tells_each_adoption_once_and_whether_its_worker_died(common_url:
     workers.end(looking, id_of(first))
     assert second.adopt(study.study_id) is not None
     feed.show(view)
-    workers.end(looking, id_of(second))
+    workers.end(looking, id_of(second), OwnerEnding.OUT_OF_MEMORY)
     third = hired(common_url, study, "cpu/3")
     assert [third.adopt(study.study_id) is not None for _ in range(2)] == [True, True]
     for _ in range(2):
@@ -153,7 +153,7 @@ def test_status_prints_workers_and_what_went_between_them(
     study = make_study(looking)
     first, second, third = (hired(common_url, study, f"cpu/{n}") for n in range(3))
     begin(first, study)
-    workers.end(looking, id_of(first))
+    workers.end(looking, id_of(first), OwnerEnding.OUT_OF_MEMORY)
     second.adopt(study.study_id)
     begin(third, study)
     fall_silent(third)

@@ -25,11 +25,11 @@ from search.fleet import Fleet
 from search.memory import OomKills
 from search.micro_batch_size import MicroBatchSize
 from search.sizes import StoredSizes
-from storage import micro_batches, studies
+from storage import micro_batches, studies, workers
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudySpec
-from storage.tables import MicroBatchRow, OwnerRow, TrialRow
+from storage.tables import MicroBatchRow, OwnerEnding, OwnerRow, TrialRow
 
 pytest_plugins = ["storage_fixtures"]
 pytestmark = pytest.mark.usefixtures("storage_test")
@@ -136,7 +136,7 @@ def test_whoever_adopts_from_the_killed_takes_half_of_the_batch(sqlite_url: str,
     assert reasons == ["killed by the system for want of memory"]
     [row] = rows(storage, TrialRow)
     assert row.outcome == Outcome.COMPLETE, row.reason
-    assert [owner.ending for owner in rows(storage, OwnerRow)] == ["died", "settled"]
+    assert [owner.ending for owner in rows(storage, OwnerRow)] == ["out_of_memory", "settled"]
     assert [row.samples for row in rows(storage, MicroBatchRow)] == [16]
 
 
@@ -166,11 +166,12 @@ class TestOnRecord:
     def test_kills_count_from_owner_to_owner(self, worker: SharedStorage) -> None:
         record = make_study(worker)
         lease = worker.lease_of(optuna_study(worker, record).ask())
-        found = [micro_batches.kills_in_a_row(worker, lease)]
-        for killed in (True, True, False, True):
-            if killed:
-                micro_batches.note_kill(worker, lease.worker_id)
-            worker.hand_back(lease)
+        found = [worker.kills_in_a_row(lease)]
+        kill = OwnerEnding.OUT_OF_MEMORY
+        for how in (kill, kill, OwnerEnding.DIED, kill):
+            workers.end(worker, lease.worker_id, how)
             lease = adopted_by(worker, record)
-            found.append(micro_batches.kills_in_a_row(worker, lease))
-        assert found == [0, 1, 2, 0, 1]
+            found.append(worker.kills_in_a_row(lease))
+        worker.hand_back(lease)
+        found.append(worker.kills_in_a_row(adopted_by(worker, record)))
+        assert found == [0, 1, 2, 0, 1, 0]
