@@ -1,4 +1,4 @@
-"""What can be wrong in a database: each function finds one kind, and says what puts it right (`storage.mending`).
+"""What can be wrong in a database: each function finds one kind, and says what puts it right (`storage.checking`).
 
 Nothing of this comes from workers that die: their transactions are whole. It comes from what others do to the tables
 (a trial told by optuna-dashboard, a row deleted by hand, a study deleted by a client that heeds no foreign keys), from
@@ -7,19 +7,67 @@ a disk that lied, and from faults of our own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, or_, select, text, update
+from optuna.trial import TrialState
+from sqlalchemy import ColumnElement, Table, and_, delete, exists, func, insert, or_, select, text, update
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
 
 from storage import patience
+from storage.claims import new_uuid
 from storage.engine import database_now
-from storage.mending import Fault, runs
+from storage.leases import HANDED_BACK, record_told
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
-from storage.tables import Base, EpochRow, StudyRow, TrialRow, WorkerRow
+from storage.tables import (
+    Base,
+    CheckpointRow,
+    EpochRow,
+    LeaseRow,
+    OwnerEnding,
+    OwnerRow,
+    StudyRow,
+    TrialRow,
+    WorkerRow,
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Args:
+        kind: the function that found it, and `key` what it finds this one again by.
+        what: one line for people; `mending`: what is so after it was mended, empty where nothing mends it.
+        study_id, trial_id: which of the two is locked while it is mended.
+        mend: the statements.
+    """
+
+    kind: Finder
+    key: Any
+    what: str
+    mending: str = ""
+    study_id: int | None = None
+    trial_id: int | None = None
+    mend: Callable[[Session], None] | None = field(default=None, compare=False)
+
+
+# Finds all faults of its kind, or the one with this key.
+Finder = Callable[[Session, Any], Iterable[Fault]]
+
+
+def _runs(*statements: Any) -> Callable[[Session], None]:
+    """What executes them, one after the other."""
+
+    def run(session: Session) -> None:
+        for statement in statements:
+            session.execute(statement.execution_options(synchronize_session=False))
+
+    return run
 
 
 def damaged(session: Session, _key: Any) -> Iterator[Fault]:
@@ -48,7 +96,7 @@ def left_over(session: Session, key: str | None) -> Iterator[Fault]:
                 table.name,
                 f"{count} row{'s' * (count != 1)} of {table.name} of studies or trials that are gone",
                 "deleted",
-                mend=runs(delete(table).where(gone)),
+                mend=_runs(delete(table).where(gone)),
             )
 
 
@@ -66,6 +114,150 @@ def _whole(table: Any) -> ColumnElement[bool]:
             there = exists().where(parent.c[key.column.key] == column, _whole(parent))
             conditions.append(or_(column.is_(None), there))
     return and_(True, *conditions)
+
+
+def torn_trials(session: Session, key: int | None) -> Iterator[Fault]:
+    """Trials whose state, ticket, settlement and lease do not say the same."""
+    trial, lease = models.TrialModel, LeaseRow
+    query = (
+        select(
+            trial.trial_id,
+            trial.study_id,
+            trial.number,
+            trial.state,
+            models.StudyModel.study_name,
+            TrialRow.ticket,
+            TrialRow.outcome,
+            lease.claim,
+        )
+        .join(models.StudyModel, models.StudyModel.study_id == trial.study_id)
+        .outerjoin(TrialRow, TrialRow.trial_id == trial.trial_id)
+        .outerjoin(lease, lease.trial_id == trial.trial_id)
+        .where(or_(TrialRow.ticket.is_not(None), lease.claim.is_not(None)))
+        .where(
+            or_(
+                TrialRow.ticket.is_(None),
+                and_(TrialRow.outcome.is_(None), trial.state != TrialState.RUNNING),
+                and_(TrialRow.outcome.is_(None), lease.claim.is_(None)),
+                and_(TrialRow.outcome.is_not(None), trial.state == TrialState.RUNNING),
+                and_(TrialRow.outcome.is_not(None), lease.claim.is_not(None)),
+            )
+        )
+        .order_by(trial.trial_id)
+    )
+    for row in session.execute(query if key is None else query.where(trial.trial_id == key)):
+        what, mending, mend = _torn(row)
+        name = f"{row.study_name}: trial {row.number}"
+        yield Fault(torn_trials, row.trial_id, f"{name} {what}", mending, trial_id=row.trial_id, mend=mend)
+
+
+_Way = tuple[str, str, Callable[[Session], None]]
+
+
+def _torn(row: Any) -> _Way:
+    """What is wrong with a trial, what is so afterwards, and the statements."""
+    if row.ticket is None:
+        ticket = insert(TrialRow).values(
+            trial_id=row.trial_id, study_id=row.study_id, ticket=new_uuid(), reason="", started_at=database_now()
+        )
+        return "is leased and has no ticket", "it has one", _runs(ticket)
+    return _unsettled(row) if row.outcome is None else _settled(row)
+
+
+def _unsettled(row: Any) -> _Way:
+    lease = delete(LeaseRow).where(LeaseRow.trial_id == row.trial_id)
+    if row.state == TrialState.RUNNING:
+        what = "is RUNNING and nobody has its lease, so that nobody can take it over"
+        return what, "any worker takes it over", lambda session: _leave(session, row)
+    if row.state == TrialState.WAITING:
+        ticket = delete(TrialRow).where(TrialRow.trial_id == row.trial_id)
+        return "is WAITING and has a ticket already", "it has none", _runs(ticket, lease)
+
+    def settle(session: Session) -> None:
+        _runs(lease)(session)
+        record_told(session, row.trial_id, row.state)
+
+    what = f"is {row.state.name} and was never settled: somebody else told it"
+    return what, f"settled as {Outcome.of(row.state).text}", settle
+
+
+def _settled(row: Any) -> _Way:
+    lease = delete(LeaseRow).where(LeaseRow.trial_id == row.trial_id)
+    if row.state != TrialState.RUNNING:
+        return "is settled and still leased", "nobody has its lease", _runs(lease)
+    outcome = Outcome(row.outcome)
+    what = f"is settled as {outcome.text} and still RUNNING"
+    if outcome is not Outcome.COMPLETE:
+        ended = update(models.TrialModel).where(models.TrialModel.trial_id == row.trial_id)
+        ended = ended.values(state=outcome.state, datetime_complete=datetime.now())
+        return what, f"it is {outcome.state.name}", _runs(ended, lease)
+    unsettled = update(TrialRow).where(TrialRow.trial_id == row.trial_id)
+    unsettled = unsettled.values(outcome=None, settlement=None, settled_at=None, reason="")
+
+    def leave(session: Session) -> None:  # a complete trial has a value, and this one's is not known
+        _runs(unsettled, lease)(session)
+        _leave(session, row)
+
+    return what, "any worker takes it over", leave
+
+
+def _leave(session: Session, row: Any) -> None:
+    """A lease that was handed back, of the last generation that left a trace: who adopts it has a higher one."""
+    traces = [
+        session.scalar(select(func.max(table.generation)).where(table.trial_id == row.trial_id)) or 1
+        for table in (OwnerRow, EpochRow, CheckpointRow)
+    ]
+    session.execute(
+        insert(LeaseRow).values(
+            trial_id=row.trial_id,
+            study_id=row.study_id,
+            worker_id=new_uuid(),  # nobody's
+            generation=max(traces),
+            claim=new_uuid(),
+            expires_at=HANDED_BACK,
+        )
+    )
+
+
+def owners_never_ended(session: Session, key: tuple[int, int] | None) -> Iterator[Fault]:
+    """Owners on record as if they still held a trial that is settled, handed back or another's."""
+    trial, lease, later = models.TrialModel, LeaseRow, OwnerRow.__table__.alias()
+    holds = exists().where(
+        lease.trial_id == OwnerRow.trial_id,
+        lease.generation == OwnerRow.generation,
+        lease.worker_id == OwnerRow.worker_id,
+        lease.expires_at != HANDED_BACK,
+    )
+    followed = exists().where(later.c.trial_id == OwnerRow.trial_id, later.c.generation > OwnerRow.generation)
+    query = (
+        select(
+            OwnerRow.trial_id,
+            OwnerRow.generation,
+            trial.number,
+            trial.state,
+            models.StudyModel.study_name,
+            followed.label("followed"),
+        )
+        .join(trial, trial.trial_id == OwnerRow.trial_id)
+        .join(models.StudyModel, models.StudyModel.study_id == trial.study_id)
+        .where(OwnerRow.ending.is_(None), ~holds)
+        .order_by(OwnerRow.trial_id, OwnerRow.generation)
+    )
+    for row in session.execute(query if key is None else query.where(OwnerRow.trial_id == key[0])):
+        if row.followed:
+            ending = OwnerEnding.DIED
+        else:
+            ending = OwnerEnding.HANDED_BACK if row.state == TrialState.RUNNING else OwnerEnding.SETTLED
+        mine = and_(OwnerRow.trial_id == row.trial_id, OwnerRow.generation == row.generation)
+        ended = update(OwnerRow).where(mine, OwnerRow.ending.is_(None))
+        yield Fault(
+            owners_never_ended,
+            (row.trial_id, row.generation),
+            f"{row.study_name}: owner {row.generation} of trial {row.number} has no lease and never ended",
+            f"its ending is {ending.value}",
+            trial_id=row.trial_id,
+            mend=_runs(ended.values(ending=ending, ended_at=database_now())),
+        )
 
 
 def workers_never_ended(session: Session, key: str | None) -> Iterator[Fault]:
@@ -95,7 +287,7 @@ def workers_never_ended(session: Session, key: str | None) -> Iterator[Fault]:
             f"{row.study_name}: the worker on {row.host}, pid {row.pid}, was not seen for {row.seconds:.0f} s and never"
             " ended",
             "ended when it was last seen",
-            mend=runs(ended),
+            mend=_runs(ended),
         )
 
 
@@ -134,7 +326,7 @@ def wrong_counters(session: Session, key: int | None) -> Iterator[Fault]:
                 f"{row.name}: {', '.join(f'{name} is {getattr(study, name)}' for name in wrong)}",
                 ", ".join(f"{name} is {value}" for name, value in wrong.items()),
                 study_id=study.study_id,
-                mend=runs(update(StudyRow).where(StudyRow.study_id == study.study_id).values(wrong)),
+                mend=_runs(update(StudyRow).where(StudyRow.study_id == study.study_id).values(wrong)),
             )
 
 

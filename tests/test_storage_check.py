@@ -15,7 +15,7 @@ from storage_crew import PROCESSES, Crew, claim_beside_mending
 from storage_places import adopted_by, an_epoch, fresh, make_study, optuna_study, rows, run_trial, wait_until, worker_on
 from studies import Inside
 
-from storage import checking, leases, mending, workers
+from storage import checking, leases, workers
 from storage.claims import new_uuid
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
@@ -227,9 +227,9 @@ def test_what_is_right_again_by_then_is_not_mended(worker: SharedStorage, study:
     """Between the look and the lock its owner has settled it."""
     trial = held(worker, study)
     execute(worker, update(TrialRow).values(outcome=Outcome.LOST), update(StudyRow).values(taken=5))
-    [torn, counter] = mending.look(worker, checking.FINDERS)
+    [torn, counter] = checking.look(worker, checking.FINDERS)
     execute(worker, update(TrialRow).values(outcome=None), update(StudyRow).values(taken=1))
-    assert [mending.mend(worker, fault) for fault in (torn, counter)] == [False, False]
+    assert [checking.mend(worker, fault) for fault in (torn, counter)] == [False, False]
     worker.record_epoch(worker.lease_of(trial), an_epoch(2))
 
 
@@ -239,7 +239,7 @@ def test_a_claim_in_the_middle_of_mending_waits_for_it(postgres_url: str) -> Non
     study = make_study(worker)
     run_trial(worker, study)
     execute(worker, update(StudyRow).values(taken=3))
-    [fault] = mending.look(worker, checking.FINDERS)
+    [fault] = checking.look(worker, checking.FINDERS)
     claim = threading.Thread(target=lambda: optuna_study(other, study).ask())
     waits = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
 
@@ -253,7 +253,7 @@ def test_a_claim_in_the_middle_of_mending_waits_for_it(postgres_url: str) -> Non
             wait_until(lambda: waiting() or not claim.is_alive())
 
     event.listen(worker.backend.engine, "before_cursor_execute", meanwhile)
-    assert mending.mend(worker, fault)
+    assert checking.mend(worker, fault)
     claim.join()
     assert fresh(worker, study).taken == 2
 
