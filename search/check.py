@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search import optimizers, printing, schedules
+from search import optimizers, schedules
 from search.batches import EvaluationBatches, TrainingBatches
 from search.check_lines import CheckLine, duration, memory_line
 from search.check_own import check_own
@@ -34,6 +34,7 @@ from search.optimizers import Optimizer, build_for
 from search.preview import blamed, build_task, default_recipe, load_data, spread, try_out
 from search.space import Recipe
 from search.steps import Stepper, rest_frozen_norms
+from storage.words import counted
 
 # Batches that each optimizer trains on; a rate that explodes at once shows in three.
 BATCHES = 3
@@ -279,9 +280,9 @@ def _study(bench: _Bench, measured: Mapping[int, Mapping[str, float]], trials: i
     ]
     trial = bench.folds * objective.epochs * sum(epochs) / len(epochs)
     seconds = trial * -(-trials // workers)
-    length = (f"{bench.folds} folds of " if bench.folds > 1 else "") + printing.epochs(objective.epochs)
+    length = (f"{bench.folds} folds of " if bench.folds > 1 else "") + counted(objective.epochs, "epoch")
     detail = (
-        f"{trials} trials of {length} on {workers} worker{'s' * (workers > 1)}: "
+        f"{trials} trials of {length} on {counted(workers, 'worker')}: "
         f"about {duration(seconds)} with every epoch trained, none saved by pruning"
     )
     numbers = {"study_seconds": seconds, "trial_seconds": trial, "trials": trials, "workers": workers}

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 import torch
 
-from search import bare, loop, printing, space
+from search import bare, loop, space
 from search.check_lines import CheckLine, duration, memory_line
 from search.loading import LoadedObjective
 from search.narrowing import narrowed
@@ -23,6 +23,7 @@ from search.randomness import seed_everything
 from search.reporting import EpochResult, Result, Verdict
 from search.space import Recipe
 from search.strategy import quiet_optuna
+from storage.words import counted
 
 
 class _Enough(BaseException):
@@ -81,8 +82,8 @@ def check_own(
 def _study_line(seconds: float, epochs: int, trials: int, workers: int) -> CheckLine:
     """Estimate a study. `seconds`: of an epoch, of a trial where `epochs` is 0."""
     total = seconds * max(1, epochs) * -(-trials // workers)
-    each = f" of {printing.epochs(epochs)}" if epochs else ""
-    detail = f"{trials} trials{each} on {workers} worker{'s' * (workers > 1)}: about {duration(total)}"
+    each = f" of {counted(epochs, 'epoch')}" if epochs else ""
+    detail = f"{trials} trials{each} on {counted(workers, 'worker')}: about {duration(total)}"
     numbers = {"study_seconds": total, "trials": trials, "workers": workers}
     return CheckLine("study", True, f"{detail}, none saved by pruning", 0.0, numbers)
 

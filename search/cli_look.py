@@ -24,6 +24,7 @@ from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.urls import DEFAULT_URL, shown
+from storage.words import counted
 
 
 class Format(StrEnum):
@@ -79,7 +80,7 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
     if best:
         printing.say(console, printing.best_line(best[0], found))
     saved = f", {found.epochs_saved} saved by pruning" if found.epochs_saved else ""
-    cost = f"{printing.epochs(found.epochs_trained)} in {printing.duration(found.seconds)}"
+    cost = f"{counted(found.epochs_trained, 'epoch')} in {printing.duration(found.seconds)}"
     printing.say(console, f"outcomes: {printing.counts(found.counts)}; {cost}{saved}")
     if found.waiting:
         printing.say(console, f"waiting: {found.waiting} enqueued")

@@ -13,6 +13,7 @@ from search.keeping import Keeping
 from storage import checking, copying, schema, urls
 from storage.tables import SCHEMA_VERSION
 from storage.urls import DEFAULT_URL
+from storage.words import counted
 
 app = typer.Typer(
     name="storage",
@@ -39,7 +40,7 @@ def copy(
     """
     old, new = urls.parse(source), urls.parse(target)
     found = copying.copy(old, new, while_training=while_training)
-    many = f"{_counted(found.studies, 'study', 'studies')}, {_counted(found.trials, 'trial', 'trials')}"
+    many = f"{counted(found.studies, 'study', 'studies')}, {counted(found.trials, 'trial')}"
     typer.echo(f"copied {many} ({found.rows} rows) from {urls.shown(old)} to {urls.shown(new)}")
     for table in found.left_out:
         typer.echo(f"left out: table {table}, which is neither Optuna's nor Dialin's")
@@ -81,16 +82,12 @@ def check(
 def _verdict(found: checking.Checked, shown: str) -> str:
     wrong = [line for line in found.lines if not line.mended]
     mended = len(found.lines) - len(wrong)
-    said = [f"mended {_counted(mended, 'thing', 'things')} in {shown}"] if mended else []
+    said = [f"mended {counted(mended, 'thing')} in {shown}"] if mended else []
     if wrong:
-        said.append(f"{_counted(len(wrong), 'thing is', 'things are')} wrong in {shown}")
+        said.append(f"{counted(len(wrong), 'thing is', 'things are')} wrong in {shown}")
         mendable = sum(bool(line.mending) for line in wrong)
         said += [f"--mend puts {mendable} of them right"] if mendable else []
     return "; ".join(said) or f"nothing is wrong with {shown}"
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def upgrade(storage: options.Storage = DEFAULT_URL) -> None:

@@ -34,6 +34,7 @@ from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import StudyState
 from storage.urls import DEFAULT_URL
+from storage.words import counted
 
 # Lines of a log at the end of a trial's page; and of each log where several are printed.
 LAST_LINES = 5
@@ -275,9 +276,9 @@ def delete(
     folder = _folder_of(root, record)
     held = sum(not trial.adoptable for trial in status.running)
     trials = record.taken + record.returned
-    what = f"{record.name} with {trials} trial{'s' * (trials != 1)}"
+    what = f"{record.name} with {counted(trials, 'trial')}"
     what += f" and the files in {folder}" if folder is not None else ""
-    what += f"; {held} worker{'s' * (held != 1)} training it now will stop" if held else ""
+    what += f"; {counted(held, 'worker')} training it now will stop" if held else ""
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"nobody can be asked here: --yes deletes {what}")

@@ -26,6 +26,7 @@ from search.snapshots import copied
 from search.space import Recipe
 from search.steps import Stepper
 from storage.outcomes import Outcome
+from storage.words import counted
 
 # On an accelerator each look at the loss waits for the device, so there it is looked at every so many
 # steps. Nothing is missed: what is looked at is the sum, in which NaN and infinity stay.
@@ -210,10 +211,10 @@ class Curve:
 
     def why_over(self) -> str:
         """What to say of a complete curve: nothing, or that patience ended it."""
-        if self.epoch >= self._objective.epochs or self._peak is None:
+        patience = self._objective.patience
+        if self.epoch >= self._objective.epochs or self._peak is None or patience is None:
             return ""
-        epochs = f"{self._objective.patience} epoch{'s' * (self._objective.patience != 1)}"
-        return f"no better than in epoch {self._peak[1]} for {epochs}"
+        return f"no better than in epoch {self._peak[1]} for {counted(patience, 'epoch')}"
 
     def why_diverged(self, values: dict[str, float]) -> str:
         """What was no number in the last epoch."""

@@ -7,11 +7,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from search import optimizers, printing
+from search import optimizers
 from search.knobs import Knob
 from search.loading import LoadedObjective
 from search.objective import Objective
 from search.space import describe
+from storage.words import counted
 
 # From this many columns on there is room to say what each knob is.
 WIDE = 110
@@ -37,7 +38,7 @@ def print_space(console: Console, loaded: LoadedObjective) -> None:
         cells = [knob.name, knob.range, _default(knob), knob.condition]
         table.add_row(*cells, *([knob.text] if wide else []))
     said = f"{loaded.reference}: {objective.description}" if objective.description else loaded.reference
-    length = f"{printing.epochs(objective.epochs)}, " if objective.epochs else ""
+    length = f"{counted(objective.epochs, 'epoch')}, " if objective.epochs else ""
     for line in (said, f"{searched.direction} {searched.name}, {length}{objective.trials} trials"):
         console.print(line, markup=False, highlight=False)
     if objective.trains_itself:

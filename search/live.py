@@ -17,6 +17,7 @@ from rich.text import Text
 
 from search import printing
 from storage.queries import RankedTrial, SettledTrial, StudyStatus
+from storage.words import counted
 
 
 class View(Protocol):
@@ -89,7 +90,7 @@ class Drawing:
 
     def outcomes(self, status: StudyStatus) -> str:
         """How trials ended, and what pruning saved."""
-        saved = f"; {printing.epochs(status.epochs_saved)} saved by pruning" if status.epochs_saved else ""
+        saved = f"; {counted(status.epochs_saved, 'epoch')} saved by pruning" if status.epochs_saved else ""
         return printing.counts(status.counts) + saved
 
     def times(self, status: StudyStatus) -> str:

@@ -26,6 +26,7 @@ from storage.queries import FailedTrial, RankedTrial, RunningTrial, SettledTrial
 from storage.roster import Adoption, WorkerLine
 from storage.studies import NOTEBOOK, StudyRecord
 from storage.tables import StudyState
+from storage.words import counted
 
 
 def as_json(value: Any) -> str:
@@ -61,11 +62,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{clock}" if hours else clock
 
 
-def epochs(count: int) -> str:
-    """`1 epoch`, `15 epochs`."""
-    return f"{count} epoch{'s' * (count != 1)}"
-
-
 def ago(seconds: float) -> str:
     """How long ago, roughly: `20 s ago`, `5 min ago`, `3 h ago`, `2 days ago`."""
     for size, unit in ((86400, "day"), (3600, "h"), (60, "min")):
@@ -83,7 +79,7 @@ def counts(by_outcome: Mapping[str, int]) -> str:
 def settled_line(trial: SettledTrial, metric: str) -> str:
     """One line for a trial that has just ended."""
     said = f"{metric} {number(trial.value)}" if trial.value is not None else trial.reason
-    cost = f"{epochs(trial.epochs)} in {trial.seconds:.1f} s"
+    cost = f"{counted(trial.epochs, 'epoch')} in {trial.seconds:.1f} s"
     return f"trial {trial.number} {trial.outcome.text}: {said}, {cost}; {trial.recipe}"
 
 
@@ -96,17 +92,17 @@ def adoption_line(adoption: Adoption) -> str:
     """Who goes on with which trial, and why. Its newest checkpoint may be some epochs older than what is on record."""
     where = adoption.slot if adoption.host == socket.gethostname() else f"{adoption.host} {adoption.slot}"
     died = ", whose worker died" if adoption.died else ""
-    return f"{where} goes on with trial {adoption.number} ({epochs(adoption.epochs)} on record){died}"
+    return f"{where} goes on with trial {adoption.number} ({counted(adoption.epochs, 'epoch')} on record){died}"
 
 
 def handovers_line(status: StudyStatus) -> str:
     """Deaths and adoptions of a study's trials, how many wait for a worker, and which were lost; empty without any."""
     found, left = status.handovers, sum(trial.adoptable for trial in status.running)
-    said = [(found.deaths, "worker died", "workers died"), (found.adoptions, "adoption", "adoptions")]
-    counted = [f"{count} {one if count == 1 else many}" for count, one, many in said if count]
-    counted += [f"{left} trial{'s' * (left != 1)} to adopt"] if left else []
-    counted += [f"lost: trial{'s' * (len(found.lost) != 1)} {', '.join(map(str, found.lost))}"] if found.lost else []
-    return ", ".join(counted)
+    said = [counted(found.deaths, "worker died", "workers died")] if found.deaths else []
+    said += [counted(found.adoptions, "adoption")] if found.adoptions else []
+    said += [f"{counted(left, 'trial')} to adopt"] if left else []
+    said += [f"lost: trial{'s' * (len(found.lost) != 1)} {', '.join(map(str, found.lost))}"] if found.lost else []
+    return ", ".join(said)
 
 
 def worker_line(worker: WorkerLine) -> str:
@@ -176,7 +172,7 @@ def length(study: StudyRecord) -> str:
     if not study.epochs:
         return "as long as its function trains"
     folds = f"{study.folds} folds of " if study.folds > 1 else ""
-    return f"{folds}{epochs(study.epochs)}"
+    return f"{folds}{counted(study.epochs, 'epoch')}"
 
 
 def narrowing(study: StudyRecord) -> str:
@@ -193,7 +189,7 @@ def limits(study: StudyRecord) -> str:
         spent, budget = duration(study.spent_seconds), duration(study.budget_seconds)
         said.append(f"{spent} of {budget} device time spent")
     if study.budget_epochs is not None:
-        said.append(f"{study.spent_epochs} of {epochs(study.budget_epochs)} trained")
+        said.append(f"{study.spent_epochs} of {counted(study.budget_epochs, 'epoch')} trained")
     if study.deadline is not None:
         said.append(f"until {moment(study.deadline)}")
     return "; ".join(said)

@@ -14,6 +14,7 @@ from search import printing
 from search.chart import chart
 from storage.queries import TrialDetail
 from storage.studies import StudyRecord
+from storage.words import counted
 
 # Rows of the curves of metric and training loss: with all the rest they fit on 24 rows.
 HEIGHTS = (7, 4)
@@ -125,7 +126,7 @@ def _cost(trial: TrialDetail) -> list[str]:
     if not trial.epochs:
         return []
     count = len(trial.epochs)
-    parts = [f"{count} epoch{'s' * (count != 1)} in {printing.duration(trial.seconds)}"]
+    parts = [f"{counted(count, 'epoch')} in {printing.duration(trial.seconds)}"]
     parts[0] += f" ({trial.seconds / count:.3g} s each)"
     samples = trial.epochs[-1].samples
     if samples:
@@ -134,7 +135,7 @@ def _cost(trial: TrialDetail) -> list[str]:
     if trial.weights is not None:
         parts.append(f"weights kept in {trial.weights.path}")
     owners = [
-        f"{owner.host} pid {owner.pid} on {owner.slot} ({printing.epochs(owner.epochs)}"
+        f"{owner.host} pid {owner.pid} on {owner.slot} ({counted(owner.epochs, 'epoch')}"
         + (", now)" if owner.holds else ")")
         for owner in trial.owners
     ]

@@ -35,6 +35,7 @@ from storage.engine import make_engine, one_moment, without_idle_timeout, writin
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import models
 from storage.tables import Base, SchemaRow
+from storage.words import counted
 
 # So many rows are in memory at a time.
 CHUNK_ROWS = 2000
@@ -93,7 +94,7 @@ def _refuse_at_work(url: URL, connection: Connection, while_training: bool) -> N
     working = 0 if while_training else living.count(connection)
     if working:
         raise UsageError(
-            f"{urls.shown(url)} is in use by {working} worker{'s' * (working > 1)}: end them by `dialin stop`, or copy "
+            f"{urls.shown(url)} is in use by {counted(working, 'worker')}: end them by `dialin stop`, or copy "
             "what there is at this moment with --while-training"
         )
 

@@ -34,6 +34,7 @@ from storage.tables import (
     TrialRow,
     WorkerRow,
 )
+from storage.words import counted
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def left_over(session: Session, key: str | None) -> Iterator[Fault]:
             yield Fault(
                 left_over,
                 table.name,
-                f"{count} row{'s' * (count != 1)} of {table.name} of studies or trials that are gone",
+                f"{counted(count, 'row')} of {table.name} of studies or trials that are gone",
                 "deleted",
                 mend=_runs(delete(table).where(gone)),
             )

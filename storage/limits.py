@@ -21,6 +21,7 @@ from storage.engine import database_now
 from storage.errors import UsageError
 from storage.optuna_internals import models
 from storage.tables import StudyRow, StudyState
+from storage.words import counted
 
 _UNITS = ((3600, "h"), (60, "min"), (1, "s"))
 
@@ -73,7 +74,7 @@ def spend(session: Session, study_id: int, seconds: float, epochs: int = 0) -> S
     if row is None:
         budget = session.scalar(select(StudyRow.budget_epochs).where(StudyRow.study_id == study_id))
         if budget is not None:
-            raise EpochsSpent(f"the budget of {_epochs(budget)} is on record")
+            raise EpochsSpent(f"the budget of {counted(budget, 'epoch')} is on record")
         return None
     reason = _reached(row)
     if reason and row.state == StudyState.RUNNING:
@@ -87,12 +88,8 @@ def _reached(row: Any) -> str:
     if row.budget_seconds is not None and row.spent_seconds >= row.budget_seconds:
         return f"the budget of {amount(row.budget_seconds)} of device time is spent"
     if row.budget_epochs is not None and row.spent_epochs >= row.budget_epochs:
-        return f"the budget of {_epochs(row.budget_epochs)} is trained"
+        return f"the budget of {counted(row.budget_epochs, 'epoch')} is trained"
     return past(row.deadline) if row.late else ""
-
-
-def _epochs(count: int) -> str:
-    return f"{count} epoch{'s' * (count != 1)}"
 
 
 def stop_at_deadline(session: Session, study_id: int) -> None:
@@ -208,9 +205,11 @@ def _renewed_epochs(row: StudyRow, name: str, new: int | None) -> int | None:
     if budget is None or row.spent_epochs < budget:
         return budget
     if new is not None:
-        raise UsageError(f"--total-epochs {new} is not more than the {_epochs(row.spent_epochs)} already on record")
+        raise UsageError(
+            f"--total-epochs {new} is not more than the {counted(row.spent_epochs, 'epoch')} already on record"
+        )
     raise UsageError(
-        f"the budget of {_epochs(budget)} is trained: "
+        f"the budget of {counted(budget, 'epoch')} is trained: "
         f"enlarge it, as by `dialin resume {name} --total-epochs +{max(1, budget)}`"
     )
 

@@ -27,6 +27,7 @@ from storage.errors import DialinError, UsageError
 from storage.optuna_internals import VersionManager, models
 from storage.patience import one_line
 from storage.tables import SCHEMA_VERSION, Base, SchemaRow
+from storage.words import counted
 
 # Any number that no other program on the server is likely to lock: "dialin" read as base 36.
 _ADVISORY_LOCK = int("dialin", 36)
@@ -169,7 +170,7 @@ def _refuse_at_work(url: URL, connection: Connection) -> None:
     working = living.count(connection)
     if working:
         raise WrongVersion(
-            f"{urls.shown(url)} is in use by {working} worker{'s' * (working > 1)} of an older dialin: end them by its "
+            f"{urls.shown(url)} is in use by {counted(working, 'worker')} of an older dialin: end them by its "
             f"`dialin stop`, and upgrade again when there was no sign of one for {LEASE_SECONDS:g} s"
         )
 

@@ -24,6 +24,7 @@ from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import CheckpointKind, CheckpointRow, LeaseRow
+from storage.words import counted
 
 # As `search.reporter` names them: what it is, where the trial stands, the generation that wrote it.
 _CHECKPOINT = re.compile(r"(?:state|weights)-.*\.g(\d+)\.pt(?:\.partial)?")
@@ -162,7 +163,7 @@ def _left_over(storage: SharedStorage, record: StudyRecord, folder: Path, presen
         if int(named.group(1)) < writable.get(number, 0):  # of a trial not begun: a copy of the database has begun it
             found.setdefault(number, []).append(path)
     for number, paths in sorted(found.items()):
-        what = f"{record.name}: trial {number} has {len(paths)} file{'s' * (len(paths) > 1)} that nothing records"
+        what = f"{record.name}: trial {number} has {counted(len(paths), 'file')} that nothing records"
         yield Stray(f"{what}, such as {min(paths)}", "removed", None, tuple(sorted(paths)))
 
 

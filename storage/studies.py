@@ -28,6 +28,7 @@ from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.tables import LeaseRow, StudyRow, StudyState
+from storage.words import counted
 
 # How the stored reference of an objective begins that no file holds: it was written in a notebook.
 NOTEBOOK = "notebook:"
@@ -176,7 +177,7 @@ def check_folds(record: StudyRecord, folds: int) -> None:
     """
     if folds != record.folds:
         raise UsageError(
-            f"data() returns {folds} fold{'s' * (folds > 1)}, but study {record.name!r} was made with {record.folds}: "
+            f"data() returns {counted(folds, 'fold')}, but study {record.name!r} was made with {record.folds}: "
             "start a new study for that"
         )
 

@@ -41,8 +41,8 @@ LAYERS = (
 # What a layer must not know: values need no database and no terminal, and the database needs no tensors.
 OUTSIDE = {"sqlalchemy", "psycopg", "typer", "rich", "optuna_dashboard", "storage"}
 FORBIDDEN = {1: {"torch", "torchvision", "sklearn"}, 2: OUTSIDE, 3: OUTSIDE, 4: OUTSIDE}
-# But every layer speaks of errors and of how a trial can end.
-VOCABULARY = {"storage.errors", "storage.outcomes"}
+# But every layer speaks of errors, of how a trial can end and of how many there are.
+VOCABULARY = {"storage.errors", "storage.outcomes", "storage.words"}
 
 
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
