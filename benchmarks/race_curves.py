@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # Of its budget: the plot begins where a system has trained long enough to be more than noise.
-PLOTTED_FROM = 0.1
+PLOTTED_FROM = 0.2
 
 
 @dataclass(frozen=True)
