@@ -126,7 +126,7 @@ class Search:
             trial = best.trial
         kept = queries.weights_of(self._storage, record, trial)
         if kept is None:
-            raise DialinError(f"the weights of trial {trial} were not kept: only those of the best few are")
+            raise DialinError(f"no weights of trial {trial} are on record: those of the best few trials are kept")
         path, sha256 = kept
         files = options.files_root(self._place.files, self._place.storage)
         return open_store(self._place.keeping, files, record.folder).read(path, sha256)

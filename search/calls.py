@@ -17,6 +17,7 @@ from search.failures import RaisedError
 from search.keeping import Keeping, keeping_of
 from search.loading import being_imported
 from search.preflight import Placement
+from search.printing import Terminal
 from search.wishes import to_json
 from storage.errors import UsageError
 from storage.urls import DEFAULT_URL
@@ -97,7 +98,7 @@ def sent(objective: Searched) -> str | ByValue:
 
 def console(quiet: bool) -> Console:
     """Plain lines in a notebook, which has its own view: rich would take it for a terminal, or for a web page."""
-    return Console(quiet=quiet, force_jupyter=False, force_terminal=False if notebook.is_here() else None)
+    return Terminal(quiet=quiet, force_jupyter=False, force_terminal=False if notebook.is_here() else None)
 
 
 def with_frames(error: RaisedError) -> RaisedError:

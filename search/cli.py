@@ -7,7 +7,6 @@ import signal
 
 _SIGINT = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import os
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -17,6 +16,7 @@ import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from search import cli_look, cli_one, cli_storage, cli_studies, cli_train
+from search.printing import nobody_reads
 from storage.errors import DialinError
 from storage.patience import one_line, waiting
 
@@ -93,8 +93,7 @@ def told(command: Callable[[], object]) -> int:
     except typer.Abort:
         status = 130
     except BrokenPipeError:
-        # The reader (head, less) has gone; nothing more can be printed, not even by the interpreter's end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nobody_reads()
         status = 128 + signal.SIGPIPE
     return status if isinstance(status, int) else 0
 

@@ -12,7 +12,6 @@ from textwrap import indent
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from search import options, printing
@@ -66,7 +65,7 @@ def status(study: options.Study = None, as_json: options.Json = False, storage: 
 
 
 def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: str) -> None:
-    console, record = Console(), found.study
+    console, record = printing.Terminal(), found.study
 
     printing.say(console, f"{record.name}: {printing.state_of(found)}, {printing.progress(found)}")
     printing.say(
@@ -144,7 +143,7 @@ def best(
     if isinstance(answer, str):
         typer.echo(answer)
     else:
-        Console().print(answer)
+        printing.Terminal().print(answer)
 
 
 def _write_weights(
@@ -152,7 +151,9 @@ def _write_weights(
 ) -> None:
     kept = queries.weights_of(storage, record, number)
     if kept is None:
-        raise DialinError(f"the weights of trial {number} were not kept: its disk was full, or its own loop kept none")
+        raise DialinError(
+            f"no weights of trial {number} are on record: its loop kept none, or they could not be written"
+        )
     from search.checkpoints import CheckpointError  # imports torch
     from search.shelf import open_store
 
@@ -203,7 +204,7 @@ def objectives(
     if as_json:
         typer.echo(printing.as_json(space_as_records(loaded.objective)))
     else:
-        print_space(Console(), loaded)
+        print_space(printing.Terminal(), loaded)
 
 
 def check(

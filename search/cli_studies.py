@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 from optuna.exceptions import StorageInternalError
-from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -68,7 +67,7 @@ def list_(as_json: options.Json = False, storage: options.Storage = DEFAULT_URL)
         started = printing.ago(time.time() - line.created_at) if line.created_at is not None else "-"
         name = Path(line.objective).name if line.objective is not None else "-"
         table.add_row(line.name, name, _state(line), trials, best, started)
-    Console().print(table, markup=False)
+    printing.Terminal().print(table, markup=False)
 
 
 def _state(line: StudyLine) -> str:
@@ -102,7 +101,7 @@ def show(
     if as_json:
         typer.echo(printing.as_json(trial_as_json(record, found, log)))
     else:
-        print_trial(Console(), record, found, log, trial_logs.tail(log, LAST_LINES))
+        print_trial(printing.Terminal(), record, found, log, trial_logs.tail(log, LAST_LINES))
 
 
 def _find(storage: SharedStorage, study: str | None, trial: int | None) -> tuple[StudyRecord, int | None]:
@@ -221,7 +220,7 @@ def watch(study: options.Study = None, storage: options.Storage = DEFAULT_URL) -
     """
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
-    console = Console()
+    console = printing.Terminal()
     status = queries.status(shared, record)
     printing.say(console, f"{record.name}: {printing.state_of(status)}, {printing.progress(status)}")
     if not _over(status):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from enum import StrEnum
 from typing import Annotated
 
@@ -127,7 +128,7 @@ def run(
     placement, log_to = Placement(workers, devices, per_device), trackers.check(log or ())
     seconds, keeping = options.hang_seconds(hang), keeping_of(checkpoints, disk)
     place = searches.Place(storage, files, data, placement, log_to, seconds, keeping)
-    console = Console()
+    console = printing.Terminal()
     if detach:
         _say_where(console, detached.start(console, objective, wanted, place))
         return
@@ -167,7 +168,7 @@ def resume(
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     reference = reference_here(record.objective, objective, f"dialin resume {record.name}")
-    console = Console()
+    console = printing.Terminal()
     _train(console, searches.go_on(console, shared, record, reference, wanted, place))
 
 
@@ -266,4 +267,6 @@ def _say_what_next(console: Console, storage: SharedStorage, ending: Ending) -> 
         printing.say(console, f"  dialin logs {study.name} {status.failures[0].number}")
     printing.say(console, f"  {printing.resume_command(study)}")
     printing.say(console, f"  dialin status {study.name}")
+    if ending.signal == signal.SIGPIPE:
+        return 128 + signal.SIGPIPE
     return 130 if ending.interrupted else 1

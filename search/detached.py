@@ -25,6 +25,7 @@ from rich.console import Console
 from search import searches
 from search.keeping import Keeping
 from search.preflight import Placement
+from search.printing import Terminal
 
 # So long a background process that was told to end may take; it is killed then.
 PATIENCE_SECONDS = 10.0
@@ -117,7 +118,7 @@ def main() -> None:
 
 def _search(order: dict[str, Any], descriptor: int) -> None:
     place = order["place"]
-    console = Console()
+    console = Terminal()
     ready = searches.begin(
         console,
         order["objective"],

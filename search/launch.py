@@ -109,10 +109,13 @@ class _Watch:
         """Redraw a few times a second. A database that does not answer is asked again."""
         while True:
             over = not self._fleet.alive and not self._fleet.unheard
-            answered = self._look()
-            if over or (not answered and not self._fleet.alive and self._gives_up):
-                return
-            self._heed_interrupts()
+            try:
+                answered = self._look()
+                if over or (not answered and not self._fleet.alive and self._gives_up):
+                    return
+                self._heed_interrupts()
+            except BrokenPipeError:  # whoever read the lines has gone (`| head`): trials are given back in silence
+                self._interrupts(signal.SIGPIPE, None)
             multiprocessing.connection.wait(self._fleet.sentinels(), timeout=POLL_SECONDS)
 
     def _look(self) -> bool:

@@ -147,7 +147,7 @@ def _unknown(reference: str) -> str:
     guesses = [f"./{reference}.py"] if reference and Path(f"{reference}.py").is_file() else []
     guesses += difflib.get_close_matches(reference.lower(), known, n=1, cutoff=0.5)
     guess = f"did you mean {guesses[0]}? " if guesses else ""
-    return f"no objective {reference!r}: {guess}Built in: {', '.join(known) or 'none'}; {_FILE_HELP}"
+    return f"no objective {reference!r}: {guess}built in are {', '.join(known) or 'none'}; {_FILE_HELP}"
 
 
 def _from_file(target: str, name: str) -> LoadedObjective:

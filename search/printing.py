@@ -9,8 +9,10 @@ import csv
 import io
 import json
 import math
+import os
 import pprint
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +42,21 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _finite(one) for name, one in value.items()}
     return [*map(_finite, value)] if isinstance(value, list | tuple) else value
+
+
+class Terminal(Console):
+    """Where commands print. Once nobody reads that any more (`| head`) it is silent, and says so by an error."""
+
+    def on_broken_pipe(self) -> None:
+        """rich would end the process, which may have workers to give their trials back first."""
+        self.quiet = True
+        nobody_reads()
+        raise BrokenPipeError
+
+
+def nobody_reads() -> None:
+    """Nothing more can be printed on standard output, not even by the interpreter's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(console: Console, text: str) -> None:

@@ -80,6 +80,8 @@ class NewStudy:
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("epochs", 1), ("total_epochs", 1), ("seed", 0)):
             _refuse_beyond(name, getattr(self, name), least)
+        if self.name == "":
+            raise UsageError("--study is the new study's name, but got an empty one")
         _read(self.deadline)
 
 

@@ -113,7 +113,7 @@ class Recipe:
 
 def _short(value: float) -> str:
     """Two digits, small ones as `1e-4`."""
-    if value == 0 or value >= 0.001:
+    if value == 0 or abs(value) >= 0.001:
         return f"{value:.2g}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

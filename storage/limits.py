@@ -34,7 +34,8 @@ def amount(seconds: float) -> str:
 
 def moment(seconds: float) -> str:
     """A deadline (seconds since 1970) for people, by this machine's time zone: "2026-11-21 18:30"."""
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    when = datetime.fromtimestamp(round(seconds))
+    return f"{when:%Y-%m-%d %H:%M:%S}" if when.second else f"{when:%Y-%m-%d %H:%M}"
 
 
 def past(deadline: float) -> str:

@@ -65,9 +65,10 @@ def look(storage: SharedStorage, root: Path) -> tuple[list[Stray], list[str]]:
             notes.append(f"{what}: in another place (as --files says), on another machine, or gone")
         strays += _left_over(storage, record, folder, present)
     known = {record.folder for record in records}
-    for folder in sorted(root.iterdir()):
-        if folder.is_dir() and _STUDY.fullmatch(folder.name) and folder.name not in known:
-            notes.append(f"{folder} belongs to no study of this database: of another one, or of a study deleted")
+    others = [f for f in sorted(root.iterdir()) if f.is_dir() and _STUDY.fullmatch(f.name) and f.name not in known]
+    if others:
+        more = f" and {len(others) - 1} more beside it" if len(others) > 1 else ""
+        notes.append(f"{others[0]}{more}: of no study of this database, but of another one or of a study deleted")
     return strays, notes
 
 

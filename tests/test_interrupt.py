@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from command import Dialin, Running
+from command import DIALIN, Dialin, Running
 from optuna.trial import TrialState
 from studies import (
     SLOW,
+    TINY,
     Inside,
     all_have_ended,
     assert_settled,
@@ -119,6 +121,25 @@ class TestCtrlC:
         assert "Traceback" not in run.stdout + run.stderr
         assert run.stderr == ""
         assert [*tmp_path.glob("*.db")] == []
+
+
+class TestReaders:
+    def test_when_nobody_reads_its_lines_any_more_trials_are_handed_back(self, url: str, tmp_path: Path) -> None:
+        arguments = ("run", TINY, "--trials", "100000", "--workers", "2", "--pruner", "none")
+        run = subprocess.Popen(
+            [DIALIN, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            assert run.stdout is not None
+            assert run.stdout.readline()
+            run.stdout.close()  # as `| head -1` does
+            _, said = run.communicate(timeout=60)
+        finally:
+            run.kill()
+        assert (run.returncode, said) == (128 + signal.SIGPIPE, "")
+        assert all_have_ended(worker_pids(url))
+        assert rows(url, "SELECT trial_id FROM dialin_owners WHERE ending = 'died'") == []
+        assert value(url, "SELECT count(*) FROM dialin_leases WHERE expires_at > 0") == 0
 
 
 class TestDeaths:

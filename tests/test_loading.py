@@ -184,7 +184,7 @@ class TestWhereAPersonsFolderIs:
 class TestWhatIsNotThere:
     def test_an_unknown_name_lists_the_builtins_and_suggests_a_close_one(self) -> None:
         said = complaint("digit")
-        assert said.startswith("no objective 'digit': did you mean digits? Built in: adult, cifar10, digits")
+        assert said.startswith("no objective 'digit': did you mean digits? built in are adult, cifar10, digits")
         assert "./my_model.py" in said
 
     def test_a_name_like_no_other_suggests_nothing(self) -> None:

@@ -168,7 +168,7 @@ def test_files_of_other_machines_and_other_databases_are_left_alone(
     assert found.notes == [
         f"{study.name}: 1 recorded checkpoint is not below {root}: in another place (as --files says), on another "
         "machine, or gone",
-        f"{root / 'theirs-0123abcd'} belongs to no study of this database: of another one, or of a study deleted",
+        f"{root / 'theirs-0123abcd'}: of no study of this database, but of another one or of a study deleted",
     ]
     assert len(worker.checkpoints(lease)) == 1
     assert (root / "theirs-0123abcd").is_dir()
