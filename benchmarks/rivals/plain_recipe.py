@@ -1,0 +1,167 @@
+"""Dialin's recipe in plain Optuna and plain torch: the same parameters, the same optimizer, the same rate at each step.
+
+`tests/test_race.py` holds it to that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from network import DROPOUTS, WIDTHS
+from torch import nn, optim
+from torch.optim.lr_scheduler import LambdaLR
+
+Params = Mapping[str, Any]
+
+BASE_RATES = {
+    "sgd": 0.1,
+    "momentum": 0.01,
+    "nesterov": 0.01,
+    "adagrad": 0.01,
+    "rmsprop": 0.001,
+    "adam": 0.001,
+    "adamw": 0.001,
+    "nadam": 0.001,
+    "radam": 0.001,
+}
+WITH_MOMENTUM = ("momentum", "nesterov")
+ADAMS = {"adam": optim.Adam, "adamw": optim.AdamW, "nadam": optim.NAdam, "radam": optim.RAdam}
+
+
+def suggest(trial: Any) -> None:
+    """Sample everything; a define-by-run space as OptunaSearch takes it returns nothing."""
+    optimizer = trial.suggest_categorical("optimizer", tuple(BASE_RATES))
+    trial.suggest_float("lr_multiple", 0.03, 30.0, log=True)
+    if optimizer in WITH_MOMENTUM:
+        trial.suggest_float("one_minus_momentum", 0.01, 0.5, log=True)
+    elif optimizer in ADAMS:
+        trial.suggest_float("one_minus_beta1", 0.01, 0.5, log=True)
+        trial.suggest_float("one_minus_beta2", 0.001, 0.1, log=True)
+    trial.suggest_float("l2", 1e-6, 1e-2, log=True)
+    trial.suggest_categorical("batch_size", (16, 32, 64, 128))
+    schedule = trial.suggest_categorical("schedule", tuple(SCHEDULES))
+    trial.suggest_float("warmup", 0.0, 0.1)
+    suggest_shape(trial, schedule)
+    trial.suggest_int("width", *WIDTHS, log=True)
+    trial.suggest_float("dropout", *DROPOUTS)
+
+
+def suggest_shape(trial: Any, schedule: str) -> None:
+    """The parameters that one schedule has and the others do not; lengths are fractions of the run."""
+    match schedule:
+        case "step":
+            trial.suggest_float("step_size", 0.1, 0.5)
+            trial.suggest_float("step_gamma", 0.05, 0.8, log=True)
+        case "multistep":
+            trial.suggest_float("multistep_first", 0.3, 0.7)
+            trial.suggest_float("multistep_second", 0.2, 0.8)
+            trial.suggest_float("multistep_gamma", 0.05, 0.5, log=True)
+        case "exponential":
+            trial.suggest_float("exponential_final", 0.001, 0.3, log=True)
+        case "linear":
+            trial.suggest_float("linear_final", 0.0, 0.1)
+        case "cyclic":
+            trial.suggest_int("cyclic_cycles", 1, 8)
+            trial.suggest_float("cyclic_base", 0.02, 0.5, log=True)
+        case "onecycle":
+            trial.suggest_float("onecycle_pct_start", 0.1, 0.5)
+            trial.suggest_float("onecycle_div", 5.0, 100.0, log=True)
+        case "cosine":
+            trial.suggest_float("cosine_final", 0.0, 0.1)
+        case "cosine_restarts":
+            trial.suggest_int("cosine_restarts_cycles", 2, 5)
+            trial.suggest_int("cosine_restarts_growth", 1, 2)
+
+
+def make_optimizer(params: Params, net: nn.Module) -> optim.Optimizer:
+    """torch's optimizer; biases do not decay."""
+    name = params["optimizer"]
+    rate = params["lr_multiple"] * BASE_RATES[name]
+    decay = params["l2"] * (100 if name == "adamw" else 1)  # decoupled: it is multiplied by the rate
+    weights = [parameter for parameter in net.parameters() if parameter.ndim > 1]
+    biases = [parameter for parameter in net.parameters() if parameter.ndim <= 1]
+    groups = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
+    if name in ADAMS:
+        betas = (1 - params["one_minus_beta1"], 1 - params["one_minus_beta2"])
+        return ADAMS[name](groups, rate, betas=betas, weight_decay=decay)
+    if name == "adagrad":
+        return optim.Adagrad(groups, rate, weight_decay=decay)
+    if name == "rmsprop":
+        return optim.RMSprop(groups, rate, weight_decay=decay)
+    momentum = 1 - params["one_minus_momentum"] if name in WITH_MOMENTUM else 0.0
+    return optim.SGD(groups, rate, momentum=momentum, nesterov=name == "nesterov", weight_decay=decay)
+
+
+def make_schedule(params: Params, optimizer: optim.Optimizer, steps: int) -> LambdaLR:
+    """A scheduler to step after each batch of a run of so many."""
+    factor = SCHEDULES[params["schedule"]]
+    warmup = max(1, math.floor(params["warmup"] * steps + 1e-9))
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup) * factor(params, step, steps))
+
+
+def _constant(_params: Params, _step: int, _steps: int) -> float:
+    return 1.0
+
+
+def _step(params: Params, step: int, steps: int) -> float:
+    interval = max(1, math.ceil(params["step_size"] * steps - 1e-9))
+    return params["step_gamma"] ** (step // interval)
+
+
+def _multistep(params: Params, step: int, steps: int) -> float:
+    first = params["multistep_first"]
+    second = first + (1 - first) * params["multistep_second"]
+    return params["multistep_gamma"] ** sum(step >= max(1, round(at * steps)) for at in (first, second))
+
+
+def _exponential(params: Params, step: int, steps: int) -> float:
+    return params["exponential_final"] ** (step / steps)
+
+
+def _linear(params: Params, step: int, steps: int) -> float:
+    return 1 - (1 - params["linear_final"]) * step / steps
+
+
+def _cyclic(params: Params, step: int, steps: int) -> float:
+    rise = max(1, round(0.5 / params["cyclic_cycles"] * steps))
+    height = 1 - abs(step % (2 * rise) / rise - 1)
+    return params["cyclic_base"] + (1 - params["cyclic_base"]) * height
+
+
+def _onecycle(params: Params, step: int, steps: int) -> float:
+    top, end, first = params["onecycle_pct_start"] * steps - 1, steps - 1, 1 / params["onecycle_div"]
+    if step <= top:
+        return 1 + (first - 1) * _half_cosine(step / top)
+    return first / 1e4 + (1 - first / 1e4) * _half_cosine((step - top) / (end - top))
+
+
+def _cosine(params: Params, step: int, steps: int) -> float:
+    return params["cosine_final"] + (1 - params["cosine_final"]) * _half_cosine(step / steps)
+
+
+def _cosine_restarts(params: Params, step: int, steps: int) -> float:
+    growth = params["cosine_restarts_growth"]
+    length = math.ceil(steps / sum(growth**cycle for cycle in range(params["cosine_restarts_cycles"])))
+    while step >= length:
+        step, length = step - length, length * growth
+    return _half_cosine(step / length)
+
+
+def _half_cosine(part: float) -> float:
+    """From 1 at 0 to 0 at 1."""
+    return (1 + math.cos(math.pi * part)) / 2
+
+
+SCHEDULES: dict[str, Callable[[Params, int, int], float]] = {
+    "constant": _constant,
+    "step": _step,
+    "multistep": _multistep,
+    "exponential": _exponential,
+    "linear": _linear,
+    "cyclic": _cyclic,
+    "onecycle": _onecycle,
+    "cosine": _cosine,
+    "cosine_restarts": _cosine_restarts,
+}
