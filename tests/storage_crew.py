@@ -1,4 +1,4 @@
-"""Real processes for the storage tests, and what they do in them. Imports no torch: they start in a second.
+"""Real processes for the storage tests, and what they do in them. Forked from one that has imported all.
 
 `Crew` starts them once. Each function below runs in every one of them, begins when all are ready (`together`),
 and gives back plain values.
@@ -19,6 +19,7 @@ from typing import Any
 import optuna
 from optuna.samplers import RandomSampler
 
+from search import children
 from storage import checking, schema, studies, workers
 from storage.claims import BudgetSpent, Claimant, Epoch, EpochsSpent, LeaseLost, Settlement, new_uuid
 from storage.outcomes import Outcome
@@ -37,7 +38,8 @@ class Crew:
     """Calling it runs a function of this module in all processes at once and gives what each returned."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        children.warm_up()  # spawned, each of them would import all this again
+        context = multiprocessing.get_context("forkserver")
         barrier = context.Barrier(PROCESSES)
         self._pool = ProcessPoolExecutor(PROCESSES, context, _get_ready, (barrier,))
 

@@ -21,11 +21,14 @@ from conftest import COLOUR_VARIABLES
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
+from search import children
 from search.cli import main
 
 OBJECTIVES = Path(__file__).resolve().parent / "objectives_for_tests"
 TINY, SLOW = OBJECTIVES / "tiny.py", OBJECTIVES / "slow.py"
 TINY_TEXT = TINY.read_text()
+# What the one process that forks the workers of all commands inside imports, whichever comes first: digits is common.
+USUAL_IMPORTS = ("sklearn.datasets",)
 
 
 def optuna_url(url: str) -> str:
@@ -91,6 +94,8 @@ class Inside:
     def __call__(self, *arguments: object) -> Said:
         self._capsys.readouterr()
         self._patch.setattr(sys, "argv", ["dialin", *map(str, arguments)])
+        if arguments[:1] in (("run",), ("resume",)):
+            children.warm_up(USUAL_IMPORTS)
         with engines_disposed(), pytest.raises(SystemExit) as ended:
             main()
         said = self._capsys.readouterr()
