@@ -12,7 +12,7 @@ from __future__ import annotations
 import html
 import signal
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +129,7 @@ class Search:
             raise DialinError(f"no weights of trial {trial} are on record: those of the best few trials are kept")
         path, sha256 = kept
         files = options.files_root(self._place.files, self._place.storage)
-        return open_store(self._place.keeping, files, record.folder).read(path, sha256)
+        return open_store(self._place.checkpoints, files, record.folder).read(path, sha256)
 
     def resume(
         self,
@@ -166,13 +166,10 @@ class Search:
             calls.more(total_epochs),
             calls.until_when(deadline),
         )
-        place = searches.Place(
-            self._place.storage,
-            self._place.files,
-            self._place.data,
-            calls.placement(workers, devices, per_device),
-            self._place.log if log is None else trackers.check(log),
-            keeping=self._place.keeping,
+        place = replace(
+            self._place,
+            placement=calls.placement(workers, devices, per_device),
+            log=self._place.log if log is None else trackers.check(log),
         )
         self._objective = objective if objective is not None else self._objective
         record = studies.find(self._storage, self.name)
@@ -276,9 +273,9 @@ def run(
         RaisedError: the objective does not work; its own frames are in the traceback.
     """
     calls.refuse_while_imported()
-    keeping = calls.keeping(checkpoints, disk)
+    settings = calls.checkpoint_settings(checkpoints, disk)
     place = calls.place(
-        storage, files, data, calls.placement(workers, devices, per_device), trackers.check(log), keeping
+        storage, files, data, calls.placement(workers, devices, per_device), trackers.check(log), settings
     )
     wanted = searches.NewStudy(
         name=study,
@@ -315,7 +312,7 @@ def load(
     Raises:
         UsageError: there is no such database or study.
     """
-    place = calls.place(storage, files, None, Placement(), (), calls.keeping(checkpoints, None))
+    place = calls.place(storage, files, None, Placement(), (), calls.checkpoint_settings(checkpoints, None))
     opened = options.open_existing(place.storage)
     return Search(opened, studies.find(opened, study).name, place, None)
 

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from search import notebook, searches
 from search.by_value import ByValue, by_value
+from search.checkpoint_settings import CheckpointSettings, settings_of
 from search.errors import ObjectiveError
 from search.failures import RaisedError
-from search.keeping import Keeping, keeping_of
 from search.loading import being_imported
 from search.preflight import Placement
 from search.printing import Terminal
@@ -38,7 +38,7 @@ def place(
     data: str | Path | None,
     placement: Placement,
     log: tuple[str, ...],
-    keeping: Keeping,
+    checkpoints: CheckpointSettings,
 ) -> searches.Place:
     """Where a search trains; what is not said comes from the environment."""
     given = files or os.environ.get("DIALIN_FILES")
@@ -48,14 +48,14 @@ def place(
         Path(data) if data is not None else None,
         placement,
         log,
-        keeping=keeping,
+        checkpoints=checkpoints,
     )
 
 
-def keeping(checkpoints: str | Path | None, disk: str | None) -> Keeping:
+def checkpoint_settings(checkpoints: str | Path | None, disk: str | None) -> CheckpointSettings:
     """Where checkpoints go; what is not said comes from the environment. Raises UsageError."""
     said = str(checkpoints) if checkpoints is not None else os.environ.get("DIALIN_CHECKPOINTS")
-    return keeping_of(said, disk)
+    return settings_of(said, disk)
 
 
 def placement(

@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from search import options, printing
-from search.keeping import Keeping
+from search.checkpoint_settings import CheckpointSettings
 from search.loading import builtin_objectives
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
@@ -137,7 +137,7 @@ def best(
         raise DialinError(f"{record.name} has no complete trial yet: see `dialin status {record.name}`")
     if weights is not None:
         root = options.files_root(files, storage)
-        _write_weights(shared, record, trials[0].number, root, Keeping(checkpoints), weights)
+        _write_weights(shared, record, trials[0].number, root, CheckpointSettings(checkpoints), weights)
         typer.echo(f"weights of trial {trials[0].number} are in {weights}", err=True)
     answer = printing.ranked(trials, record, queries.status(shared, record).settled, form.value)
     if isinstance(answer, str):
@@ -147,7 +147,7 @@ def best(
 
 
 def _write_weights(
-    storage: SharedStorage, record: StudyRecord, number: int, root: Path, keeping: Keeping, to: Path
+    storage: SharedStorage, record: StudyRecord, number: int, root: Path, settings: CheckpointSettings, to: Path
 ) -> None:
     kept = queries.weights_of(storage, record, number)
     if kept is None:
@@ -158,7 +158,7 @@ def _write_weights(
     from search.shelf import open_store
 
     try:
-        open_store(keeping, root, record.folder).fetch(kept[0], to)
+        open_store(settings, root, record.folder).fetch(kept[0], to)
     except CheckpointError as error:
         raise DialinError(f"{error}: name the place that the workers wrote to with --files or --checkpoints") from None
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from search import options, printing
-from search.keeping import Keeping
+from search.checkpoint_settings import CheckpointSettings
 from storage import checking, copying, schema, urls
 from storage.tables import SCHEMA_VERSION
 from storage.urls import DEFAULT_URL
@@ -63,8 +63,8 @@ def check(
     Workers may be at work meanwhile, with --mend too. Exit status 1 when something is wrong and not mended.
     """
     shared = options.open_existing(storage)
-    keeping = Keeping(checkpoints)
-    root = None if keeping.is_bucket else keeping.folder(options.files_root(files, storage))
+    settings = CheckpointSettings(checkpoints)
+    root = None if settings.is_bucket else settings.folder(options.files_root(files, storage))
     found = checking.check(shared, root, mend=mend)
     if as_json:
         typer.echo(printing.as_json([asdict(line) for line in found.lines]))

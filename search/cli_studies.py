@@ -18,8 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from search import logs as trial_logs
 from search import options, printing
 from search.artifacts import Artifacts
+from search.checkpoint_settings import CheckpointSettings
 from search.feed import Feed
-from search.keeping import Keeping
 from search.live import View
 from search.logs import Following, log_of, workers_log
 from search.trial_page import print_trial, trial_as_json
@@ -285,19 +285,19 @@ def delete(
     pictures = attached(shared, record)
     studies.delete(shared, record)
     Artifacts(root).forget(pictures)
-    _clear(Keeping(checkpoints), root, record)
+    _clear(CheckpointSettings(checkpoints), root, record)
     left = _remove(folder, DELETE_SECONDS if held else 0.0) if folder is not None else ""
     typer.echo(f"deleted {record.name}" + (f", but not all of its files: {left}" if left else ""))
     if left:
         raise typer.Exit(1)
 
 
-def _clear(keeping: Keeping, root: Path, record: StudyRecord) -> None:
+def _clear(settings: CheckpointSettings, root: Path, record: StudyRecord) -> None:
     """What lies by itself, in another folder or in a bucket."""
-    if keeping.place is not None:
+    if settings.place is not None:
         from search.shelf import open_store  # imports torch
 
-        open_store(keeping, root, record.folder).clear()
+        open_store(settings, root, record.folder).clear()
 
 
 def _folder_of(root: Path, record: StudyRecord) -> Path | None:

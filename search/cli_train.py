@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from search import detached, options, printing, searches, trackers
-from search.keeping import keeping_of
+from search.checkpoint_settings import settings_of
 from search.launch import Ending
 from search.loading import reference_here
 from search.preflight import Placement
@@ -126,8 +126,8 @@ def run(
         seed=seed,
     )
     placement, log_to = Placement(workers, devices, per_device), trackers.check(log or ())
-    seconds, keeping = options.hang_seconds(hang), keeping_of(checkpoints, disk)
-    place = searches.Place(storage, files, data, placement, log_to, seconds, keeping)
+    seconds, settings = options.hang_seconds(hang), settings_of(checkpoints, disk)
+    place = searches.Place(storage, files, data, placement, log_to, seconds, settings)
     console = printing.Terminal()
     if detach:
         _say_where(console, detached.start(console, objective, wanted, place))
@@ -163,8 +163,8 @@ def resume(
     """
     wanted = searches.MoreOfStudy(trials, options.finite(until), budget, total_epochs, deadline)
     placement, log_to = Placement(workers, devices, per_device), trackers.check(log or ())
-    seconds, keeping = options.hang_seconds(hang), keeping_of(checkpoints, disk)
-    place = searches.Place(storage, files, data, placement, log_to, seconds, keeping)
+    seconds, settings = options.hang_seconds(hang), settings_of(checkpoints, disk)
+    place = searches.Place(storage, files, data, placement, log_to, seconds, settings)
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     reference = reference_here(record.objective, objective, f"dialin resume {record.name}")
@@ -221,7 +221,7 @@ def worker(
         data=options.data_root(data),
         log=log_to,
         hang=options.hang_seconds(hang),
-        keeping=keeping_of(checkpoints, disk).make(root),
+        checkpoints=settings_of(checkpoints, disk).make(root),
     )
     if wait:
         if study is not None:

@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 
 from search import searches
-from search.keeping import Keeping
+from search.checkpoint_settings import CheckpointSettings
 from search.preflight import Placement
 from search.printing import Terminal
 
@@ -130,7 +130,7 @@ def _search(order: dict[str, Any], descriptor: int) -> None:
             Placement(**place["placement"]),
             tuple(place["log"]),
             place["hang"],
-            Keeping(**place["keeping"]),
+            CheckpointSettings(**place["checkpoints"]),
         ),
     )
     log = ready.assignment.files / ready.study.folder / "detached.log"

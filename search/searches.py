@@ -16,8 +16,8 @@ from rich.console import Console
 from search import children, fleet, launch, options, printing
 from search.assignment import Assignment
 from search.by_value import ByValue
+from search.checkpoint_settings import CheckpointSettings
 from search.foresight import large_imports
-from search.keeping import Keeping
 from search.launch import Ending
 from search.preflight import Placement, Preflight
 from search.strategy import check_names, quiet_optuna
@@ -43,7 +43,7 @@ class Place:
         placement: devices and workers.
         log: names of trackers.
         hang: seconds without a batch after which a worker hangs; 0: never; None: the objective's.
-        keeping: where checkpoints go, and how much they may take.
+        checkpoints: where checkpoints go, and how much they may take.
     """
 
     storage: str = DEFAULT_URL
@@ -52,7 +52,7 @@ class Place:
     placement: Placement = field(default_factory=Placement)
     log: tuple[str, ...] = ()
     hang: float | None = None
-    keeping: Keeping = field(default_factory=Keeping)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def _ready(
         log=place.log,
         shared=found.shared,
         hang=place.hang,
-        keeping=place.keeping.make(files),
+        checkpoints=place.checkpoints.make(files),
     )
     return Ready(storage, study, found, assignment)
 

@@ -18,8 +18,8 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from search import checkpoints
+from search.checkpoint_settings import CheckpointSettings, in_words
 from search.checkpoints import CheckpointError
-from search.keeping import Keeping, in_words
 from storage.patience import away, waiting
 
 _log = logging.getLogger(__name__)
@@ -130,11 +130,11 @@ class Bucket:
         return str(self._files.unstrip_protocol(self._key(path)))
 
 
-def open_store(keeping: Keeping, files: Path, study: str) -> Store:
+def open_store(settings: CheckpointSettings, files: Path, study: str) -> Store:
     """The store of a study whose folder has this name. `files`: the root of logs."""
-    if keeping.is_bucket:
-        return Bucket(f"{str(keeping.place).rstrip('/')}/{study}")
-    return Folder(keeping.folder(files) / study)
+    if settings.is_bucket:
+        return Bucket(f"{str(settings.place).rstrip('/')}/{study}")
+    return Folder(settings.folder(files) / study)
 
 
 class Shelf:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from search import printing
 from search.assignment import Assignment
+from search.checkpoint_settings import CheckpointSettings
 from search.devices import SlotPlan, gpus, plan_slots, usable_cpus
 from search.interrupt import Interrupt
-from search.keeping import Keeping
 from search.loading import reference_here
 from search.preflight import Placement
 from search.worker import Worker
@@ -39,7 +39,7 @@ class Orders:
     data: Path
     log: tuple[str, ...] = ()
     hang: float | None = None
-    keeping: Keeping = field(default_factory=Keeping)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
 
 
 def work(orders: Orders, storage: SharedStorage, record: StudyRecord, say: Callable[[str], None]) -> None:
@@ -88,7 +88,7 @@ def _work(
         orders.data,
         orders.log,
         hang=orders.hang,
-        keeping=orders.keeping,
+        checkpoints=orders.checkpoints,
     )
 
     def tell(trial: SettledTrial) -> None:

@@ -178,10 +178,10 @@ class Worker:
         )
 
     def _open_shelf(self, assignment: Assignment) -> Shelf:
-        keeping, record = assignment.keeping, self._record
+        settings, record = assignment.checkpoints, self._record
         return Shelf(
-            open_store(keeping, assignment.files, record.folder),
-            keeping.limit,
+            open_store(settings, assignment.files, record.folder),
+            settings.limit,
             lambda limit, last_too: make_room(self._storage, record, limit, last_too),
         )
 

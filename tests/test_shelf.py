@@ -15,8 +15,8 @@ import torch
 from studies import TINY, Inside
 
 from search import load, options
+from search.checkpoint_settings import CheckpointSettings, bytes_of, in_words, settings_of
 from search.checkpoints import CheckpointError
-from search.keeping import Keeping, bytes_of, in_words, keeping_of
 from search.shelf import Shelf, Store, open_store
 from storage.errors import UsageError
 from storage.shared import open_storage
@@ -26,19 +26,19 @@ PATH = "trial-00000/state-0001.g1.pt"
 
 
 @pytest.fixture(params=["folder", "local", "memory"])
-def keeping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Keeping]:
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CheckpointSettings]:
     places = {
         "folder": str(tmp_path / "own"),
         "local": f"local://{tmp_path}/bucket/",
         "memory": "memory://bucket/prefix",
     }
-    yield Keeping(places[request.param])
+    yield CheckpointSettings(places[request.param])
     fsspec.filesystem("memory").store.clear()
 
 
 @pytest.fixture
-def store(keeping: Keeping, tmp_path: Path) -> Store:
-    return open_store(keeping, tmp_path, "study-1")
+def store(settings: CheckpointSettings, tmp_path: Path) -> Store:
+    return open_store(settings, tmp_path, "study-1")
 
 
 def test_what_is_written_is_found_again_by_its_checksum(store: Store, tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_what_is_not_there_is_named_and_no_trouble_to_remove(store: Store) -> No
     assert store.names("trial-00000") == []
 
 
-def test_a_study_is_cleared_and_others_stay(store: Store, keeping: Keeping, tmp_path: Path) -> None:
-    other = open_store(keeping, tmp_path, "study-2")
+def test_a_study_is_cleared_and_others_stay(store: Store, settings: CheckpointSettings, tmp_path: Path) -> None:
+    other = open_store(settings, tmp_path, "study-2")
     sha256, _ = other.write(PATH, STATE)
     store.write(PATH, STATE)
     store.remove("trial-00000/state-0009.g1.pt")
@@ -71,11 +71,11 @@ def test_a_study_is_cleared_and_others_stay(store: Store, keeping: Keeping, tmp_
 
 def test_a_bucket_is_read_by_another_process(tmp_path: Path) -> None:
     place = f"local://{tmp_path}/bucket"
-    sha256, _ = open_store(Keeping(place), tmp_path, "s").write(PATH, STATE)
+    sha256, _ = open_store(CheckpointSettings(place), tmp_path, "s").write(PATH, STATE)
     script = (
         "import sys; from pathlib import Path\n"
-        "from search.keeping import Keeping; from search.shelf import open_store\n"
-        "print(open_store(Keeping(sys.argv[1]), Path(), 's').read(*sys.argv[2:])['weights'].tolist())"
+        "from search.checkpoint_settings import CheckpointSettings; from search.shelf import open_store\n"
+        "print(open_store(CheckpointSettings(sys.argv[1]), Path(), 's').read(*sys.argv[2:])['weights'].tolist())"
     )
     ran = subprocess.run(
         [sys.executable, "-c", script, place, PATH, sha256], capture_output=True, text=True, check=True
@@ -137,13 +137,13 @@ def test_a_size_is_said() -> None:
 )
 def test_what_cannot_be_is_said_in_a_line(place: str | None, disk: str | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        keeping_of(place, disk)
+        settings_of(place, disk)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UsageError, match=r"^--checkpoints s3://b/p needs a package .*: pip install s3fs$"):
-        Keeping("s3://b/p")
+        CheckpointSettings("s3://b/p")
 
 
 def test_a_bucket_for_files_is_sent_to_checkpoints() -> None:

@@ -18,7 +18,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?")
 
 
 @dataclass(frozen=True)
-class Keeping:
+class CheckpointSettings:
     """place: a folder, or a bucket's URL (s3://NAME/PREFIX); None: among the logs. limit: bytes of a study, or None.
 
     UsageError: the place is of a kind that this machine has no package for.
@@ -40,7 +40,7 @@ class Keeping:
         """The root of checkpoints in a folder; `files` where nothing was said."""
         return files if self.place is None else Path(self.place).expanduser().absolute()
 
-    def make(self, files: Path) -> Keeping:
+    def make(self, files: Path) -> CheckpointSettings:
         """Make the folder if need be. Raises UsageError: it cannot be made."""
         if not self.is_bucket:
             try:
@@ -50,9 +50,9 @@ class Keeping:
         return self
 
 
-def keeping_of(place: str | None, disk: str | None) -> Keeping:
+def settings_of(place: str | None, disk: str | None) -> CheckpointSettings:
     """What a person says. Raises UsageError."""
-    return Keeping(place or None, bytes_of(disk))
+    return CheckpointSettings(place or None, bytes_of(disk))
 
 
 def bytes_of(size: str | None) -> int | None:
