@@ -29,7 +29,7 @@ class Assignment:
         data: folder handed to the objective's `data`.
         log: names of trackers (`search.trackers`) beside the trial's own log.
         shared: what `data` returned where it was called already; None: the worker calls it.
-        hang: seconds without a batch after which a worker hangs; 0: never; None: the objective's.
+        hang: seconds without a batch after which a worker hangs; math.inf: never; None: the objective's.
         checkpoints: where checkpoints go, and how much they may take.
         worker_id: UUID, made by whoever starts the worker.
         lease_seconds: how long what it holds stays its own without a sign of it.

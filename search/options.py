@@ -195,14 +195,14 @@ def seconds_of(budget: str | None) -> float | None:
 
 
 def hang_seconds(hang: str | None) -> float | None:
-    """What --hang says, in seconds; 0 is never, None stays None.
+    """What --hang says, in seconds; "never" is infinity, None stays None.
 
     Raises:
         UsageError: it is neither a duration nor "never".
     """
-    if hang is None or hang.strip().lower() == "never":
-        return None if hang is None else 0.0
-    seconds = _duration(hang)
+    if hang is None:
+        return None
+    seconds = math.inf if hang.strip().lower() == "never" else _duration(hang)
     if seconds is None:
         raise UsageError(f"--hang must be a time such as 30s or 10m, or never, but got {hang!r}")
     return seconds

@@ -42,7 +42,7 @@ class Place:
         data: folder of data sets; None: the usual one.
         placement: devices and workers.
         log: names of trackers.
-        hang: seconds without a batch after which a worker hangs; 0: never; None: the objective's.
+        hang: seconds without a batch after which a worker hangs; math.inf: never; None: the objective's.
         checkpoints: where checkpoints go, and how much they may take.
     """
 

@@ -33,11 +33,11 @@ class Timer(Protocol):
 
 
 class Watchdog:
-    """`seconds` without a `beat` are too long; None: nothing is."""
+    """`seconds` without a `beat` are too long; with math.inf nothing is."""
 
     def __init__(
         self,
-        seconds: float | None,
+        seconds: float,
         end: Callable[[str], None],
         *,
         step: str = "batch",
@@ -56,12 +56,12 @@ class Watchdog:
     @contextmanager
     def watching(self, trial: int) -> Iterator[None]:
         """While a trial trains."""
-        if self._seconds is None:
+        if self._seconds == math.inf:
             yield
             return
         self.beat()
         over = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(self._seconds, trial, over), name="watchdog", daemon=True)
+        thread = threading.Thread(target=self._watch, args=(trial, over), name="watchdog", daemon=True)
         thread.start()
         try:
             yield
@@ -69,8 +69,8 @@ class Watchdog:
             over.set()
             thread.join()
 
-    def _watch(self, seconds: float, trial: int, over: threading.Event) -> None:
-        pause = min(LOOK_SECONDS, seconds / LOOKS)
+    def _watch(self, trial: int, over: threading.Event) -> None:
+        seconds, pause = self._seconds, min(LOOK_SECONDS, self._seconds / LOOKS)
         try:
             while True:
                 # Should no thread of Python's run any more, this one included, that ends the process, with stacks.
@@ -83,13 +83,10 @@ class Watchdog:
             self._timer.cancel_dump_traceback_later()
 
 
-def patience_with(objective: Objective, hang: float | None) -> float | None:
-    """Seconds without a step that are too long: as a person said (0: none are), the objective says, or the default."""
-    if hang is not None:
-        return hang or None
-    default = None if objective.trains_itself else DEFAULT_SECONDS
-    seconds = objective.step_timeout or default
-    return None if seconds == math.inf else seconds
+def patience_with(objective: Objective, hang: float | None) -> float:
+    """Seconds without a step that are too long: as a person said, else the objective says, else the default."""
+    default = math.inf if objective.trains_itself else DEFAULT_SECONDS
+    return hang or objective.step_timeout or default
 
 
 def end_process(said: str, tell: Callable[[str], None]) -> None:

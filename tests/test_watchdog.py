@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ class TestWatchdog:
 
     def test_without_a_limit_nobody_looks(self) -> None:
         timer = FakeTimer()
-        with Watchdog(None, lambda _said: None, timer=timer).watching(7):
+        with Watchdog(math.inf, lambda _said: None, timer=timer).watching(7):
             pass
         assert (timer.armed, timer.cancelled) == ([], 0)
 
@@ -104,15 +105,15 @@ class TestWatchdog:
         (False, None, None, DEFAULT_SECONDS),
         (False, 5.0, None, 5.0),
         (False, 5.0, 7.0, 7.0),
-        (False, 5.0, 0.0, None),
-        (False, float("inf"), None, None),
-        (True, None, None, None),
+        (False, 5.0, math.inf, math.inf),
+        (False, math.inf, None, math.inf),
+        (True, None, None, math.inf),
         (True, 5.0, None, 5.0),
         (True, None, 7.0, 7.0),
     ],
 )
 def test_who_says_how_long_is_too_long(
-    own: bool, objectives: float | None, said: float | None, seconds: float | None
+    own: bool, objectives: float | None, said: float | None, seconds: float
 ) -> None:
     door: dict[str, Any] = {"train": lambda run: None, "model": None, "data": None, "loss": None} if own else {}
     few: dict[str, Any] = {} if not own else {"batch_sizes": (4,), "optimizers": ("adam",), "schedules": ("constant",)}
@@ -120,7 +121,7 @@ def test_who_says_how_long_is_too_long(
     assert patience_with(objective, said) == seconds
 
 
-@pytest.mark.parametrize(("said", "seconds"), [(None, None), ("never", 0.0), ("30s", 30.0), ("1h30m", 5400.0)])
+@pytest.mark.parametrize(("said", "seconds"), [(None, None), ("never", math.inf), ("30s", 30.0), ("1h30m", 5400.0)])
 def test_a_limit_is_said_as_other_times_are(said: str | None, seconds: float | None) -> None:
     assert hang_seconds(said) == seconds
 
