@@ -40,14 +40,13 @@ class CheckpointSettings:
         """The root of checkpoints in a folder; `files` where nothing was said."""
         return files if self.place is None else Path(self.place).expanduser().absolute()
 
-    def make(self, files: Path) -> CheckpointSettings:
+    def make(self, files: Path) -> None:
         """Make the folder if need be. Raises UsageError: it cannot be made."""
         if not self.is_bucket:
             try:
                 self.folder(files).mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UsageError(f"cannot make the folder {self.place} ({error.strerror}): see --checkpoints") from None
-        return self
 
 
 def settings_of(place: str | None, disk: str | None) -> CheckpointSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -125,9 +126,8 @@ def run(
         deadline=deadline,
         seed=seed,
     )
-    placement, log_to = Placement(workers, devices, per_device), trackers.check(log or ())
-    seconds, settings = options.hang_seconds(hang), settings_of(checkpoints, disk)
-    place = searches.Place(storage, files, data, placement, log_to, seconds, settings)
+    placement = Placement(workers, devices, per_device)
+    place = _place(storage, files, data, placement, log, hang, checkpoints, disk)
     console = printing.Terminal()
     if detach:
         _say_where(console, detached.start(console, objective, wanted, place))
@@ -162,9 +162,8 @@ def resume(
     A value of --until that was reached no longer stops it.
     """
     wanted = searches.MoreOfStudy(trials, options.finite(until), budget, total_epochs, deadline)
-    placement, log_to = Placement(workers, devices, per_device), trackers.check(log or ())
-    seconds, settings = options.hang_seconds(hang), settings_of(checkpoints, disk)
-    place = searches.Place(storage, files, data, placement, log_to, seconds, settings)
+    placement = Placement(workers, devices, per_device)
+    place = _place(storage, files, data, placement, log, hang, checkpoints, disk)
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     reference = reference_here(record.objective, objective, f"dialin resume {record.name}")
@@ -210,29 +209,34 @@ def worker(
 
     quiet_optuna()
     spare_the_compiler()
-    log_to = trackers.check(log or ())
+    place = _place(storage, files, data, Placement(1, devices, per_device), log, hang, checkpoints, disk)
     shared = open_storage(storage) if wait else options.open_existing(storage)
-    root = options.make_files_root(files, storage)
-    orders = solo.Orders(
-        storage=storage,
-        objective=objective,
-        placement=Placement(1, devices, per_device),
-        files=root,
-        data=options.data_root(data),
-        log=log_to,
-        hang=options.hang_seconds(hang),
-        checkpoints=settings_of(checkpoints, disk).make(root),
-    )
+    place.make_folders()
     if wait:
         if study is not None:
             raise UsageError("--wait takes whatever study is open: name no study with it")
-        solo.serve(orders, shared, typer.echo)
+        solo.serve(place, objective, shared, typer.echo)
         return
     record = studies.find(shared, study)
     status = queries.status(shared, record)
     if record.state is StudyState.STOPPED or status.late:
         raise UsageError(f"{record.name} is stopped: {printing.resume_command(record)}{printing.more(status)} goes on")
-    solo.work(orders, shared, record, typer.echo)
+    solo.work(place, objective, shared, record, typer.echo)
+
+
+def _place(
+    storage: str,
+    files: Path | None,
+    data: Path | None,
+    placement: Placement,
+    log: list[str] | None,
+    hang: str | None,
+    checkpoints: str | None,
+    disk: str | None,
+) -> searches.Place:
+    """Where a command trains, as its options say. Raises UsageError."""
+    log_to, seconds = trackers.check(log or ()), options.hang_seconds(hang)
+    return searches.Place(storage, files, data, placement, log_to, seconds, settings_of(checkpoints, disk))
 
 
 def _say_where(console: Console, found: detached.Detached) -> None:

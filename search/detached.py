@@ -17,7 +17,6 @@ import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.console import Console
@@ -46,7 +45,6 @@ def start(console: Console, objective: str, wanted: searches.NewStudy, place: se
     Raises:
         typer.Exit: it could not; what it said of that is on standard error.
     """
-    order = {"objective": objective, "wanted": asdict(wanted), "place": asdict(place)}
     ours, theirs = os.pipe()
     with tempfile.TemporaryFile() as said, open(ours) as answers:
         try:
@@ -64,7 +62,7 @@ def start(console: Console, objective: str, wanted: searches.NewStudy, place: se
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the other half too
         try:
             with console.status(f"checking {objective} on one batch"):
-                _send(process, json.dumps(order, default=str))
+                _send(process, written(objective, wanted, place))
                 answer = answers.read()  # the end: it has closed its side, or died
         except KeyboardInterrupt:
             _end(process)
@@ -80,6 +78,21 @@ def start(console: Console, objective: str, wanted: searches.NewStudy, place: se
     if text:
         print(text)
     return Detached(**json.loads(answer))
+
+
+def written(objective: str, wanted: searches.NewStudy, place: searches.Place) -> str:
+    """What to search, as the background process reads it; see `read`."""
+    return json.dumps({"objective": objective, "wanted": asdict(wanted), "place": asdict(place)}, default=str)
+
+
+def read(text: str) -> tuple[str, searches.NewStudy, searches.Place]:
+    """The same again: JSON has no paths, tuples or objects."""
+    order = json.loads(text)
+    place = order["place"]
+    place |= {name: Path(place[name]) for name in ("files", "data") if place[name] is not None}
+    place |= {"placement": Placement(**place["placement"]), "log": tuple(place["log"])}
+    place |= {"checkpoints": CheckpointSettings(**place["checkpoints"])}
+    return order["objective"], searches.NewStudy(**order["wanted"]), searches.Place(**place)
 
 
 def _send(process: subprocess.Popen[bytes], text: str) -> None:
@@ -106,7 +119,7 @@ def main() -> None:
     os.set_inheritable(descriptor, False)  # the foreground waits for its end
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # before training: as Ctrl-C
-    order = json.load(sys.stdin)
+    order = sys.stdin.read()
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
     try:
@@ -116,33 +129,15 @@ def main() -> None:
     sys.exit(status)
 
 
-def _search(order: dict[str, Any], descriptor: int) -> None:
-    place = order["place"]
+def _search(order: str, descriptor: int) -> None:
     console = Terminal()
-    ready = searches.begin(
-        console,
-        order["objective"],
-        searches.NewStudy(**order["wanted"]),
-        searches.Place(
-            place["storage"],
-            _folder(place["files"]),
-            _folder(place["data"]),
-            Placement(**place["placement"]),
-            tuple(place["log"]),
-            place["hang"],
-            CheckpointSettings(**place["checkpoints"]),
-        ),
-    )
+    ready = searches.begin(console, *read(order))
     log = ready.assignment.files / ready.study.folder / "detached.log"
     _write_to(log)
     with open(descriptor, "w") as answers:
         json.dump(asdict(Detached(ready.study.name, os.getpid(), str(log))), answers)
     ending = searches.train(console, ready)
     searches.say_ending(console, ready.storage, ending)
-
-
-def _folder(path: str | None) -> Path | None:
-    return Path(path) if path is not None else None
 
 
 def _write_to(log: Path) -> None:

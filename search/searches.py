@@ -17,9 +17,11 @@ from search import children, fleet, launch, options, printing
 from search.assignment import Assignment
 from search.by_value import ByValue
 from search.checkpoint_settings import CheckpointSettings
+from search.devices import Slot
 from search.foresight import large_imports
 from search.launch import Ending
 from search.preflight import Placement, Preflight
+from search.shared_data import NotPacked, Packed
 from search.strategy import check_names, quiet_optuna
 from storage import queries, studies
 from storage.errors import UsageError
@@ -53,6 +55,34 @@ class Place:
     log: tuple[str, ...] = ()
     hang: float | None = None
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+
+    def make_folders(self) -> None:
+        """Those that are written to. Raises UsageError: one cannot be made, or that of data sets is not there."""
+        options.data_root(self.data)
+        self.checkpoints.make(options.make_files_root(self.files, self.storage))
+
+    def assignment(
+        self,
+        study: str,
+        objective: str | ByValue,
+        threads: int,
+        slots: tuple[Slot, ...] = (),
+        shared: Packed | NotPacked | None = None,
+    ) -> Assignment:
+        """Orders of a worker here; see `Assignment`."""
+        return Assignment(
+            storage=self.storage,
+            study=study,
+            objective=objective,
+            places=slots,
+            threads=threads,
+            files=options.files_root(self.files, self.storage),
+            data=options.data_root(self.data),
+            log=self.log,
+            shared=shared,
+            hang=self.hang,
+            checkpoints=self.checkpoints,
+        )
 
 
 @dataclass(frozen=True)
@@ -147,12 +177,12 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
     """
     quiet_optuna()
     check_names(wanted.sampler, wanted.pruner)
-    data = options.data_root(place.data)
     _refuse_early(place.storage, wanted.name)
-    found = _preflight(console, objective, data, place.placement, wanted.direction, wanted.space)
+    found = _preflight(console, objective, place, wanted.direction, wanted.space)
     _refuse_foreign_options(found, wanted)
     # Nothing is made before the objective is known to work.
-    files, storage = options.make_files_root(place.files, place.storage), open_storage(place.storage)
+    place.make_folders()
+    storage = open_storage(place.storage)
     spec = StudySpec(
         objective=found.reference,
         objective_sha256=found.sha256,
@@ -172,7 +202,7 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
     )
     first = found.first_trials[: spec.trials]
     study = studies.create(storage, spec, name=wanted.name, stem=found.name, first_trials=first)
-    return _ready(storage, study, objective, found, place, files, data)
+    return _ready(storage, study, objective, found, place)
 
 
 def go_on(
@@ -190,12 +220,12 @@ def go_on(
     """
     quiet_optuna()
     total, more = wanted.total_and_more()
-    files, data = options.make_files_root(place.files, place.storage), options.data_root(place.data)
+    place.make_folders()
     status = queries.status(storage, study)
     _refuse_finished(status, wanted)
     if status.workers and (line := printing.there_already(status.workers)):
         printing.say(console, line)
-    found = _preflight(console, objective, data, place.placement, study.direction, study.space)
+    found = _preflight(console, objective, place, study.direction, study.space)
     studies.check_same(study, found.reference, found.metric, found.direction)
     studies.check_folds(study, found.folds)
     if found.sha256 != study.objective_sha256:
@@ -210,7 +240,7 @@ def go_on(
         deadline=_deadline(storage, wanted.deadline),
         until=wanted.until,
     )
-    return _ready(storage, studies.find(storage, study.name), objective, found, place, files, data)
+    return _ready(storage, studies.find(storage, study.name), objective, found, place)
 
 
 def train(console: Console, ready: Ready) -> Ending:
@@ -235,38 +265,23 @@ def _ready(
     objective: str | ByValue,
     found: Preflight,
     place: Place,
-    files: Path,
-    data: Path,
 ) -> Ready:
     what = objective if isinstance(objective, ByValue) else found.reference
-    threads = found.plan.threads
-    assignment = Assignment(
-        place.storage,
-        study.name,
-        what,
-        (),
-        threads,
-        files,
-        data,
-        log=place.log,
-        shared=found.shared,
-        hang=place.hang,
-        checkpoints=place.checkpoints.make(files),
-    )
+    assignment = place.assignment(study.name, what, found.plan.threads, shared=found.shared)
     return Ready(storage, study, found, assignment)
 
 
 def _preflight(
     console: Console,
     objective: str | ByValue,
-    data: Path,
-    placement: Placement,
+    place: Place,
     direction: str | None,
     space: Mapping[str, Any],
 ) -> Preflight:
+    data = options.data_root(place.data)
     children.warm_up(large_imports(objective))
     with console.status(f"checking {objective} on one batch"):
-        found = fleet.preflight(objective, data, placement, direction, space)
+        found = fleet.preflight(objective, data, place.placement, direction, space)
     for note in found.notes:
         printing.say(console, note)
     return found

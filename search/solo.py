@@ -6,17 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from search import printing
-from search.assignment import Assignment
-from search.checkpoint_settings import CheckpointSettings
 from search.devices import SlotPlan, gpus, plan_slots, usable_cpus
 from search.interrupt import Interrupt
 from search.loading import reference_here
 from search.preflight import Placement
+from search.searches import Place
 from search.worker import Worker
 from storage import studies, workers
 from storage.errors import UsageError
@@ -28,28 +25,19 @@ from storage.studies import StudyRecord
 LOOK_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class Orders:
-    """What a person said on the command line. `objective`: where it is here, None for built-in ones only."""
+def work(
+    place: Place, objective: str | None, storage: SharedStorage, record: StudyRecord, say: Callable[[str], None]
+) -> None:
+    """Work on one study to its end; SIGINT and SIGTERM hand the trial back.
 
-    storage: str
-    objective: str | None
-    placement: Placement
-    files: Path
-    data: Path
-    log: tuple[str, ...] = ()
-    hang: float | None = None
-    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
-
-
-def work(orders: Orders, storage: SharedStorage, record: StudyRecord, say: Callable[[str], None]) -> None:
-    """Work on one study to its end; SIGINT and SIGTERM hand the trial back."""
+    `objective`: where it is on this machine; None: it is a built-in one.
+    """
     ending = Interrupt()
     ending.on_signals(signal.SIGINT, signal.SIGTERM)
-    _work(orders, storage, record, say, ending)
+    _work(place, objective, storage, record, say, ending)
 
 
-def serve(orders: Orders, storage: SharedStorage, say: Callable[[str], None]) -> None:
+def serve(place: Place, objective: str | None, storage: SharedStorage, say: Callable[[str], None]) -> None:
     """Work on the newest open study whose objective is allowed here, then on the next, until interrupted."""
     ending = Interrupt()
     ending.on_signals(signal.SIGINT, signal.SIGTERM)
@@ -61,35 +49,25 @@ def serve(orders: Orders, storage: SharedStorage, say: Callable[[str], None]) ->
             time.sleep(LOOK_SECONDS)
             continue
         try:
-            _work(orders, storage, record, say, ending)
+            _work(place, objective, storage, record, say, ending)
         except UsageError as error:
             say(f"leaving {record.name} alone: {error}")
             refused.add(record.study_id)
 
 
 def _work(
-    orders: Orders,
+    place: Place,
+    objective: str | None,
     storage: SharedStorage,
     record: StudyRecord,
     say: Callable[[str], None],
     ending: Interrupt,
 ) -> None:
-    reference = reference_here(record.objective, orders.objective, f"dialin worker {record.name}")
-    plan = _plan(orders.placement)
+    reference = reference_here(record.objective, objective, f"dialin worker {record.name}")
+    plan = _plan(place.placement)
     # Workers started by hand know nothing of each other's threads; the database knows how many there are.
     threads = max(1, plan.threads // (1 + workers.living_here(storage)))
-    assignment = Assignment(
-        orders.storage,
-        record.name,
-        reference,
-        plan.slots,
-        threads,
-        orders.files,
-        orders.data,
-        orders.log,
-        hang=orders.hang,
-        checkpoints=orders.checkpoints,
-    )
+    assignment = place.assignment(record.name, reference, threads, plan.slots)
 
     def tell(trial: SettledTrial) -> None:
         say(printing.settled_line(trial, record.metric))

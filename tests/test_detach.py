@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -15,6 +16,11 @@ import pytest
 from command import Dialin
 from optuna.trial import TrialState
 from studies import SLOW, Inside, all_have_ended, assert_settled, rows, states, trials, wait_until
+
+from search.checkpoint_settings import CheckpointSettings
+from search.detached import read, written
+from search.preflight import Placement
+from search.searches import NewStudy, Place
 
 Start = Callable[..., tuple[psutil.Process, subprocess.CompletedProcess[str]]]
 
@@ -43,6 +49,26 @@ def detach(dialin: Dialin) -> Iterator[Start]:
             for child in process.children(recursive=True):
                 child.kill()
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        Place(),
+        Place(
+            "sqlite:///a.db",
+            Path("files"),
+            Path("data"),
+            Placement(2, "cpu", 3),
+            ("plots", "tensorboard"),
+            math.inf,
+            CheckpointSettings("elsewhere", 500),
+        ),
+    ],
+)
+def test_the_background_searches_for_what_was_asked_for(place: Place) -> None:
+    wanted = NewStudy(name="mine", trials=3, space={"lr": [1e-4, 1e-2]}, until=0.5)
+    assert read(written("digits", wanted, place)) == ("digits", wanted, place)
 
 
 def epochs(url: str) -> int:

@@ -112,9 +112,7 @@ class TestWatchdog:
         (True, None, 7.0, 7.0),
     ],
 )
-def test_who_says_how_long_is_too_long(
-    own: bool, objectives: float | None, said: float | None, seconds: float
-) -> None:
+def test_who_says_how_long_is_too_long(own: bool, objectives: float | None, said: float | None, seconds: float) -> None:
     door: dict[str, Any] = {"train": lambda run: None, "model": None, "data": None, "loss": None} if own else {}
     few: dict[str, Any] = {} if not own else {"batch_sizes": (4,), "optimizers": ("adam",), "schedules": ("constant",)}
     objective = made(step_timeout=objectives, **door, **few).objective
