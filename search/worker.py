@@ -13,7 +13,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -23,10 +24,12 @@ from optuna.trial import Trial
 
 from search import space, strategy, watchdog
 from search.assignment import Assignment
+from search.data import Data, Folds
 from search.devices import Slot
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
 from search.loading import LoadedObjective, resolve
+from search.objective import Objective
 from search.outbox import HAND_BACK_SECONDS
 from search.packing import shared_or_loaded
 from search.reporting import Interrupted
@@ -45,6 +48,7 @@ from storage.patience import DatabaseAway, patiently, waiting
 from storage.queries import SettledTrial
 from storage.retention import make_room
 from storage.shared import SharedStorage, open_storage
+from storage.studies import StudyRecord
 
 # While other workers train the last trials, how often to look whether one of them left something to adopt.
 WAIT_SECONDS = 1.0
@@ -52,6 +56,38 @@ WAIT_SECONDS = 1.0
 SIGN_OFF_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a study's trials train: the objective, as long as the study says and with its data, and its module's file.
+
+    data: None where the objective trains itself.
+    """
+
+    objective: Objective
+    data: Data | Folds | None
+    path: Path
+
+
+def load_work(assignment: Assignment, storage: SharedStorage, record: StudyRecord) -> Work:
+    """Load the objective and its data, both as the study began with them.
+
+    Raises:
+        DialinErrors: there is no such objective here, or it or its data are not what the study was made with.
+    """
+    loaded = resolve(assignment.objective).to(record.direction)
+    searched = loaded.objective.searched
+    studies.check_same(record, loaded.reference, searched.name, searched.direction)
+    loaded = replace(loaded, objective=of_study(loaded.objective, record.space))
+    check_space(storage, record, loaded)
+    # The study's length, which `--epochs` may have set, is the horizon of every schedule.
+    objective = replace(loaded.objective, epochs=record.epochs)
+    if objective.trains_itself:
+        return Work(objective, None, loaded.path)
+    data = shared_or_loaded(assignment.shared, loaded, assignment.data, _log.warning)
+    studies.check_folds(record, len(data.folds))
+    return Work(objective, data, loaded.path)
 
 
 class Worker:
@@ -69,57 +105,53 @@ class Worker:
         Raises DialinErrors: storage, study, objective, no free place."""
         strategy.quiet_optuna()
         torch.set_num_threads(assignment.threads)
-        self.interrupt = interrupt
-        self._tell = tell
+        self.interrupt, self._tell = interrupt, tell
         self._claimant = Claimant(assignment.worker_id, assignment.lease_seconds)
         self._back_at: float | None = None
         self._storage = self._open(assignment.storage)
         self._record = studies.find(self._storage, assignment.study)
-        loaded = resolve(assignment.objective).to(self._record.direction)
-        searched = loaded.objective.searched
-        studies.check_same(self._record, loaded.reference, searched.name, searched.direction)
-        loaded = replace(loaded, objective=of_study(loaded.objective, self._record.space))
-        check_space(self._storage, self._record, loaded)
-        # The study's length, which `--epochs` may have set, is the horizon of every schedule.
-        objective = replace(loaded.objective, epochs=self._record.epochs)
         # Before the first claim: a machine without the data must not spend trials to find out.
-        data = None
-        if not objective.trains_itself:
-            data = shared_or_loaded(assignment.shared, loaded, assignment.data, _log.warning)
-            studies.check_folds(self._record, len(data.folds))
+        work = load_work(assignment, self._storage, self._record)
         self._watchdog = Watchdog(
-            watchdog.patience_with(objective, assignment.hang),
+            watchdog.patience_with(work.objective, assignment.hang),
             lambda said: watchdog.end_process(said, last_words),
-            step="report" if objective.trains_itself else "batch",
+            step="report" if work.objective.trains_itself else "batch",
         )
         self._slot = self._register(assignment)
-        self._folder, self._shelf = assignment.files / self._record.folder, self._open_shelf(assignment)
-        self._study = optuna.load_study(
-            study_name=self._record.name,
+        self._files, self._folder = assignment.files, assignment.files / self._record.folder
+        self._shelf = self._open_shelf(assignment)
+        self._study = self._open_study()
+        self._trainer = self._make_trainer(work, assignment.data)
+        self._trackers = make_trackers(assignment.log, self._folder)
+
+    def _open_study(self) -> optuna.Study:
+        record = self._record
+        ordinal = workers.ordinal(self._storage, self._claimant.worker_id)
+        return optuna.load_study(
+            study_name=record.name,
             storage=self._storage,
-            sampler=strategy.make_sampler(
-                self._record.sampler, self._record.seed, workers.ordinal(self._storage, assignment.worker_id)
-            ),
-            pruner=strategy.make_pruner(self._record.pruner, self._record.length),
+            sampler=strategy.make_sampler(record.sampler, record.seed, ordinal),
+            pruner=strategy.make_pruner(record.pruner, record.length),
         )
-        self._trainer = Trainer(
+
+    def _make_trainer(self, work: Work, data_root: Path) -> Trainer:
+        device = torch.device(self._slot.devices[0])
+        return Trainer(
             storage=self._storage,
             study=self._study,
             record=self._record,
-            objective=objective,
-            data=data,
-            data_root=assignment.data,
-            device=torch.device(self._slot.devices[0]),
+            objective=work.objective,
+            data=work.data,
+            data_root=data_root,
+            device=device,
             folder=self._folder,
             shelf=self._shelf,
-            path=loaded.path,
-            interrupt=interrupt,
+            path=work.path,
+            interrupt=self.interrupt,
             teller=self._teller,
-            sizes=StoredSizes(self._storage, torch.device(self._slot.devices[0])),
+            sizes=StoredSizes(self._storage, device),
             watchdog=self._watchdog,
         )
-        self._files = assignment.files
-        self._trackers = make_trackers(assignment.log, self._folder)
 
     def _open(self, url: str) -> SharedStorage:
         """Waited for: whoever starts workers has reached the database a moment ago."""
@@ -258,7 +290,7 @@ class Worker:
         _log.warning("trial %d: %s; going on with another", trial.number, why)
 
 
-def check_space(storage: SharedStorage, record: studies.StudyRecord, loaded: LoadedObjective) -> None:
+def check_space(storage: SharedStorage, record: StudyRecord, loaded: LoadedObjective) -> None:
     """Can the study's samplers go on with the recipe's knobs as the objective has them now?
 
     Raises:

@@ -8,20 +8,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from command import Dialin
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
-from storage_places import make_study, optuna_study, worker_on
-from studies import OBJECTIVES, TINY_TEXT, Inside, place_for_a_module, rows, trials, value
+from storage_places import optuna_study
+from studies import OBJECTIVES, TINY, TINY_TEXT, Inside, engines_disposed, place_for_a_module, rows, trials, value
 
+from search.assignment import Assignment
+from search.devices import Slot
 from search.interrupt import Interrupt
+from search.keeper import LeaseKeeper
 from search.reporting import Interrupted
-from search.shelf import Folder, Shelf
+from search.trainer import Trainer
 from search.worker import Worker
+from storage import studies
+from storage.claims import Lease
+from storage.queries import SettledTrial
+from storage.shared import open_storage
+from storage.studies import StudySpec
 
 MOODY = OBJECTIVES / "moody.py"
 BROKEN = TINY_TEXT.replace(
@@ -173,24 +179,23 @@ class TestABrokenObjective:
 
 
 def test_a_trial_told_elsewhere_is_let_go_also_where_its_checkpoints_writer_sees_it_first(
-    sqlite_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sqlite_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker: Any = object.__new__(Worker)
-    storage = worker._storage = worker_on(sqlite_url)
-    record = make_study(storage)
-    study = optuna_study(storage, record)
-    worker.interrupt, worker._folder, worker._shelf = Interrupt(), tmp_path, Shelf(Folder(tmp_path))
+    place, folder = (Slot(("cpu",), 0, None),), tmp_path / "files"
+    spec = StudySpec(str(TINY), "", "accuracy", "maximize", epochs=2, trials=1, seed=0, sampler="random", pruner="none")
 
-    class Told:
-        def train(self, trial: Trial, *_: Any) -> None:
-            (tmp_path / "trial-00000" / "state-0001.g1.pt").touch()
-            optuna_study(RDBStorage(sqlite_url), record).tell(trial.number, 0.125)
-            worker.interrupt.lose("it was settled or deleted elsewhere")
-            raise Interrupted
+    def train(trainer: Trainer, trial: Trial, _lease: Lease, own: Path, _keeper: LeaseKeeper) -> SettledTrial:
+        own.mkdir(parents=True, exist_ok=True)
+        (own / "state-0001.g1.pt").touch()
+        optuna_study(RDBStorage(sqlite_url), record).tell(trial.number, 0.125)
+        trainer.interrupt.lose("it was settled or deleted elsewhere")
+        raise Interrupted
 
-    worker._trainer = Told()
-    worker._work_on(study.ask(), SimpleNamespace(lease=None))
+    monkeypatch.setattr(Trainer, "train", train)
+    with engines_disposed():
+        record = studies.create(open_storage(sqlite_url), spec, stem="told")
+        Worker(Assignment(sqlite_url, record.name, str(TINY), place, 1, folder, tmp_path), Interrupt()).work()
     assert rows(sqlite_url, "SELECT * FROM dialin_leases") == []
     assert value(sqlite_url, "SELECT outcome FROM dialin_trials") == "complete"
-    assert not [*tmp_path.rglob("state-*.pt")]
+    assert not [*folder.rglob("state-*.pt")]
     assert caplog.messages == ["trial 0: another program told it COMPLETE; going on with another"]
