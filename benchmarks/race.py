@@ -131,6 +131,7 @@ def run(system: str, seed: int, given: argparse.Namespace) -> Run:
                     raise SystemExit(f"{system} ended before its time:\n{output.read_text()[-3000:]}")
             finally:
                 interrupt(process)
+        print(f"seed {seed}, {system}: done", file=sys.stderr)
         events = sorted(SYSTEMS[system].events(folder), key=lambda event: event.at)
     moments = [(event.at - started, event) for event in events if event.at - started <= given.seconds]
     return Run(
