@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from optuna.exceptions import StorageInternalError
 from rich.table import Table
-from sqlalchemy.exc import SQLAlchemyError
 
 from search import logs as trial_logs
 from search import options, printing
@@ -27,7 +25,7 @@ from search.views import make_view
 from storage import queries, studies
 from storage.attachments import attached
 from storage.errors import DialinError, UsageError
-from storage.patience import one_line, waiting
+from storage.patience import DATABASE_ERRORS, Outage, waiting
 from storage.queries import StudyLine, StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
@@ -240,16 +238,15 @@ def watch(study: options.Study = None, storage: options.Storage = DEFAULT_URL) -
 
 def _watch(storage: SharedStorage, record: StudyRecord, view: View) -> StudyStatus:
     """Redraw until the study is over. A database that does not answer is asked again. DialinError: it is gone."""
-    failed, feed = "", Feed(storage, record)
+    outage, feed = Outage(view.note), Feed(storage, record)
     while True:
         try:
             with waiting(0):
                 status = feed.show(view)
-        except (SQLAlchemyError, StorageInternalError) as error:
-            if one_line(error) != failed:
-                failed = one_line(error)
-                view.note(f"the database does not answer, asking again: {failed}")
+        except DATABASE_ERRORS as error:
+            outage.not_answered(error)
         else:
+            outage.answered()
             if status is None:
                 raise DialinError(f"study {record.name!r} was deleted or renamed while it was watched")
             if _over(status):

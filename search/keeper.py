@@ -10,12 +10,9 @@ import multiprocessing.connection
 import threading
 import time
 
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
-
 from search.interrupt import Interrupt
 from storage.claims import Lease, LeaseLost
-from storage.patience import away_seconds, one_line, waiting
+from storage.patience import DATABASE_ERRORS, Outage, away_seconds, waiting
 from storage.shared import SharedStorage
 from storage.tables import StudyState
 
@@ -51,7 +48,7 @@ class LeaseKeeper:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease-keeper", daemon=True)
         self._renewed = time.monotonic()
-        self._away_since: float | None = None
+        self._outage = Outage(lambda line: _log.warning("%s", line))
         self._back_at = back_at
         self.lease: Lease | None = None
 
@@ -67,18 +64,18 @@ class LeaseKeeper:
     def returning(self) -> bool:
         """Whether the database is away or has come back just now: an expired lease may still be its owner's."""
         back_at = self._back_at
-        return self._away_since is not None or (back_at is not None and time.monotonic() - back_at < RETURN_SECONDS)
+        return self._outage.seconds is not None or (back_at is not None and time.monotonic() - back_at < RETURN_SECONDS)
 
     def _keep(self) -> None:
         with waiting(0):  # this thread asks again by itself, and listens to its parent meanwhile
             while not self._pause():
                 try:
                     self._listen()
-                    if time.monotonic() - self._renewed >= RENEW_SECONDS or self._away_since is not None:
+                    if time.monotonic() - self._renewed >= RENEW_SECONDS or self._outage.seconds is not None:
                         self._renew()
                         self._renewed = time.monotonic()
                     self._answered()
-                except (SQLAlchemyError, StorageInternalError) as error:
+                except DATABASE_ERRORS as error:
                     self._not_answered(error)
 
     def _pause(self) -> bool:
@@ -89,17 +86,14 @@ class LeaseKeeper:
         return self._end.wait(LISTEN_SECONDS)
 
     def _not_answered(self, error: Exception) -> None:
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-            _log.warning("the database does not answer, asking again: %s", one_line(error))
-        elif time.monotonic() - self._away_since > away_seconds():
+        if (self._outage.seconds or 0.0) > away_seconds():
             self._interrupt.request("the database does not answer")
+        self._outage.not_answered(error)
 
     def _answered(self) -> None:
-        if self._away_since is not None:
-            self._back_at = time.monotonic()
-            _log.warning("the database answers again after %.0f s", self._back_at - self._away_since)
-            self._away_since = None
+        if self._outage.seconds is not None:
+            self._back_at = time.monotonic()  # first: `returning` is asked by another thread
+        self._outage.answered()
 
     def _listen(self) -> None:
         state = self._storage.study_state(self._study_id)

@@ -13,9 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from optuna.exceptions import StorageInternalError
 from rich.console import Console
-from sqlalchemy.exc import SQLAlchemyError
 
 from search import children
 from search.assignment import Assignment
@@ -27,7 +25,7 @@ from search.restarts import STARTS
 from search.views import make_view
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
-from storage.patience import away, away_seconds, one_line, waiting
+from storage.patience import DATABASE_ERRORS, Outage, away, away_seconds, waiting
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
@@ -82,7 +80,7 @@ def follow(
             fleet.kill()
             if assignment.shared is not None:
                 assignment.shared.remove()
-            with suppress(SQLAlchemyError, StorageInternalError), waiting(0):
+            with suppress(*DATABASE_ERRORS), waiting(0):
                 [*fleet.deaths()]  # what they held may be adopted at once
             view.close()
     try:
@@ -102,7 +100,7 @@ class _Watch:
         self._fleet, self._view, self._interrupts = fleet, view, interrupts
         self._feed = Feed(storage, study)
         self._asked: float | None = None
-        self._away_since: float | None = None
+        self._outage = Outage(view.note)
         self._may_come_back = True
 
     def until_all_have_ended(self) -> None:
@@ -127,15 +125,11 @@ class _Watch:
                     self._fleet.no_more()
                 for death in self._fleet.deaths():
                     self._view.note(_obituary(death))
-        except (SQLAlchemyError, StorageInternalError) as error:
+        except DATABASE_ERRORS as error:
             self._may_come_back = away(error)
-            if self._away_since is None:  # it says other things while it starts
-                self._away_since = time.monotonic()
-                self._view.note(f"the database does not answer, asking again: {one_line(error)}")
+            self._outage.not_answered(error)
             return False
-        if self._away_since is not None:
-            self._view.note(f"the database answers again after {time.monotonic() - self._away_since:.0f} s")
-            self._away_since = None
+        self._outage.answered()
         try:
             self._fleet.start_again()
         except DialinError as error:
@@ -146,7 +140,7 @@ class _Watch:
     @property
     def _gives_up(self) -> bool:
         """Whether a database that does not answer is waited for no longer, now that no worker is left."""
-        waited = 0.0 if self._away_since is None else time.monotonic() - self._away_since
+        waited = self._outage.seconds or 0.0
         return bool(self._interrupts.count) or not self._may_come_back or waited >= away_seconds()
 
     def _heed_interrupts(self) -> None:

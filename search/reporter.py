@@ -11,9 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial
-from sqlalchemy.exc import SQLAlchemyError
 
 from search.checkpoints import CheckpointError
 from search.interrupt import Interrupt
@@ -23,7 +21,7 @@ from search.reporting import EpochResult, Interrupted, Verdict
 from search.shelf import Shelf
 from search.telling import Listener
 from storage.claims import Checkpoint, Epoch, EpochsSpent, Lease, LeaseLost
-from storage.patience import away, one_line, waiting
+from storage.patience import unless_away
 from storage.shared import SharedStorage
 from storage.tables import StudyState
 
@@ -144,15 +142,13 @@ class TrialReporter:
         database goes away before it has answered: training does not wait.
         """
         study = self._trial.study
-        try:
-            with waiting(0):
-                recorded = self._storage.get_trial(self._lease.trial_id)
-                recorded.intermediate_values = {k: v for k, v in recorded.intermediate_values.items() if k <= epoch}
-                return study.pruner.prune(study, recorded)
-        except (SQLAlchemyError, StorageInternalError) as error:
-            if not away(error):
-                raise
-            return False
+
+        def prune() -> bool:
+            recorded = self._storage.get_trial(self._lease.trial_id)
+            recorded.intermediate_values = {k: v for k, v in recorded.intermediate_values.items() if k <= epoch}
+            return study.pruner.prune(study, recorded)
+
+        return bool(unless_away(prune))
 
     @property
     def unrecorded_seconds(self) -> float:
@@ -213,17 +209,11 @@ class TrialReporter:
         Raises:
             LeaseLost: the trial is another's.
         """
-        old: list[str] | None = None
         try:
-            with waiting(0):
-                old = self._storage.record_checkpoint(self._lease, checkpoint)
+            old = unless_away(lambda: self._storage.record_checkpoint(self._lease, checkpoint), _not_on_record)
         except LeaseLost:
             self._shelf.remove([checkpoint.path])
             raise
-        except (SQLAlchemyError, StorageInternalError) as error:
-            if not away(error):
-                raise
-            _log.warning("a checkpoint is not on record yet, the database does not answer: %s", one_line(error))
         if old is not None:
             self._unrecorded = None
             self._shelf.remove(old)
@@ -252,6 +242,10 @@ class TrialReporter:
         """
         found = {path for path in self._shelf.states(self._folder) if _generation(path) < self._lease.generation}
         self._shelf.remove(found - recorded)
+
+
+def _not_on_record(said: str) -> None:
+    _log.warning("a checkpoint is not on record yet, the database does not answer: %s", said)
 
 
 def _generation(path: str) -> int:

@@ -14,13 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
-
 from search import checkpoints
 from search.checkpoint_settings import CheckpointSettings, in_words
 from search.checkpoints import CheckpointError
-from storage.patience import away, waiting
+from storage.patience import unless_away
 
 _log = logging.getLogger(__name__)
 
@@ -199,12 +196,7 @@ class Shelf:
             self._forget(self._limit, last_too=True)
 
     def _forget(self, limit: int, last_too: bool) -> None:
-        try:
-            with waiting(0):
-                self.remove(self._make_room(limit, last_too))
-        except (SQLAlchemyError, StorageInternalError) as error:
-            if not away(error):
-                raise
+        self.remove(unless_away(lambda: self._make_room(limit, last_too)) or ())
 
 
 @contextlib.contextmanager

@@ -9,12 +9,10 @@ import logging
 from functools import cached_property
 
 import torch
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import SQLAlchemyError
 
 from search import memory
 from storage import micro_batches
-from storage.patience import one_line, waiting
+from storage.patience import DATABASE_ERRORS, one_line, waiting
 from storage.shared import SharedStorage
 
 GIB = 2**30
@@ -35,7 +33,7 @@ class StoredSizes:
         try:
             with waiting(0):
                 stored = micro_batches.find(self._storage, model, self.kind)
-        except (SQLAlchemyError, StorageInternalError) as error:
+        except DATABASE_ERRORS as error:
             _log.warning("the database does not say which size of batches fits: %s", one_line(error))
             stored = None
         return min([*known, *([stored] if stored is not None else [])], default=None)
@@ -46,7 +44,7 @@ class StoredSizes:
         try:
             with waiting(0):
                 micro_batches.keep(self._storage, model, self.kind, samples)
-        except (SQLAlchemyError, StorageInternalError) as error:
+        except DATABASE_ERRORS as error:
             _log.warning("the size of batches that fits is not on record: %s", one_line(error))
 
     @cached_property

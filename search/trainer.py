@@ -17,7 +17,6 @@ from typing import Any
 import optuna
 import torch
 from optuna.trial import Trial
-from sqlalchemy.exc import SQLAlchemyError
 
 from search import bare, loop, space
 from search.data import Data, Folds
@@ -41,7 +40,7 @@ from storage import queries
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
 from storage.optuna_internals import suggest_unless_asked
 from storage.outcomes import Outcome
-from storage.patience import DatabaseAway
+from storage.patience import DATABASE_ERRORS, DatabaseAway
 from storage.queries import SettledTrial
 from storage.retention import WEIGHTS_KEPT, retire_weights, worth_keeping
 from storage.shared import SharedStorage
@@ -112,7 +111,7 @@ class Trainer:
         except (LeaseLost, DatabaseAway):
             raise
         except (Exception, SystemExit) as error:  # whatever a person's module raises is theirs, and one trial's
-            if isinstance(error, SQLAlchemyError | optuna.exceptions.StorageInternalError) and from_storage(error):
+            if isinstance(error, DATABASE_ERRORS) and from_storage(error):
                 raise
             if self.interrupt.requested:
                 raise Interrupted from error  # their own child processes got the signal as well

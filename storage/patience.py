@@ -17,7 +17,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
-from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
 from storage.errors import DialinError, UsageError
 
@@ -28,6 +29,8 @@ AWAY_VARIABLE = "DIALIN_AWAY_SECONDS"
 # The first pause and the longest one: a server that restarts is back after a second or two, and many workers wait.
 FIRST_SECONDS = 0.1
 LONGEST_SECONDS = 5.0
+# What a question to the database may raise, Optuna's wrapping included.
+DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 # How soon a wait hears that it is wanted no more.
 _LISTEN_SECONDS = 0.2
 
@@ -153,6 +156,32 @@ def one_line(error: BaseException) -> str:
     return " ".join(said.split())
 
 
+class Outage:
+    """For who asks again by itself: says one line when the database first does not answer, one when it does again."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the database has not answered; None while it does."""
+        since = self._since
+        return None if since is None else time.monotonic() - since
+
+    def not_answered(self, error: Exception) -> None:
+        """It was asked in vain. What else it says while it starts is not told."""
+        if self._since is None:
+            self._since = time.monotonic()
+            self._tell(f"the database does not answer, asking again: {one_line(error)}")
+
+    def answered(self) -> None:
+        """It was asked, and has answered."""
+        seconds, self._since = self.seconds, None
+        if seconds is not None:
+            self._tell(f"the database answers again after {seconds:.0f} s")
+
+
 class Patience:
     """Pauses that grow from FIRST_SECONDS to LONGEST_SECONDS, with jitter, until a limit counted from the first."""
 
@@ -199,6 +228,18 @@ def patiently(function: Callable[[], _Answer]) -> _Answer:
             return function()
         except Exception as error:
             patience.wait(error)
+
+
+def unless_away(function: Callable[[], _Answer], tell: Callable[[str], None] = lambda _said: None) -> _Answer | None:
+    """Call a function once; None where the database is away, and `tell` takes what that said."""
+    try:
+        with waiting(0):
+            return function()
+    except DATABASE_ERRORS as error:
+        if not away(error):
+            raise
+        tell(one_line(error))
+        return None
 
 
 def patient(function: Callable[_Params, _Answer]) -> Callable[_Params, _Answer]:

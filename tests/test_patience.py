@@ -19,7 +19,18 @@ from studies import optuna_url
 
 from storage import patience
 from storage.errors import UsageError
-from storage.patience import AWAY_SECONDS, LONGEST_SECONDS, DatabaseAway, Patience, away, away_seconds, patient, waiting
+from storage.patience import (
+    AWAY_SECONDS,
+    LONGEST_SECONDS,
+    DatabaseAway,
+    Outage,
+    Patience,
+    away,
+    away_seconds,
+    patient,
+    unless_away,
+    waiting,
+)
 
 
 class Clock:
@@ -191,3 +202,31 @@ def reads(function: ast.FunctionDef) -> bool:
     """Whether it opens a reading transaction of the storage's."""
     entered = [item for one in ast.walk(function) if isinstance(one, ast.With) for item in one.items]
     return any(ast.unparse(item.context_expr).endswith("backend.read()") for item in entered)
+
+
+def test_what_is_asked_unless_the_database_is_away_is_asked_once(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def ask(error: Exception) -> int:
+        raise error
+
+    assert unless_away(lambda: 5) == 5
+    assert unless_away(lambda: ask(locked(tmp_path)), said.append) is None
+    assert said == ["database is locked"]
+    with pytest.raises(ValueError, match="theirs"):
+        unless_away(lambda: ask(ValueError("theirs")))
+
+
+def test_an_outage_is_told_when_it_begins_and_when_it_ends(tmp_path: Path) -> None:
+    lines: list[str] = []
+    outage = Outage(lines.append)
+    outage.answered()
+    for error in (locked(tmp_path), StorageInternalError("another word for it")):
+        outage.not_answered(error)
+    assert outage.seconds is not None
+    outage.answered()
+    outage.answered()
+    assert lines == [
+        "the database does not answer, asking again: database is locked",
+        "the database answers again after 0 s",
+    ]
