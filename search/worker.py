@@ -42,7 +42,7 @@ from search.trainer import Trainer
 from search.trial_log import printing_to
 from search.watchdog import Watchdog
 from storage import queries, studies, workers
-from storage.claims import BudgetSpent, Claimant, Lease, LeaseLost, StudyStopped
+from storage.claims import BudgetSpent, Claimant, GivenUp, Lease, LeaseLost, StudyStopped
 from storage.errors import DialinError, UsageError
 from storage.patience import DatabaseAway, patiently, waiting
 from storage.queries import SettledTrial
@@ -235,9 +235,12 @@ class Worker:
         """A trial left by another worker, or a new one; None when the study is done or stopped."""
         over = False
         while not self.interrupt.requested:
-            lease = None if keeper.returning else self._storage.adopt(self._record.study_id, self._give_up)
-            if lease is not None:
-                return Trial(self._study, lease.trial_id)
+            found = None if keeper.returning else self._storage.adopt(self._record.study_id)
+            if isinstance(found, GivenUp):
+                self._give_up(found)
+                continue
+            if found is not None:
+                return Trial(self._study, found.trial_id)
             try:
                 return self._study.ask()
             except StudyStopped:
@@ -256,10 +259,10 @@ class Worker:
             time.sleep(WAIT_SECONDS)
         return None
 
-    def _give_up(self, number: int, reason: str) -> None:
+    def _give_up(self, lost: GivenUp) -> None:
         """A trial that kills its workers is settled: nobody will need its checkpoints."""
-        self._shelf.discard(f"trial-{number:05d}")
-        _log.warning("trial %d is lost: %s", number, reason)
+        self._shelf.discard(f"trial-{lost.number:05d}")
+        _log.warning("trial %d is lost: %s", lost.number, lost.reason)
 
     def _work_on(self, trial: Trial, keeper: LeaseKeeper) -> None:
         lease = self._storage.lease_of(trial)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from storage import epochs, leases, limits, owners, urls
-from storage.claims import Claimant, Lease, Settlement, new_uuid
+from storage.claims import Claimant, GivenUp, Lease, Settlement, new_uuid
 from storage.engine import insert_for, make_engine, writing
 from storage.optuna_internals import models, trial_id_of
 from storage.outcomes import Outcome
@@ -46,8 +47,12 @@ def _as_writer(method: Callable[..., Any]) -> Any:
 
 # The system attribute that tells trials apart which were enqueued with the same parameters.
 _ENQUEUED = "dialin:enqueued"
-# What an attempt to adopt says that found a trial and could not take it: there may be another.
-_ANOTHER = object()
+
+
+class _Missed(Enum):
+    """What an attempt to adopt says that found a trial and could not take it: there may be another."""
+
+    MISSED = "missed"
 
 
 class Backend(PatientStorage):
@@ -284,23 +289,22 @@ class Backend(PatientStorage):
         for objective, value in enumerate(values or ()):
             self._set_trial_value_without_commit(session, trial, objective, value)
 
-    def adopt(self, study_id: int, given_up: Callable[[int, str], None]) -> Lease | None:
+    def adopt(self, study_id: int) -> Lease | GivenUp | None:
         """Take over a trial that its owner left; None where there is none. One that kills its owners is settled."""
         claim, cut_off = new_uuid(), False
 
-        def attempt(session: Session, again: bool) -> Any:
+        def attempt(session: Session, again: bool) -> Lease | GivenUp | _Missed | None:
             nonlocal cut_off
             cut_off = cut_off or again  # also while it looks for another: what was cut off may arrive yet
             return self._adopt(study_id, claim, session, cut_off)
 
-        while not isinstance(found := self.write_once(attempt), Lease | None):
-            if found is not _ANOTHER:
-                given_up(*found)
-        if found is not None:
+        while (found := self.write_once(attempt)) is _Missed.MISSED:
+            pass
+        if isinstance(found, Lease):
             self._hold(found.trial_id, found)
         return found
 
-    def _adopt(self, study_id: int, claim: str, session: Session, again: bool) -> Any:
+    def _adopt(self, study_id: int, claim: str, session: Session, again: bool) -> Lease | GivenUp | _Missed | None:
         # A trial that an attempt cut off has locked is waited for: then its COMMIT has arrived or never will.
         left = leases.adoptable(session, study_id, skip_locked=not again)
         lease = owners.of_claim(session, claim) if again else None
@@ -309,21 +313,21 @@ class Backend(PatientStorage):
         if owners.poisoned(session, left.trial_id):
             return self._give_up(session, left)
         assert self.claimant is not None, "only a storage opened with a claimant trains"
-        return leases.adopt(session, self.claimant, left, claim) or _ANOTHER
+        return leases.adopt(session, self.claimant, left, claim) or _Missed.MISSED
 
-    def _give_up(self, session: Session, left: Lease) -> Any:
-        """Settle a trial as lost that kills whoever trains it; its number, and why."""
+    def _give_up(self, session: Session, left: Lease) -> GivenUp | _Missed:
+        """Settle a trial as lost that kills whoever trains it."""
         if not leases.call_dead(session, left):
-            return _ANOTHER
+            return _Missed.MISSED
         reason = f"the last {owners.POISON_OWNERS} workers that trained it died without a new epoch"
         count, seconds = epochs.cost(session, left.trial_id)
         told = {"outcome": Outcome.LOST.value, "reason": reason, "epochs": count, "seconds": round(seconds, 3)}
         self.set_attrs(session, left.trial_id, told)
         trial = models.TrialModel.find_or_raise_by_id(left.trial_id, session)
-        number = trial.number
+        given_up = GivenUp(trial.number, reason)
         _set_state(session, trial, Outcome.LOST.state)
         leases.settle(session, left, Settlement(Outcome.LOST, reason), new_uuid())
-        return number, reason
+        return given_up
 
     def set_attrs(
         self, session: Session, trial_id: int, attrs: Mapping[str, Any], table: Any = models.TrialUserAttributeModel

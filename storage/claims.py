@@ -56,6 +56,14 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class GivenUp:
+    """A trial that was settled as lost instead of adopted: its number, and why."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint file that is written and whole. `path` is relative to the study's files, `size` in bytes.
 

@@ -7,7 +7,7 @@ methods at the end: each is one transaction.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from storage import epochs, leases, limits, owners, state_files
 from storage.backend import Backend
-from storage.claims import Checkpoint, Claimant, Epoch, Lease, LeaseLost, Settlement
+from storage.claims import Checkpoint, Claimant, Epoch, GivenUp, Lease, LeaseLost, Settlement
 from storage.epochs import Written
 from storage.optuna_internals import CachedStorage, forget_study, models, trial_id_of
 from storage.outcomes import Outcome
@@ -158,14 +158,12 @@ class SharedStorage(CachedStorage):
     def _lease_seconds(self) -> float:
         return self._claimant.lease_seconds
 
-    def adopt(
-        self, study_id: int, given_up: Callable[[int, str], None] = lambda _number, _reason: None
-    ) -> Lease | None:
+    def adopt(self, study_id: int) -> Lease | GivenUp | None:
         """Take over a trial that its worker left, under its own number; None where there is none.
 
-        `given_up` hears of trials that were settled as lost instead: their numbers, and why.
+        GivenUp: one that kills its workers was settled as lost instead, and there may be another.
         """
-        return self._backend.adopt(study_id, given_up)
+        return self._backend.adopt(study_id)
 
     def record_epoch(self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None) -> StudyState:
         """One epoch, with its checkpoint where there is one, and the lease renewed; the study's state in return.

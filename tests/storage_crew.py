@@ -21,7 +21,7 @@ from optuna.samplers import RandomSampler
 
 from search import children
 from storage import checking, schema, studies, workers
-from storage.claims import BudgetSpent, Claimant, Epoch, EpochsSpent, LeaseLost, Settlement, new_uuid
+from storage.claims import BudgetSpent, Claimant, Epoch, EpochsSpent, Lease, LeaseLost, Settlement, new_uuid
 from storage.outcomes import Outcome
 from storage.shared import open_storage
 from storage.studies import StudySpec
@@ -169,9 +169,9 @@ def adopt_one(url: str, study_id: int) -> int | None:
     """Try once to adopt; the trial's id."""
     storage = open_storage(url, Claimant(new_uuid()))
     together()
-    lease = storage.adopt(study_id)
+    found = storage.adopt(study_id)
     storage.backend.engine.dispose()
-    return lease.trial_id if lease is not None else None
+    return found.trial_id if isinstance(found, Lease) else None
 
 
 def create_studies(url: str, spec: StudySpec, stem: str, count: int) -> list[str]:

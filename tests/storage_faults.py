@@ -21,7 +21,7 @@ from sqlalchemy import Connection, event, select
 from storage_places import an_epoch, fresh, optuna_study, rows
 
 from storage import studies
-from storage.claims import BudgetSpent, Checkpoint, Claimant, Settlement, new_uuid
+from storage.claims import BudgetSpent, Checkpoint, Claimant, GivenUp, Settlement, new_uuid
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
@@ -41,9 +41,11 @@ def live(storage: SharedStorage, record: StudyRecord) -> None:
     """Adopt or claim, train and settle until the study has no more trials.."""
     study = optuna_study(storage, record)
     while True:
-        lease = storage.adopt(record.study_id)
+        found = storage.adopt(record.study_id)
+        if isinstance(found, GivenUp):
+            continue
         try:
-            trial = Trial(study, lease.trial_id) if lease is not None else study.ask()
+            trial = Trial(study, found.trial_id) if found is not None else study.ask()
         except BudgetSpent:
             return
         _train(storage, study, trial)

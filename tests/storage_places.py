@@ -17,7 +17,7 @@ from sqlalchemy import event, func, select
 from sqlalchemy.pool import Pool
 
 from storage import studies
-from storage.claims import LEASE_SECONDS, Claimant, Epoch, Lease, Settlement, new_uuid
+from storage.claims import LEASE_SECONDS, Claimant, Epoch, GivenUp, Lease, Settlement, new_uuid
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
@@ -112,16 +112,16 @@ def dialin_rows(storage: SharedStorage) -> dict[str, int]:
 
 def adopted_by(storage: SharedStorage, record: StudyRecord) -> Lease:
     """The lease of a trial that can be adopted now or soon."""
-    lease = None
+    found: Lease | GivenUp | None = None
 
     def adopt() -> bool:
-        nonlocal lease
-        lease = storage.adopt(record.study_id)
-        return lease is not None
+        nonlocal found
+        found = storage.adopt(record.study_id)
+        return found is not None
 
     wait_until(adopt)
-    assert lease is not None
-    return lease
+    assert isinstance(found, Lease)
+    return found
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:

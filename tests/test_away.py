@@ -16,7 +16,7 @@ from search.assignment import Assignment
 from search.devices import Slot
 from search.worker import run_in_fleet
 from storage import studies
-from storage.claims import Claimant
+from storage.claims import Claimant, Lease
 from storage.shared import open_storage
 from storage.studies import StudySpec
 
@@ -79,7 +79,7 @@ def test_a_server_that_stays_away_ends_the_workers_with_a_line_and_their_trial_i
         with other.backend.write() as session:  # half a minute passes
             session.connection().exec_driver_sql("UPDATE dialin_leases SET expires_at = 1 WHERE expires_at > 0")
         lease = other.adopt(studies.find(other, "slow-1").study_id)
-        assert lease is not None
+        assert isinstance(lease, Lease)
         assert lease.generation == 2
         assert other.cost(lease)[0] >= 1, "what was on record before is"
 

@@ -30,7 +30,7 @@ from storage_places import (
 
 from storage import studies, workers
 from storage.backend import Backend
-from storage.claims import BudgetSpent, Checkpoint, LeaseLost, Settlement, StudyStopped
+from storage.claims import BudgetSpent, Checkpoint, Lease, LeaseLost, Settlement, StudyStopped
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord
@@ -268,7 +268,7 @@ def test_an_adoption_whose_commit_arrives_late_is_its_workers(
     late.commit()
     adoption.join()
     [lease] = adopted
-    assert lease is not None
+    assert isinstance(lease, Lease)
     assert (lease.generation, other.backend.leases[lease.trial_id]) == (2, lease)
     other.renew(lease)
 

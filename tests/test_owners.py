@@ -9,7 +9,7 @@ from optuna.trial import Trial, TrialState
 from storage_places import DONE, adopted_by, an_epoch, fresh, make_study, optuna_study, rows, worker_on
 
 from storage import workers
-from storage.claims import Checkpoint, Lease
+from storage.claims import Checkpoint, GivenUp, Lease
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import LeaseRow, OwnerEnding, OwnerRow, TrialRow
@@ -74,28 +74,25 @@ def test_a_worker_that_ends_as_it_should_has_not_died(worker: SharedStorage, stu
     assert history(worker, lease) == [(1, 0, "handed_back")]
 
 
-def die(worker: SharedStorage, study: StudyRecord, times: int = 1, lost: list[Any] | None = None) -> Lease | None:
-    """Whoever holds the trial dies, and the next takes it over, so many times; the last lease.
-
-    `lost` takes what was said of trials that were given up.
-    """
+def die(worker: SharedStorage, study: StudyRecord, times: int = 1) -> Lease | GivenUp | None:
+    """Whoever holds the trial dies, and the next takes it over, so many times; what the last one found."""
     claimant = worker.backend.claimant
     assert claimant is not None
-    lease = None
+    found = None
     for _ in range(times):
         workers.end(worker, claimant.worker_id)
-        lease = worker.adopt(study.study_id, lambda *said: (lost if lost is not None else []).append(said))
-    return lease
+        found = worker.adopt(study.study_id)
+    return found
 
 
 def test_a_trial_whose_last_five_owners_died_with_nothing_is_lost(worker: SharedStorage, study: StudyRecord) -> None:
     lease = worker.lease_of(optuna_study(worker, study).ask())
     worker.record_epoch(lease, an_epoch(1))
-    assert die(worker, study, times=5) is not None  # the first of these had left an epoch
+    assert isinstance(die(worker, study, times=5), Lease)  # the first of these had left an epoch
     other = worker.lease_of(optuna_study(worker, study).ask())
-    lost: list[Any] = []
-    adopted = die(worker, study, lost=lost)
-    assert adopted is not None
+    lost = die(worker, study)
+    adopted = worker.adopt(study.study_id)
+    assert isinstance(adopted, Lease)
     assert adopted.trial_id == other.trial_id  # the search for a trial goes on
 
     trial = worker.get_trial(lease.trial_id)
@@ -103,7 +100,7 @@ def test_a_trial_whose_last_five_owners_died_with_nothing_is_lost(worker: Shared
     told = {"outcome": "lost", "reason": reason, "epochs": 1, "seconds": 0.25}
     assert (trial.state, trial.user_attrs) == (TrialState.FAIL, told)
     assert trial.datetime_complete is not None
-    assert lost == [(trial.number, reason)]
+    assert lost == GivenUp(trial.number, reason)
     (row,) = rows(worker, TrialRow, TrialRow.trial_id == lease.trial_id)
     assert (row.outcome, row.reason) == ("lost", reason)
     assert rows(worker, LeaseRow, LeaseRow.trial_id == lease.trial_id) == []
@@ -128,12 +125,12 @@ def test_one_owner_that_did_not_die_in_vain_saves_a_trial(
 ) -> None:
     first = worker.lease_of(optuna_study(worker, study).ask())
     lease = die(worker, study, times=3)
-    assert lease is not None
+    assert isinstance(lease, Lease)
     if gentle == "hands it back":
         worker.hand_back(lease)
-        lease = worker.adopt(study.study_id)
+        worker.adopt(study.study_id)
     else:
         worker.record_epoch(lease, an_epoch(1))
     last = die(worker, study, times=4)
-    assert last is not None
+    assert isinstance(last, Lease)
     assert last.trial_id == first.trial_id

@@ -104,7 +104,7 @@ def bench_on(url: str, root: Path, record: StudyRecord | None = None) -> Bench:
         return Bench(url, root, storage, record, trial, storage.lease_of(trial), Interrupt())
     study = optuna.load_study(study_name=record.name, storage=storage)
     lease = storage.adopt(record.study_id)
-    assert lease is not None
+    assert isinstance(lease, Lease)
     return Bench(url, root, storage, record, Trial(study, lease.trial_id), lease, Interrupt())
 
 

@@ -10,7 +10,7 @@ from storage_crew import PROCESSES, Crew, train_until_stopped
 from storage_places import DONE, an_epoch, fresh, make_study, optuna_study, rows, run_trial, worker_on
 
 from storage import studies
-from storage.claims import EpochsSpent, StudyStopped
+from storage.claims import EpochsSpent, Lease, StudyStopped
 from storage.engine import database_now
 from storage.errors import UsageError
 from storage.shared import SharedStorage
@@ -73,7 +73,7 @@ def test_an_epoch_that_an_adopter_trains_again_counts_once(worker: SharedStorage
     worker.record_epoch(lease, an_epoch(1))
     worker.hand_back(lease)
     adopted = worker.adopt(study.study_id)
-    assert adopted is not None
+    assert isinstance(adopted, Lease)
     assert worker.record_epoch(adopted, an_epoch(1)) is StudyState.RUNNING
     assert fresh(worker, study).spent_epochs == 1
     assert worker.record_epoch(adopted, an_epoch(2)) is StudyState.STOPPED

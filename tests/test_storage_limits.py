@@ -11,7 +11,7 @@ from storage_places import DONE, an_epoch, fresh, make_study, optuna_study, rows
 
 from search import options
 from storage import limits, queries, studies
-from storage.claims import Settlement, StudyStopped
+from storage.claims import Lease, Settlement, StudyStopped
 from storage.errors import UsageError
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage
@@ -138,7 +138,7 @@ def test_processes_that_spend_a_budget_together_lose_nothing_of_it(common_url: s
     assert ended(worker, study) == "the budget of 20 s of device time is spent"
     studies.resume(worker, study.study_id, budget_seconds=60.0)
     adopted = [worker.adopt(study.study_id) for _ in range(PROCESSES + 1)]
-    assert sorted(lease.trial_id for lease in adopted if lease) == sorted(
+    assert sorted(lease.trial_id for lease in adopted if isinstance(lease, Lease)) == sorted(
         row.trial_id for row in rows(worker, TrialRow, TrialRow.study_id == study.study_id)
     )
 
