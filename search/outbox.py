@@ -11,7 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from search.interrupt import Interrupt
-from storage.claims import Checkpoint, Epoch, Lease, LeaseLost
+from search.reporting import Interrupted
+from storage.claims import Checkpoint, Epoch, EpochsSpent, Lease, LeaseLost
 from storage.patience import DatabaseAway, away_seconds, waiting
 from storage.shared import SharedStorage
 from storage.tables import StudyState
@@ -58,6 +59,7 @@ class Outbox:
 
         Raises:
             LeaseLost: the trial is another's, also when only an earlier epoch was refused.
+            Interrupted: the study's budget of epochs is on record without this one.
             DatabaseAway: the database has not come back within the limit.
         """
         report = _Report(epoch, checkpoint)
@@ -76,7 +78,7 @@ class Outbox:
         """Wait until everything is on record, a short time only where the worker is asked to end.
 
         Raises:
-            LeaseLost: the trial is another's.
+            LeaseLost, Interrupted: as `record`.
             DatabaseAway: the database has not come back within the limit, or the short time.
         """
         end = time.monotonic() + away_seconds() + ANSWER_SECONDS
@@ -93,6 +95,8 @@ class Outbox:
             self._check()
 
     def _check(self) -> None:
+        if isinstance(self._failure, EpochsSpent):
+            raise Interrupted from self._failure
         if self._failure is not None:
             raise self._failure
 
@@ -123,12 +127,11 @@ class Outbox:
             self._changed.notify_all()
 
     def _fail(self, error: BaseException) -> None:
+        # The interrupt first: whoever the failure stops looks at it.
+        if isinstance(error, LeaseLost) and not self._given_up:
+            self._interrupt.lose(str(error))
+        elif not self._given_up:
+            self._interrupt.request(str(error))
         with self._changed:
             self._failure = error
             self._changed.notify_all()
-        if self._given_up:
-            return
-        if isinstance(error, LeaseLost):
-            self._interrupt.lose(str(error))
-        else:
-            self._interrupt.request(str(error))

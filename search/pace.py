@@ -1,4 +1,4 @@
-"""How often a checkpoint is due, and the thread that writes it while training goes on. Used by `search.reporter`.
+"""How often a checkpoint is due, and the thread that writes it while training goes on. Used by `search.checkpointer`.
 
 A death costs the epoch in flight or 5 s, whichever is longer, and checkpoints at most a twentieth of the time.
 """

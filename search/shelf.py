@@ -1,6 +1,6 @@
 """Where a worker puts checkpoints and finds them: a folder or a bucket, and no more bytes than it may take.
 
-Called by `search.reporter` with a trial's states, by `search.trainer` with weights, and by whoever reads weights.
+Called by `search.checkpointer` with a trial's states and weights, and by whoever reads weights.
 Paths are as they are on record, relative to the study's own folder.
 """
 

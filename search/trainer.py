@@ -19,6 +19,7 @@ import torch
 from optuna.trial import Trial
 
 from search import bare, loop, space
+from search.checkpointer import Checkpointer
 from search.data import Data, Folds
 from search.failures import failure, from_storage
 from search.interrupt import Interrupt
@@ -98,9 +99,15 @@ class Trainer:
             trial,
             lease,
             epochs=self.record.length,
-            folder=folder.name,
-            shelf=self.shelf,
             device=str(self.device),
+            checkpointer=Checkpointer(
+                self.storage,
+                lease,
+                folder=folder.name,
+                shelf=self.shelf,
+                interrupt=self.interrupt,
+                shares_cores=self.device.type == "cpu",
+            ),
             interrupt=self.interrupt,
             listener=teller,
             beat=self.watchdog.beat,
@@ -237,7 +244,7 @@ class Trainer:
         settlement = Settlement(result.outcome, result.reason, result.best_epoch, weights, attrs, unrecorded)
         keeper.lease = None
         self.storage.settle(self.study, trial, settlement, result.value)
-        reporter.discard(weights)
+        reporter.checkpointer.discard(weights)
         self._tidy()
         value = result.value if result.outcome is Outcome.COMPLETE else None
         recipe = attrs.get("recipe", "") or trial.user_attrs.get("recipe", "")
@@ -252,7 +259,7 @@ class Trainer:
     def _save_weights(self, reporter: TrialReporter, result: Result) -> Checkpoint | None:
         if result.weights is None:
             return None
-        return reporter.save_weights(result.best_epoch or 0, result.weights)
+        return reporter.checkpointer.save_weights(result.best_epoch or 0, result.weights)
 
     def _tidy(self) -> None:
         """Remove the files of trials that are among the best no more, and this one's if it never was."""

@@ -28,7 +28,7 @@ LAYERS = (
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
     search.keeper search.bare search.own_trial search.trainer search.loading
     search.pace search.preflight search.preload search.restarts search.preview search.reporter search.outbox
-    search.shelf search.checkpoint_settings search.foresight search.uncompiled
+    search.checkpointer search.shelf search.checkpoint_settings search.foresight search.uncompiled
     search.trial_log search.by_value search.children search.artifacts search.telling search.trackers search.trackers.*
     search.shared_data search.module_state search.packing search.memory search.sizes search.watchdog""",
     """search.cli search.cli_train search.cli_one search.cli_studies search.cli_look search.cli_storage

@@ -21,6 +21,7 @@ from sqlalchemy.exc import OperationalError
 from studies import engines_disposed, rows
 
 from search import checkpoints, pace
+from search.checkpointer import Checkpointer
 from search.interrupt import Interrupt
 from search.reporter import TrialReporter
 from search.reporting import EpochResult, Verdict
@@ -76,9 +77,15 @@ class Bench:
             self.trial,
             self.lease,
             epochs=EPOCHS,
-            folder=self.folder.name,
-            shelf=self.shelf,
             device="cpu",
+            checkpointer=Checkpointer(
+                self.storage,
+                self.lease,
+                folder=self.folder.name,
+                shelf=self.shelf,
+                interrupt=self.interrupt,
+                shares_cores=True,
+            ),
             interrupt=self.interrupt,
         )
 
@@ -247,13 +254,15 @@ class TestAnAdopter:
         assert bench.files() == ["state-0001.g1.pt", "state-0002.g2.pt"]
 
     def test_a_settled_trial_keeps_its_weights_and_no_state(self, bench: Bench) -> None:
-        bench.reporter().save_weights(1, {"weight": torch.zeros(2)})  # its owner dies before it settles the trial
+        bench.reporter().checkpointer.save_weights(
+            1, {"weight": torch.zeros(2)}
+        )  # its owner dies before it settles the trial
         to = bench.adopted().reporter()
         report(to, 1, 2)
-        kept = to.save_weights(2, {"weight": torch.zeros(2)})
+        kept = to.checkpointer.save_weights(2, {"weight": torch.zeros(2)})
         assert kept is not None
         assert kept.path == "trial-00000/weights-0002.g2.pt"
-        to.discard(kept)
+        to.checkpointer.discard(kept)
         assert bench.files() == ["weights-0002.g2.pt"]
 
 
