@@ -1,12 +1,11 @@
 """A trial's checkpoints: written beside training when one is due, put on record, and found again by whoever adopts it.
 
-`search.trainer` makes one for each trial, `search.reporter` says where the trial stands, and `search.shelf` has the files.
+`search.trainer` makes one for each trial and `search.reporter` says where it stands; `search.shelf` has the files.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +15,10 @@ from search.interrupt import Interrupt
 from search.pace import Background, Pace
 from search.shelf import Shelf
 from storage.claims import Checkpoint, Lease, LeaseLost
+from storage.file_names import state_name, weights_name
 from storage.patience import unless_away
 from storage.shared import SharedStorage
+from storage.tables import CheckpointKind
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class Checkpointer:
 
     def save_weights(self, epoch: int, weights: dict[str, Any]) -> Checkpoint | None:
         """Write the best epoch's weights; None, with a warning, when the disk is full."""
-        path = f"{self._folder}/weights-{epoch:04d}.g{self._lease.generation}.pt"
+        path = f"{self._folder}/{weights_name(epoch, self._lease.generation)}"
         written = self._shelf.write(path, weights)
         return Checkpoint(epoch, path, written[0], size=written[1]) if written is not None else None
 
@@ -140,8 +141,7 @@ class Checkpointer:
         self._unrecorded = checkpoint  # the one before stays: only the answer to its COMMIT may have been lost
 
     def _write(self, epoch: int, batch: int, content: dict[str, Any]) -> Checkpoint | None:
-        place = f"{epoch:04d}-{batch:06d}" if batch else f"{epoch:04d}"
-        path = f"{self._folder}/state-{place}.g{self._lease.generation}.pt"
+        path = f"{self._folder}/{state_name(epoch, batch, self._lease.generation)}"
         written = self._shelf.write(path, content) if self._shelf.prepare(self._size) else None
         if written is None:
             return None
@@ -153,15 +153,11 @@ class Checkpointer:
 
         Nothing of an owner after this one, which may have been frozen since it looked at the record.
         """
-        found = {path for path in self._shelf.states(self._folder) if _generation(path) < self._lease.generation}
-        self._shelf.remove(found - recorded)
+        for path, name in self._shelf.checkpoints(self._folder).items():
+            older = name.generation < self._lease.generation
+            if name.kind is CheckpointKind.STATE and older and path not in recorded:
+                self._shelf.remove([path])
 
 
 def _not_on_record(said: str) -> None:
     _log.warning("a checkpoint is not on record yet, the database does not answer: %s", said)
-
-
-def _generation(path: str) -> int:
-    """Whose file it is; 0 where the name does not tell."""
-    found = re.search(r"\.g(\d+)\.", path)
-    return int(found.group(1)) if found else 0

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from storage.file_names import trial_folder
 from storage.studies import StudyRecord
 
 # Read from the end of a log, however long it is: some hundred lines.
@@ -17,7 +18,7 @@ TAIL_BYTES = 64 * 1024
 
 def log_of(root: Path, study: StudyRecord, number: int) -> Path:
     """Where the log of a trial is, below the files root."""
-    return root / study.folder / f"trial-{number:05d}" / "log.txt"
+    return root / study.folder / trial_folder(number) / "log.txt"
 
 
 def workers_log(root: Path) -> Path:

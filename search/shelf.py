@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from search import checkpoints
 from search.checkpoint_settings import CheckpointSettings, in_words
 from search.checkpoints import CheckpointError
+from storage.file_names import CheckpointName, parse
 from storage.patience import unless_away
 
 _log = logging.getLogger(__name__)
@@ -168,14 +169,14 @@ class Shelf:
         for path in paths:
             self._store.remove(path)
 
-    def states(self, folder: str) -> list[str]:
-        """Paths of the states of a trial, of those that are not whole too."""
-        return [f"{folder}/{name}" for name in self._store.names(folder) if name.startswith("state-")]
+    def checkpoints(self, folder: str) -> dict[str, CheckpointName]:
+        """Paths of a trial's states and weights, of those that are not whole too, and what their names say."""
+        named = {f"{folder}/{name}": parse(name) for name in self._store.names(folder)}
+        return {path: name for path, name in named.items() if name is not None}
 
     def discard(self, folder: str, kept: str | None = None) -> None:
         """Remove the states of a settled trial, and all weights but those `kept`: an owner may die with its own."""
-        names = [f"{folder}/{name}" for name in self._store.names(folder) if name.startswith(("state-", "weights-"))]
-        self.remove(name for name in names if name != kept)
+        self.remove(path for path in self.checkpoints(folder) if path != kept)
 
     def prepare(self, size: int) -> bool:
         """Make room for so many bytes by what can be spared; whether they may be written at all."""

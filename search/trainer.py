@@ -39,6 +39,7 @@ from search.training import train
 from search.watchdog import Watchdog
 from storage import queries
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
+from storage.file_names import trial_number
 from storage.optuna_internals import suggest_unless_asked
 from storage.outcomes import Outcome
 from storage.patience import DATABASE_ERRORS, DatabaseAway
@@ -270,8 +271,8 @@ class Trainer:
             return
         leaders = {number for number, _value in queries.leaders(self.storage, self.record, WEIGHTS_KEPT)}
         for own in self.folder.glob("trial-*/own.g*"):
-            number = int(own.parent.name.removeprefix("trial-"))
-            if number not in leaders and self._is_over(number):
+            number = trial_number(own.parent.name)
+            if number is not None and number not in leaders and self._is_over(number):
                 shutil.rmtree(own, ignore_errors=True)
 
     def _is_over(self, number: int) -> bool:

@@ -44,6 +44,7 @@ from search.watchdog import Watchdog
 from storage import queries, studies, workers
 from storage.claims import BudgetSpent, Claimant, GivenUp, Lease, LeaseLost, StudyStopped
 from storage.errors import DialinError, UsageError
+from storage.file_names import trial_folder
 from storage.patience import DatabaseAway, patiently, waiting
 from storage.queries import SettledTrial
 from storage.retention import make_room
@@ -261,14 +262,14 @@ class Worker:
 
     def _give_up(self, lost: GivenUp) -> None:
         """A trial that kills its workers is settled: nobody will need its checkpoints."""
-        self._shelf.discard(f"trial-{lost.number:05d}")
+        self._shelf.discard(trial_folder(lost.number))
         _log.warning("trial %d is lost: %s", lost.number, lost.reason)
 
     def _work_on(self, trial: Trial, keeper: LeaseKeeper) -> None:
         lease = self._storage.lease_of(trial)
         keeper.lease = lease
         self.interrupt.lost = False
-        folder = self._folder / f"trial-{trial.number:05d}"
+        folder = self._folder / trial_folder(trial.number)
         try:
             with printing_to(folder / "log.txt"):
                 settled = self._trainer.train(trial, lease, folder, keeper)
@@ -289,7 +290,7 @@ class Worker:
         told = self._storage.let_go(lease)
         if told is not None:
             why = f"another program told it {told.name}"
-            self._shelf.discard(f"trial-{trial.number:05d}")
+            self._shelf.discard(trial_folder(trial.number))
         _log.warning("trial %d: %s; going on with another", trial.number, why)
 
 

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from sqlalchemy import delete, select
 
 from storage import studies
+from storage.file_names import parse, trial_number
 from storage.leases import HANDED_BACK
 from storage.optuna_internals import models
 from storage.patience import patient
@@ -26,9 +27,6 @@ from storage.studies import StudyRecord
 from storage.tables import CheckpointKind, CheckpointRow, LeaseRow
 from storage.words import counted
 
-# As `search.reporter` names them: what it is, where the trial stands, the generation that wrote it.
-_CHECKPOINT = re.compile(r"(?:state|weights)-.*\.g(\d+)\.pt(?:\.partial)?")
-_TRIAL = re.compile(r"trial-(\d+)")
 # A study's folder: its name and the beginning of its UUID.
 _STUDY = re.compile(r".+-[0-9a-f]{8}")
 
@@ -157,11 +155,10 @@ def _left_over(storage: SharedStorage, record: StudyRecord, folder: Path, presen
     recorded = {folder / row.path for row in _recorded(storage, record)}
     found: dict[int, list[Path]] = {}
     for path in present:
-        named, trial = _CHECKPOINT.fullmatch(path.name), _TRIAL.fullmatch(path.parent.name)
-        if named is None or trial is None or path in recorded:
+        name, number = parse(path.name), trial_number(path.parent.name)
+        if name is None or number is None or path in recorded:
             continue
-        number = int(trial.group(1))
-        if int(named.group(1)) < writable.get(number, 0):  # of a trial not begun: a copy of the database has begun it
+        if name.generation < writable.get(number, 0):  # of a trial not begun: a copy of the database has begun it
             found.setdefault(number, []).append(path)
     for number, paths in sorted(found.items()):
         what = f"{record.name}: trial {number} has {counted(len(paths), 'file')} that nothing records"

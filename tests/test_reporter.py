@@ -254,9 +254,8 @@ class TestAnAdopter:
         assert bench.files() == ["state-0001.g1.pt", "state-0002.g2.pt"]
 
     def test_a_settled_trial_keeps_its_weights_and_no_state(self, bench: Bench) -> None:
-        bench.reporter().checkpointer.save_weights(
-            1, {"weight": torch.zeros(2)}
-        )  # its owner dies before it settles the trial
+        # Its owner dies before it settles the trial.
+        bench.reporter().checkpointer.save_weights(1, {"weight": torch.zeros(2)})
         to = bench.adopted().reporter()
         report(to, 1, 2)
         kept = to.checkpointer.save_weights(2, {"weight": torch.zeros(2)})

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from storage.file_names import trial_folder
+
 VALUE = "trial_value"
 """The name of a trial's value beside its metrics: a bare function's metric is `value` itself."""
 HANDED_BACK = "handed back"
@@ -66,7 +68,7 @@ class TrialInfo:
     @property
     def name(self) -> str:
         """As its folder: trial-00012."""
-        return f"trial-{self.number:05d}"
+        return trial_folder(self.number)
 
 
 @dataclass(frozen=True)
