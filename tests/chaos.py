@@ -21,22 +21,20 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from optuna.exceptions import StorageInternalError
 from postgres_server import PostgresServer
 from sqlalchemy import Engine, NullPool, create_engine, text
-from sqlalchemy.exc import SQLAlchemyError
 from studies import OBJECTIVES, optuna_url
 
 from search import children
 from search.assignment import Assignment
 from search.devices import Slot
 from storage import studies, workers
+from storage.patience import DATABASE_ERRORS
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
 
 OBJECTIVE = OBJECTIVES / "chaotic.py"
 LOOK_SECONDS = 0.05
-AWAY = (SQLAlchemyError, StorageInternalError)
 
 # What may happen to a worker.
 KILL, END, FREEZE = "SIGKILL", "SIGTERM", "SIGSTOP"
@@ -147,7 +145,7 @@ class Chaos:
         try:
             self._report(self._seen)
             done, epochs = self._progress()
-        except AWAY:
+        except DATABASE_ERRORS:
             return True
         while not done and len(self._members) < self.plan.workers:
             self._start()

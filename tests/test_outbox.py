@@ -14,6 +14,7 @@ from storage_places import an_epoch, connections_closed, make_study, optuna_stud
 
 from search.interrupt import Interrupt
 from search.outbox import Outbox
+from search.reporting import Interrupted
 from storage import engine
 from storage.claims import Checkpoint, Lease, LeaseLost
 from storage.patience import DatabaseAway
@@ -99,6 +100,22 @@ def test_a_trial_adopted_during_the_outage_takes_nothing_more_from_its_owner_bef
     assert interrupt.overdue
     with pytest.raises(LeaseLost):
         outbox.record(an_epoch(3))
+    assert recorded(storage) == [1]
+
+
+def test_an_epoch_beyond_the_budget_of_the_study_hands_its_trial_back(sqlite_url: str) -> None:
+    storage = worker_on(sqlite_url)
+    study = make_study(storage, trials=1, budget_epochs=1)
+    lease = storage.lease_of(optuna_study(storage, study).ask())
+    interrupt = Interrupt()
+    outbox = Outbox(storage, lease, interrupt)
+    assert outbox.record(an_epoch(1)) is StudyState.STOPPED
+    with pytest.raises(Interrupted):
+        outbox.record(an_epoch(2))
+    assert interrupt.requested
+    assert "budget of 1 epoch" in interrupt.reason
+    with pytest.raises(Interrupted):
+        outbox.flush()
     assert recorded(storage) == [1]
 
 
