@@ -12,9 +12,9 @@ from pathlib import Path
 from storage.errors import UsageError
 
 # Powers of 1000 as on a disk's label, of 1024 as in memory.
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _NAMES = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)b?")
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def settings_of(place: str | None, disk: str | None) -> CheckpointSettings:
 
 
 def bytes_of(size: str | None) -> int | None:
-    """`50GB` -> 50000000000; None stays None. Raises UsageError: it is no size, or none of at least a byte."""
+    """`50GB` -> 50000000000; None stays None. Raises UsageError: no unit, or nothing at all."""
     if size is None:
         return None
     found = _SIZE.fullmatch(size.strip().lower())
-    count = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+    count = int(float(found[1]) * _UNITS[found[2]]) if found else 0
     if count < 1:
         raise UsageError(f"--disk must be a size such as 50GB, 500MB or 1.5TB, but got {size!r}")
     return count

@@ -114,7 +114,7 @@ def test_a_state_larger_than_the_limit_is_not_written_and_said_once(caplog: pyte
     ]
 
 
-@pytest.mark.parametrize(("said", "size"), [("50GB", 50 * 10**9), ("1.5 tb", 1500 * 10**9), ("2GiB", 2**31), ("7", 7)])
+@pytest.mark.parametrize(("said", "size"), [("50GB", 50 * 10**9), ("1.5 tb", 1500 * 10**9), ("2GiB", 2**31), ("7k", 7000)])
 def test_a_size_is_read(said: str, size: int) -> None:
     assert bytes_of(said) == size
 
@@ -127,7 +127,8 @@ def test_a_size_is_said() -> None:
     ("place", "disk", "message"),
     [
         (None, "much", "--disk must be a size such as 50GB, 500MB or 1.5TB, but got 'much'"),
-        (None, "0", "--disk must be a size"),
+        (None, "0GB", "--disk must be a size"),
+        (None, "5", "--disk must be a size"),
         (
             "what://ever",
             None,
