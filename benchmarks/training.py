@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from training_cases import CASES, Case, mean_loss
 
+from search.memory import keep_freed
 from search.objective import Objective
 from search.optimizers import OPTIMIZERS, Momentum
 from search.randomness import seed_everything
@@ -166,6 +167,8 @@ Side: TypeAlias = Callable[[Case, Settings, int, Turns], None]
 
 def _side(train_it: Side, name: str, settings: Settings, seed: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
+    if train_it is dialin:
+        keep_freed()  # as a worker does
     case = settings.case(name)
     seed_everything(seed)
     train_it(case, settings, seed, Turns(pipe, settings.device))

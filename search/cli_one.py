@@ -85,6 +85,7 @@ def _place(device: str | None) -> torch.device:
     import torch
 
     from search.devices import gpus
+    from search.memory import keep_freed
     from search.preflight import Placement
 
     if device is not None and device.removeprefix("cuda:") != "cpu" and not device.removeprefix("cuda:").isdecimal():
@@ -92,6 +93,7 @@ def _place(device: str | None) -> torch.device:
     named = device.removeprefix("cuda:") if device is not None else None
     plan = Placement(1, named, None).plan(gpus() if named != "cpu" else [])
     torch.set_num_threads(plan.threads)
+    keep_freed()
     return torch.device(plan.slots[0].devices[0])
 
 

@@ -114,9 +114,7 @@ class Curve:
             }
             with self._stepper.averaged():
                 if losses.finite():
-                    held_out = _asking(interrupted, iter(self._held_out), len(self._held_out))
-                    precision = self._objective.precision
-                    values |= evaluate(self._task, held_out, self._metrics, self._device, precision, self._micro_batch)
+                    values |= self._evaluate(interrupted)
                 value = self._judge(values)
             yield EpochResult(self.epoch, value, values, begun.seconds, self._batches.samples(self.epoch))
 
@@ -139,6 +137,22 @@ class Curve:
         self._stepper.step(self._rates[self._step])
         self._step += 1
 
+    def _evaluate(self, interrupted: Callable[[], bool]) -> dict[str, float]:
+        """Every metric by name; with the weights laid as usual where the network cannot work with another layout."""
+
+        def values() -> dict[str, float]:
+            held_out = _asking(interrupted, iter(self._held_out), len(self._held_out))
+            precision = self._objective.precision
+            return evaluate(self._task, held_out, self._metrics, self._device, precision, self._micro_batch)
+
+        try:
+            return values()
+        except RuntimeError as error:
+            if not self._stepper.layout.refused(error):
+                raise
+        self._stepper.layout.undo()
+        return values()
+
     def _judge(self, values: dict[str, float]) -> float:
         """The epoch's value, NaN if it is not finite. The weights are copied when the epoch is the one that counts."""
         value = values[self._searched.name]
@@ -147,8 +161,11 @@ class Curve:
         if self._peak is None or self._searched.better(value, than=self._peak[0]):
             self._peak = (value, self.epoch)
         if self._objective.value == "last" or self._peak[1] == self.epoch:
-            self.best = _Best(value, self.epoch, copied(self._task.net.state_dict()))
+            self.best = _Best(value, self.epoch, self._weights())
         return value
+
+    def _weights(self) -> dict[str, Any]:
+        return copied(self._task.net.state_dict(), torch.contiguous_format)  # whatever layout trains fastest
 
     def _time_to_look(self) -> bool:
         return self._device.type == "cpu" or self._step % LOOK_EVERY == 0
@@ -168,7 +185,7 @@ class Curve:
         return {
             "epoch": self.epoch,
             "step": self._step,
-            "model": best.weights if best and current else copied(self._task.net.state_dict()),
+            "model": best.weights if best and current else self._weights(),
             "optimizer": copied(self._stepper.optimizer.state_dict()),
             "options": self._stepper.state(),
             "best": best and {"value": best.value, "epoch": best.epoch, "weights": best.weights},

@@ -9,19 +9,24 @@ import copy
 from collections import OrderedDict
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
-def copied(value: Any) -> Any:
-    """A copy on the CPU of a state_dict: tensors in dicts, lists and tuples, and plain values."""
+def copied(value: Any, layout: torch.memory_format = torch.preserve_format) -> Any:
+    """A copy on the CPU of a state_dict: tensors in dicts, lists and tuples, and plain values.
+
+    layout: of the copy; an optimizer's state must lie as its weights do.
+    """
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        dense = value.layout is torch.strided
+        return value.detach().to("cpu", copy=True, memory_format=layout if dense else torch.preserve_format)
     if isinstance(value, dict):
         copies: Any = OrderedDict() if isinstance(value, OrderedDict) else {}
-        copies.update((key, copied(item)) for key, item in value.items())
+        copies.update((key, copied(item, layout)) for key, item in value.items())
         if hasattr(value, "_metadata"):  # a module's state_dict has its layers' versions there
             copies._metadata = value._metadata
         return copies
     if isinstance(value, list | tuple):
-        return type(value)(copied(item) for item in value)
+        return type(value)(copied(item, layout) for item in value)
     return copy.deepcopy(value)

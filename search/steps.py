@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from search.errors import ObjectiveError
 from search.exactness import Comparison, compare
 from search.failures import first_line, out_of_memory
+from search.layout import Layout
 from search.micro_batch_size import MicroBatchSize
 from search.micro_batches import WontFit, cut, digest, free, versions
 from search.objective import Objective, Precision, Task
@@ -62,6 +63,7 @@ class Stepper:
         self._weight: Tensor | float = 0.0
         self._unit: Tensor | float = 1.0
         self._taken: list[tuple[Any, list[int]]] = []
+        self.layout = Layout(task.net, device)
         self._random: dict[str, Tensor] = {}
 
     def start_epoch(self) -> None:
@@ -86,8 +88,9 @@ class Stepper:
     def take(self, batch: Any) -> tuple[Tensor, Tensor | float]:
         """Forward and back through one batch; its sum of losses and weight, for the record.
 
-        Where memory is wanting the batches of this step go through again in smaller parts, with the random numbers
-        that they began with: gradients that broke off half way are dropped.
+        Where memory is wanting the batches of this step go through again in smaller parts, and where the network
+        cannot work with the layout of its weights with the usual one, with the random numbers that they began with:
+        gradients that broke off half way are dropped.
 
         Raises:
             WontFit: it does not fit, and parts are no way out. ObjectiveError: as `loss`.
@@ -95,6 +98,7 @@ class Stepper:
         if not self._begun:
             self._begun = True
             self._micro_batch.begin(self._digest(batch), batch, self._compared)
+            self.layout.begin()
         if not self._taken:
             self._random = _generators(self._device)
         self._taken.append((batch, versions(batch)))
@@ -104,13 +108,15 @@ class Stepper:
                 for one in todo:
                     summed = self._go_through(one)
                 self._micro_batch.fitted()
+                self.layout.fits()
                 return summed
             except (MemoryError, RuntimeError) as error:
-                if isinstance(error, WontFit) or not out_of_memory(error):
+                refused = self.layout.refused(error)
+                if not refused and (isinstance(error, WontFit) or not out_of_memory(error)):
                     raise
                 said = first_line(error) or type(error).__name__
             # Only now: the exception held the frames, and they the tensors.
-            self._begin_again(said, batch)
+            self._begin_again(said, batch, refused)
             todo = [one for one, _ in self._taken]
 
     def _go_through(self, batch: Any) -> tuple[Tensor, Tensor | float]:
@@ -125,13 +131,21 @@ class Stepper:
         self._pending += 1
         return summed, weight
 
-    def _begin_again(self, said: str, batch: Any) -> None:
-        """Forget this step's gradients, and agree on a smaller size. Raises WontFit."""
+    def _begin_again(self, said: str, batch: Any, refused: bool) -> None:
+        """Forget this step's gradients, and agree on a smaller size or the usual layout. Raises WontFit."""
         self.optimizer.zero_grad()
         free(self._device)
-        if any(versions(one) != before for one, before in self._taken):
+        spoilt = any(versions(one) != before for one, before in self._taken)
+        if refused:
+            if spoilt:
+                raise ObjectiveError(
+                    f"{said} The network has changed its batch in place, so that it cannot be repeated"
+                )
+            self.layout.undo()
+        elif spoilt:
             raise WontFit(f"{said}; the network has changed its batch in place, which is not there to be cut")
-        self._micro_batch.smaller(said, batch)
+        else:
+            self._micro_batch.smaller(said, batch)
         self._pending = self._parts = 0
         _set_generators(self._random, self._device)
 
@@ -206,6 +220,8 @@ class Stepper:
             kept["average"] = self._average.state()
         if self._micro_batch.size is not None:
             kept["micro_batch"] = self._micro_batch.size
+        if self.layout.refused_once:
+            kept["plain_layout"] = True
         return kept
 
     def restore(self, kept: dict[str, Any]) -> None:
@@ -215,6 +231,8 @@ class Stepper:
         if self._average is not None and "average" in kept:
             self._average.restore(kept["average"])
         self._micro_batch.go_on(kept.get("micro_batch"))
+        if kept.get("plain_layout"):
+            self.layout.undo()
 
 
 def _one_for_zero(weight: Tensor | float) -> Tensor | float:

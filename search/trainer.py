@@ -24,6 +24,7 @@ from search.data import Data, Folds
 from search.failures import failure, from_storage
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
+from search.memory import give_back_freed
 from search.micro_batch_size import KILLS_IN_A_ROW, MicroBatchSize
 from search.narrowing import narrowed
 from search.objective import Objective
@@ -128,6 +129,7 @@ class Trainer:
             print(frames, file=sys.stderr)
         finally:
             reporter.finish()
+            give_back_freed()
         return self._settle(trial, keeper, reporter, teller, result, frames)
 
     def _train(self, trial: Trial, lease: Lease, reporter: TrialReporter, teller: Teller, folder: Path) -> Result:

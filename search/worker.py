@@ -22,7 +22,7 @@ import torch
 from optuna.distributions import check_distribution_compatibility
 from optuna.trial import Trial
 
-from search import space, strategy, watchdog
+from search import memory, space, strategy, watchdog
 from search.assignment import Assignment
 from search.data import Data, Folds
 from search.devices import Slot
@@ -106,6 +106,7 @@ class Worker:
         Raises DialinErrors: storage, study, objective, no free place."""
         strategy.quiet_optuna()
         torch.set_num_threads(assignment.threads)
+        memory.keep_freed()
         self.interrupt, self._tell = interrupt, tell
         self._claimant = Claimant(assignment.worker_id, assignment.lease_seconds)
         self._back_at: float | None = None

@@ -1,7 +1,10 @@
-"""The counters of the kernel's out-of-memory killer, of both versions of control groups."""
+"""The counters of the kernel's out-of-memory killer, of both versions of control groups; where freed memory goes."""
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,34 @@ def test_a_kill_is_told_of_once(tmp_path: Path, own: str, file: str, text: str) 
 
 def test_without_a_counter_nothing_was_killed(tmp_path: Path) -> None:
     assert not OomKills(tmp_path / "proc", tmp_path / "groups").risen()
+
+
+REUSES = """
+import resource
+from pathlib import Path
+import numpy as np
+from search.memory import give_back_freed, keep_freed
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def pages():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+keep_freed()
+np.full(2**24, 1, np.uint8)
+before = faults()
+np.full(2**24, 1, np.uint8)
+print(faults() - before)
+held = pages()
+give_back_freed()
+print(held - pages())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc can be told")
+def test_freed_memory_is_used_again_and_given_back_when_asked() -> None:
+    run = subprocess.run([sys.executable, "-c", REUSES], capture_output=True, text=True, check=True)
+    again, given_back = map(int, run.stdout.split())
+    assert again < 100  # of 4,096 pages
+    assert given_back > 3000

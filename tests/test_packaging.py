@@ -23,7 +23,7 @@ LAYERS = (
     search.schedules search.arguments""",
     """objectives objectives.*""",
     """search.training search.curve search.evaluation search.steps search.streams search.predictions
-    search.batches search.checkpoints search.randomness search.failures search.snapshots
+    search.batches search.layout search.checkpoints search.randomness search.failures search.snapshots
     search.reporting search.loop search.micro_batches search.exactness search.micro_batch_size""",
     """search.strategy search.worker search.fleet search.devices search.assignment search.interrupt
     search.keeper search.bare search.own_trial search.trainer search.loading
