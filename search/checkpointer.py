@@ -56,7 +56,7 @@ class Checkpointer:
     def restore(self) -> tuple[int, dict[str, Any]] | None:
         """The newest recorded checkpoint that can be read, and the epoch it goes on after."""
         recorded = self._storage.checkpoints(self._lease)
-        self._sweep({checkpoint.path for checkpoint in recorded})
+        self._sweep(recorded, self._lease.generation)
         for checkpoint in recorded:
             try:
                 return checkpoint.epoch, self._shelf.read(checkpoint.path, checkpoint.sha256)
@@ -95,6 +95,12 @@ class Checkpointer:
             return None
         checkpoint, self._unrecorded = self._unrecorded, None
         return checkpoint
+
+    def superseded(self) -> None:
+        """One was put on record with its epoch, while nothing was being written: remove what is needed no more."""
+        recorded = unless_away(lambda: self._storage.checkpoints(self._lease))
+        if recorded is not None:
+            self._sweep(recorded, self._lease.generation + 1)
 
     def wait(self) -> None:
         """Wait for what is being written, whatever becomes of it."""
@@ -148,14 +154,14 @@ class Checkpointer:
         sha256, self._size = written
         return Checkpoint(epoch, path, sha256, batch, self._size)
 
-    def _sweep(self, recorded: set[str]) -> None:
-        """Remove what the owners before left behind without a record: halves, and what was superseded as they died.
+    def _sweep(self, recorded: list[Checkpoint], generation: int) -> None:
+        """Remove what owners before this generation left without a record: halves, and what was superseded.
 
         Nothing of an owner after this one, which may have been frozen since it looked at the record.
         """
+        kept = {checkpoint.path for checkpoint in recorded}
         for path, name in self._shelf.checkpoints(self._folder).items():
-            older = name.generation < self._lease.generation
-            if name.kind is CheckpointKind.STATE and older and path not in recorded:
+            if name.kind is CheckpointKind.STATE and name.generation < generation and path not in kept:
                 self._shelf.remove([path])
 
 

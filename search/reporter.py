@@ -75,6 +75,8 @@ class TrialReporter:
             checkpoint = self.checkpointer.take_unrecorded()
         epoch = Epoch(result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device)
         study = self._outbox.record(epoch, checkpoint)
+        if study is not None and checkpoint is not None:
+            self.checkpointer.superseded()
         self._recorded_at = time.monotonic()
         self._beat()
         self._listener.recorded(result)

@@ -184,6 +184,14 @@ class TestVerdicts:
         assert report(to, 2) == [Verdict.HAND_BACK]
         assert bench.files() == ["state-0002.g1.pt"]
 
+    @pytest.mark.usefixtures("every_epoch")
+    def test_the_last_checkpoint_leaves_no_file_that_nothing_records(self, bench: Bench) -> None:
+        to = bench.reporter()
+        report(to, 1, 2, 3)
+        bench.interrupt.request("Ctrl-C")
+        report(to, 4)
+        assert bench.files() == ["state-0003.g1.pt", "state-0004.g1.pt"]
+
     def test_a_study_that_was_stopped_gets_no_epoch_beyond_the_one_in_flight(self, bench: Bench) -> None:
         studies.stop(bench.storage, bench.record.study_id, "by a test")
         assert report(bench.reporter(), 1) == [Verdict.HAND_BACK]

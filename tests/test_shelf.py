@@ -114,7 +114,9 @@ def test_a_state_larger_than_the_limit_is_not_written_and_said_once(caplog: pyte
     ]
 
 
-@pytest.mark.parametrize(("said", "size"), [("50GB", 50 * 10**9), ("1.5 tb", 1500 * 10**9), ("2GiB", 2**31), ("7k", 7000)])
+@pytest.mark.parametrize(
+    ("said", "size"), [("50GB", 50 * 10**9), ("1.5 tb", 1500 * 10**9), ("2GiB", 2**31), ("7k", 7000)]
+)
 def test_a_size_is_read(said: str, size: int) -> None:
     assert bytes_of(said) == size
 
