@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-# The cache that Optuna puts before its SQL storage: finished trials are read once, unfinished ones at each sync.
+# The cache that Optuna puts before its SQL storage. `storage.trial_cache` reads into it in its own way: it overrides
+# `get_trial` and `get_all_trials`, and calls `_add_trials_to_cache` and `_get_cached_trial`.
 from optuna.storages._cached_storage import _CachedStorage as CachedStorage
+from optuna.storages._cached_storage import _StudyInfo as CachedStudy
 
 # The tables, which Dialin's own refer to; `BaseModel.metadata` creates them.
 from optuna.storages._rdb import models as _models
@@ -43,17 +45,32 @@ class VersionManager(_VersionManager):
         return VersionManager._versions
 
 
-__all__ = ["CachedStorage", "VersionManager", "forget_study", "models", "suggest_unless_asked", "trial_id_of"]
+__all__ = [
+    "CachedStorage",
+    "CachedStudy",
+    "VersionManager",
+    "forget_study",
+    "forget_trial",
+    "models",
+    "suggest_unless_asked",
+    "trial_id_of",
+]
 
 
 def forget_study(storage: CachedStorage, study_id: int) -> None:
-    """Drop what the cache holds of a study, as its `delete_study` does before it deletes."""
-    with storage._lock:
-        gone = storage._studies.pop(study_id, None)
-        for number in gone.trials if gone is not None else ():
-            trial_id = storage._study_id_and_number_to_trial_id.pop((study_id, number), None)
-            if trial_id is not None and storage._trial_id_to_study_id_and_number.get(trial_id) == (study_id, number):
-                del storage._trial_id_to_study_id_and_number[trial_id]
+    """Drop what the cache holds of a study, as its `delete_study` does before it deletes. Its lock is held."""
+    gone = storage._studies.pop(study_id, None)
+    for number in list(gone.trials) if gone is not None else ():
+        forget_trial(storage, study_id, number)
+
+
+def forget_trial(storage: CachedStorage, study_id: int, number: int) -> None:
+    """The same of one trial."""
+    if study_id in storage._studies:
+        storage._studies[study_id].trials.pop(number, None)
+    trial_id = storage._study_id_and_number_to_trial_id.pop((study_id, number), None)
+    if trial_id is not None and storage._trial_id_to_study_id_and_number.get(trial_id) == (study_id, number):
+        del storage._trial_id_to_study_id_and_number[trial_id]
 
 
 def trial_id_of(trial: BaseTrial) -> int:

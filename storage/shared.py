@@ -22,21 +22,19 @@ from storage import epochs, leases, limits, owners, state_files
 from storage.backend import Backend
 from storage.claims import Checkpoint, Claimant, Epoch, GivenUp, Lease, LeaseLost, Settlement
 from storage.epochs import Written
-from storage.optuna_internals import CachedStorage, forget_study, models, trial_id_of
+from storage.optuna_internals import models, trial_id_of
 from storage.outcomes import Outcome
 from storage.patience import patient
 from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, StudyRow, StudyState
+from storage.trial_cache import TrialCache
 
 
-class SharedStorage(CachedStorage):
+class SharedStorage(TrialCache):
     """Optuna's storage with Dialin's leases. One a process; safe to use from several threads."""
-
-    _backend: Backend
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
         self._sampling: FrozenTrial | None = None
-        self._uids: dict[int, str | None] = {}
 
     @property
     def backend(self) -> Backend:
@@ -55,7 +53,7 @@ class SharedStorage(CachedStorage):
 
         Reads by this process see them at once. Nothing is written when the block raises.
         """
-        before = self._backend.get_trial(trial_id_of(trial))
+        before = self._read_trial(trial_id_of(trial))
         self._sampling = copy.deepcopy(before)
         try:
             yield
@@ -125,22 +123,12 @@ class SharedStorage(CachedStorage):
         return copy.deepcopy(trial) if trial is not None else super().get_trial(trial_id)
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
-        self._forget_if_replaced(study_id)
         trials = super().get_all_trials(study_id, deepcopy, states)
         sampled = self._sampling
         if sampled is None:
             return trials
         mine = trial_id_of(sampled)
         return [copy.deepcopy(sampled) if trial_id_of(t) == mine else t for t in trials]
-
-    @patient
-    def _forget_if_replaced(self, study_id: int) -> None:
-        """SQLite gives the ids of a deleted study to the next: what is cached of the old one is not the new one's."""
-        with self._backend.read() as session:
-            uid = session.scalar(select(StudyRow.uid).where(StudyRow.study_id == study_id))
-        if self._uids.setdefault(study_id, uid) != uid:
-            self._uids[study_id] = uid
-            forget_study(self, study_id)
 
     def _sampled(self, trial_id: int) -> FrozenTrial | None:
         trial = self._sampling

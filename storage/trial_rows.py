@@ -1,0 +1,131 @@
+"""Trials as Optuna hands them out, built from their rows without its ORM; called by `storage.trial_cache`.
+
+Optuna loads an object for every parameter, value and attribute, which is most of what a first read of a large study
+takes. Here rows come as tuples, and equal distributions are one object.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Float, Integer, Select, Text, cast, literal, null, select, union_all
+from sqlalchemy.orm import Session
+
+from storage.optuna_internals import models
+
+# So many trials are asked for by their ids in one statement; SQLite takes 32,766 parameters.
+_CHUNK = 1000
+# Up to so many, all their tables are asked in one statement: fewer round trips, but rows with more columns.
+_FEW = 100
+
+_PARAM, _VALUE, _STEP, _USER, _SYSTEM = range(5)
+_UNUSUAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
+
+
+@dataclass
+class _Parts:
+    """What hangs on one trial."""
+
+    params: list[tuple[int, str, float, str]] = field(default_factory=list)
+    values: dict[int, float] = field(default_factory=dict)
+    steps: dict[int, float] = field(default_factory=dict)
+    user: dict[str, Any] = field(default_factory=dict)
+    system: dict[str, Any] = field(default_factory=dict)
+
+
+def heads() -> Select[Any]:
+    """Trials without what hangs on them: id, number, state, start, end."""
+    trial = models.TrialModel
+    return select(
+        trial.trial_id, trial.number, trial.state, trial._datetime_start_utc, trial._datetime_complete_utc
+    ).order_by(trial.trial_id)
+
+
+def frozen(session: Session, rows: Iterable[Any]) -> Iterator[FrozenTrial]:
+    """The trials of rows of `heads`. They were read before: what has finished by then is whole."""
+    rows = list(rows)
+    for first in range(0, len(rows), _CHUNK):
+        chunk = rows[first : first + _CHUNK]
+        parts = _parts(session, [row[0] for row in chunk])
+        for row in chunk:
+            yield _build(row, parts.get(row[0], _Parts()))
+
+
+def _build(row: Any, parts: _Parts) -> FrozenTrial:
+    trial_id, number, state, start, end = row
+    params, distributions = {}, {}
+    for _place, name, value, text in sorted(parts.params):
+        distributions[name] = distribution = _distribution(text)
+        params[name] = distribution.to_external_repr(value)
+    return FrozenTrial(
+        number=number,
+        state=TrialState(state),
+        value=None,
+        values=[value for _objective, value in sorted(parts.values.items())] or None,
+        datetime_start=_local(start),
+        datetime_complete=_local(end),
+        params=params,
+        distributions=distributions,
+        user_attrs=parts.user,
+        system_attrs=parts.system,
+        intermediate_values=dict(sorted(parts.steps.items())),
+        trial_id=trial_id,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
+def _local(moment: datetime | None) -> datetime | None:
+    """Optuna keeps UTC, and hands out local time, both without saying so."""
+    return None if moment is None else moment.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
+
+
+def _parts(session: Session, ids: Collection[int]) -> dict[int, _Parts]:
+    found: dict[int, _Parts] = defaultdict(_Parts)
+    statements = [table.where(key.in_(ids)) for table, key in _tables()]
+    for statement in [union_all(*statements)] if len(ids) <= _FEW else statements:
+        for kind, trial_id, place, name, number, text in session.execute(statement):
+            parts = found[trial_id]
+            if kind == _STEP:
+                parts.steps[place] = number if text == "FINITE" else _UNUSUAL[text]
+            elif kind == _PARAM:
+                parts.params.append((place, sys.intern(name), number, text))
+            elif kind == _VALUE:
+                parts.values[place] = number if text == "FINITE" else _UNUSUAL[text]
+            else:
+                (parts.user if kind == _USER else parts.system)[sys.intern(name)] = json.loads(text)
+    return found
+
+
+@functools.cache
+def _tables() -> list[tuple[Select[Any], Any]]:
+    """The tables that hang on trials in columns of one form, and their column of trials.
+
+    Kind, trial, place among its like, name, number, text. An enumeration stays text: making one of each takes long.
+    """
+    param, value, step = models.TrialParamModel, models.TrialValueModel, models.TrialIntermediateValueModel
+    user, system = models.TrialUserAttributeModel, models.TrialSystemAttributeModel
+    unnamed, unnumbered = cast(null(), Text), cast(null(), Float(53))
+    rows = (
+        (_PARAM, param, param.param_id, param.param_name, param.param_value, param.distribution_json),
+        (_VALUE, value, value.objective, unnamed, value.value, cast(value.value_type, Text)),
+        (_STEP, step, step.step, unnamed, step.intermediate_value, cast(step.intermediate_value_type, Text)),
+        (_USER, user, cast(null(), Integer), user.key, unnumbered, user.value_json),
+        (_SYSTEM, system, cast(null(), Integer), system.key, unnumbered, system.value_json),
+    )
+    return [
+        (select(literal(kind, Integer), table.trial_id, *columns), table.trial_id) for kind, table, *columns in rows
+    ]
