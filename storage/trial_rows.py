@@ -95,9 +95,10 @@ def _local(moment: datetime | None) -> datetime | None:
 
 def _parts(session: Session, ids: Collection[int]) -> dict[int, _Parts]:
     found: dict[int, _Parts] = defaultdict(_Parts)
+    connection = session.connection()  # its rows are plain tuples
     statements = [table.where(key.in_(ids)) for table, key in _tables()]
     for statement in [union_all(*statements)] if len(ids) <= _FEW else statements:
-        for kind, trial_id, place, name, number, text in session.execute(statement):
+        for kind, trial_id, place, name, number, text in connection.execute(statement):
             parts = found[trial_id]
             if kind == _STEP:
                 parts.steps[place] = number if text == "FINITE" else _UNUSUAL[text]
