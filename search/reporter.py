@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from optuna.trial import Trial
+from optuna.trial import FrozenTrial, Trial
 
 from search.checkpointer import Checkpointer, State
 from search.interrupt import Interrupt
@@ -51,6 +51,8 @@ class TrialReporter:
         self._outbox = Outbox(storage, lease, interrupt)
         self._recorded_at = time.monotonic()
         self._epoch = 0  # the last one reported, or that training goes on after
+        self._losing = False
+        self._known: FrozenTrial | None = None  # the trial as its pruner sees it
 
     def restore(self) -> dict[str, Any] | None:
         """The newest recorded checkpoint that can be read."""
@@ -73,8 +75,9 @@ class TrialReporter:
             checkpoint = self.checkpointer.save(result.epoch, 0, state)
         else:
             checkpoint = self.checkpointer.take_unrecorded()
-        epoch = Epoch(result.epoch, result.value, result.metrics, result.seconds, result.samples, self._device)
-        study = self._outbox.record(epoch, checkpoint)
+        noted = {} if ending else self._judge(result)
+        cost = result.seconds, result.samples, self._device
+        study = self._outbox.record(Epoch(result.epoch, result.value, result.metrics, *cost, noted=noted), checkpoint)
         if study is not None and checkpoint is not None:
             self.checkpointer.superseded()
         self._recorded_at = time.monotonic()
@@ -85,7 +88,8 @@ class TrialReporter:
         stopped = study is StudyState.STOPPED
         if stopped:
             self._interrupt.request("the study was stopped")
-        if study is not None and result.value is not None and self._is_losing(result.epoch):
+        if study is not None and self._losing:
+            self._losing = False
             return Verdict.PRUNE
         if result.epoch >= self._epochs:
             return Verdict.GO_ON
@@ -106,20 +110,27 @@ class TrialReporter:
         self.checkpointer.wait()
         self._outbox.flush()
 
-    def _is_losing(self, epoch: int) -> bool:
-        """What `Trial.should_prune` asks, of the trial as recorded: a `Trial` only knows what it reported itself.
+    def _judge(self, result: EpochResult) -> dict[str, Any]:
+        """What `Trial.should_prune` asks, before the epoch is recorded: what the pruner notes goes with it.
 
-        An owner before this one may have got further than its last checkpoint: that is not looked at. No, where the
-        database goes away before it has answered: training does not wait.
+        An owner before this one may have got further than its last checkpoint: that is not looked at. Not losing,
+        where the database is away or goes away before it has answered: training does not wait.
         """
-        study = self._trial.study
+        if result.value is None or self._outbox.behind or self._losing:
+            return {}
+        value, study, trial_id = result.value, self._trial.study, self._lease.trial_id
 
-        def prune() -> bool:
-            recorded = self._storage.get_trial(self._lease.trial_id)
-            recorded.intermediate_values = {k: v for k, v in recorded.intermediate_values.items() if k <= epoch}
-            return study.pruner.prune(study, recorded)
+        def prune() -> tuple[bool, dict[str, Any]]:
+            known = self._known = self._known or self._storage.get_trial(trial_id)
+            before = {step: one for step, one in known.intermediate_values.items() if step < result.epoch}
+            known.intermediate_values = before | {result.epoch: value}
+            with self._storage.noting(trial_id) as noted:
+                losing = study.pruner.prune(study, known)
+            known.system_attrs = known.system_attrs | noted
+            return losing, noted
 
-        return bool(unless_away(prune))
+        self._losing, noted = unless_away(prune) or (False, {})
+        return noted
 
     @property
     def unrecorded_seconds(self) -> float:

@@ -186,7 +186,13 @@ class Backend(PatientStorage):
 
     def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> Any:
         """As Optuna's, which counts trials for a number: after one was deleted it gave a number twice."""
-        trial: Any = super()._get_prepared_new_trial(study_id, template_trial, session)
+        if template_trial is None:
+            number, start = _next_number(session, study_id), datetime.now()
+            trial: Any = models.TrialModel(study_id=study_id, number=number, state=TrialState.RUNNING)
+            trial.datetime_start = start
+            session.add(trial)
+            return trial
+        trial = super()._get_prepared_new_trial(study_id, template_trial, session)
         with session.no_autoflush:  # its row has no number yet
             trial.number = _next_number(session, study_id)
         return trial

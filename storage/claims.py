@@ -82,6 +82,7 @@ class Epoch:
     """What one epoch leaves in the database; `seconds` of wall time on each of so many `devices`.
 
     `value` is the searched metric as pruners see it; None where there is nothing for them to see, as within a fold.
+    `noted`: what the pruner that has seen it leaves for other trials' decisions, system attributes of Optuna's.
     """
 
     epoch: int
@@ -91,6 +92,7 @@ class Epoch:
     samples: int
     device: str
     devices: int = 1
+    noted: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def began(session: Session, lease: Lease) -> None:
 
 
 def left_something(session: Session, lease: Lease) -> None:
-    """An epoch or a checkpoint that takes the trial further than any owner before."""
+    """Its first epoch, or a checkpoint, that takes the trial further than any owner before."""
     session.execute(
         update(OwnerRow)
         .where(OwnerRow.trial_id == lease.trial_id, OwnerRow.generation == lease.generation)

@@ -28,6 +28,9 @@ from storage.patience import patient
 from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, StudyRow, StudyState
 from storage.trial_cache import TrialCache
 
+# An epoch renews a lease of which less than this share is left: many short epochs need not write it each time.
+RENEW_BELOW = 0.9
+
 
 class SharedStorage(TrialCache):
     """Optuna's storage with Dialin's leases. One a process; safe to use from several threads."""
@@ -35,6 +38,9 @@ class SharedStorage(TrialCache):
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
         self._sampling: FrozenTrial | None = None
+        self._sampling_from: dict[int, list[FrozenTrial]] = {}
+        self._noting: tuple[int, dict[str, Any]] | None = None
+        self._got_further: set[str] = set()  # the claim whose owner is known to have left something
 
     @property
     def backend(self) -> Backend:
@@ -53,13 +59,13 @@ class SharedStorage(TrialCache):
 
         Reads by this process see them at once. Nothing is written when the block raises.
         """
-        before = self._read_trial(trial_id_of(trial))
+        before = self.get_trial(trial_id_of(trial))
         self._sampling = copy.deepcopy(before)
         try:
             yield
             sampled = self._sampling
         finally:
-            self._sampling = None
+            self._sampling, self._sampling_from = None, {}
         self._write_sampled(self.lease_of(trial), before, sampled)
 
     def _write_sampled(self, lease: Lease, before: FrozenTrial, sampled: FrozenTrial) -> None:
@@ -113,7 +119,9 @@ class SharedStorage(TrialCache):
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         """Samplers note here what they did (TPE: the parameters it drew together)."""
         trial = self._sampled(trial_id)
-        if trial is None:
+        if self._noting is not None and self._noting[0] == trial_id:
+            self._noting[1][key] = value
+        elif trial is None:
             super().set_trial_system_attr(trial_id, key, value)
         else:
             trial.system_attrs[key] = value
@@ -123,12 +131,25 @@ class SharedStorage(TrialCache):
         return copy.deepcopy(trial) if trial is not None else super().get_trial(trial_id)
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
-        trials = super().get_all_trials(study_id, deepcopy, states)
+        """While a recipe is sampled all reads see what the first one saw: one is as good for all its parameters."""
         sampled = self._sampling
         if sampled is None:
-            return trials
+            return super().get_all_trials(study_id, deepcopy, states)
+        if study_id not in self._sampling_from:
+            self._sampling_from[study_id] = super().get_all_trials(study_id, deepcopy=False)
         mine = trial_id_of(sampled)
-        return [copy.deepcopy(sampled) if trial_id_of(t) == mine else t for t in trials]
+        trials = [t for t in self._sampling_from[study_id] if states is None or t.state in states]
+        trials = [copy.deepcopy(sampled) if trial_id_of(t) == mine else t for t in trials]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    @contextmanager
+    def noting(self, trial_id: int) -> Iterator[dict[str, Any]]:
+        """System attributes set on a trial in this block are not written but put here, as by a pruner."""
+        self._noting = trial_id, {}
+        try:
+            yield self._noting[1]
+        finally:
+            self._noting = None
 
     def _sampled(self, trial_id: int) -> FrozenTrial | None:
         trial = self._sampling
@@ -163,20 +184,30 @@ class SharedStorage(TrialCache):
             EpochsSpent: it would be an epoch more than the study's budget has. Nothing is recorded.
         """
 
-        def attempt(session: Session, _again: bool) -> StudyState:
-            state = self._study_state(session, lease)
-            leases.renew(session, lease, self._lease_seconds)
-            written = epochs.write(session, lease, epoch)
+        def attempt(session: Session, _again: bool) -> tuple[StudyState, Written]:
+            state, written = StudyState.RUNNING, Written.NEW
+            left = epochs.append(session, lease, epoch)
+            if left is None:
+                state = self._study_state(session, lease)
+                leases.renew(session, lease, self._lease_seconds)
+                written = epochs.write(session, lease, epoch)
+            elif left < RENEW_BELOW * self._lease_seconds:
+                leases.renew(session, lease, self._lease_seconds)
             if written is Written.ALREADY:
-                return limits.spend(session, lease.study_id, 0.0) or state
-            if written is Written.NEW:
+                return limits.spend(session, lease.study_id, 0.0) or state, written
+            if written is Written.NEW and lease.claim not in self._got_further:
                 owners.left_something(session, lease)
             if checkpoint is not None:
                 state_files.record(session, lease, checkpoint)
+            self._backend.set_attrs(session, lease.trial_id, epoch.noted, models.TrialSystemAttributeModel)
             spent = epoch.seconds * epoch.devices
-            return limits.spend(session, lease.study_id, spent, epochs=int(written is Written.NEW)) or state
+            new = int(written is Written.NEW)
+            return limits.spend(session, lease.study_id, spent, epochs=new) or state, written
 
-        return self._backend.write_once(attempt)
+        state, written = self._backend.write_once(attempt)
+        if written is Written.NEW:
+            self._got_further = {lease.claim}
+        return state
 
     @patient
     def record_checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> list[str] | None:

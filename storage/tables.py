@@ -154,8 +154,9 @@ class LeaseRow(Base):
 class OwnerRow(Base):
     """One owner of a trial, for good: who held which generation of its lease, what came of it, and how it ended.
 
-    `claim` is the lease's. `recorded` counts the epochs and checkpoints that it left. `ending` is an `OwnerEnding`,
-    None while it holds the lease; `ended_at` is when that was written, for a death the moment of the adoption.
+    `claim` is the lease's. `recorded` is more than 0 once it has left an epoch or a checkpoint. `ending` is an
+    `OwnerEnding`, None while it holds the lease; `ended_at` is when that was written, for a death the moment of the
+    adoption.
     """
 
     __tablename__ = "dialin_owners"

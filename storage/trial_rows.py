@@ -25,8 +25,6 @@ from storage.optuna_internals import models
 
 # So many trials are asked for by their ids in one statement; SQLite takes 32,766 parameters.
 _CHUNK = 1000
-# Up to so many, all their tables are asked in one statement: fewer round trips, but rows with more columns.
-_FEW = 100
 
 _PARAM, _VALUE, _STEP, _USER, _SYSTEM = range(5)
 _UNUSUAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
@@ -96,18 +94,17 @@ def _local(moment: datetime | None) -> datetime | None:
 def _parts(session: Session, ids: Collection[int]) -> dict[int, _Parts]:
     found: dict[int, _Parts] = defaultdict(_Parts)
     connection = session.connection()  # its rows are plain tuples
-    statements = [table.where(key.in_(ids)) for table, key in _tables()]
-    for statement in [union_all(*statements)] if len(ids) <= _FEW else statements:
-        for kind, trial_id, place, name, number, text in connection.execute(statement):
-            parts = found[trial_id]
-            if kind == _STEP:
-                parts.steps[place] = number if text == "FINITE" else _UNUSUAL[text]
-            elif kind == _PARAM:
-                parts.params.append((place, sys.intern(name), number, text))
-            elif kind == _VALUE:
-                parts.values[place] = number if text == "FINITE" else _UNUSUAL[text]
-            else:
-                (parts.user if kind == _USER else parts.system)[sys.intern(name)] = json.loads(text)
+    statement = union_all(*(table.where(key.in_(ids)) for table, key in _tables()))
+    for kind, trial_id, place, name, number, text in connection.execute(statement):
+        parts = found[trial_id]
+        if kind == _STEP:
+            parts.steps[place] = number if text == "FINITE" else _UNUSUAL[text]
+        elif kind == _PARAM:
+            parts.params.append((place, sys.intern(name), number, text))
+        elif kind == _VALUE:
+            parts.values[place] = number if text == "FINITE" else _UNUSUAL[text]
+        else:
+            (parts.user if kind == _USER else parts.system)[sys.intern(name)] = json.loads(text)
     return found
 
 

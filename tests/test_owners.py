@@ -29,10 +29,10 @@ def study(worker: SharedStorage) -> StudyRecord:
 
 
 def history(storage: SharedStorage, lease: Lease) -> list[Any]:
-    """Generation, what was recorded, and the ending of each owner, the first one first."""
+    """Generation, whether anything was recorded, and the ending of each owner, the first one first."""
     owners = rows(storage, OwnerRow, OwnerRow.trial_id == lease.trial_id)
     assert all((owner.ended_at is None) == (owner.ending is None) for owner in owners)
-    return sorted((owner.generation, owner.recorded, owner.ending) for owner in owners)
+    return sorted((owner.generation, owner.recorded > 0, owner.ending) for owner in owners)
 
 
 def test_the_history_says_how_each_owner_ended(common_url: str, study: StudyRecord) -> None:
@@ -47,9 +47,9 @@ def test_the_history_says_how_each_owner_ended(common_url: str, study: StudyReco
     assert workers.end(first, claimant.worker_id) == 1  # seen to die
     third.record_epoch(adopted_by(third, study), an_epoch(2), Checkpoint(2, "state.pt", "0" * 64))
     last = adopted_by(fourth, study)  # when its lease has expired
-    assert history(first, lease) == [(1, 1, "handed_back"), (2, 0, "died"), (3, 2, "died"), (4, 0, None)]
+    assert history(first, lease) == [(1, True, "handed_back"), (2, False, "died"), (3, True, "died"), (4, False, None)]
     fourth.settle(optuna_study(fourth, study), Trial(optuna_study(fourth, study), last.trial_id), DONE, 0.5)
-    assert history(first, lease)[-1] == (4, 0, "settled")
+    assert history(first, lease)[-1] == (4, False, "settled")
     owner = rows(first, OwnerRow, OwnerRow.claim == last.claim)[0]
     assert (owner.worker_id, owner.generation) == (last.worker_id, 4)
 
@@ -62,16 +62,16 @@ def test_only_what_takes_a_trial_further_counts(worker: SharedStorage, study: St
     worker.hand_back(lease)
     again = adopted_by(worker, study)
     worker.record_epoch(again, an_epoch(2))
-    assert history(worker, lease) == [(1, 3, "handed_back"), (2, 0, None)]
+    assert history(worker, lease) == [(1, True, "handed_back"), (2, False, None)]
     worker.record_epoch(again, an_epoch(3))
-    assert history(worker, lease)[-1] == (2, 1, None)
+    assert history(worker, lease)[-1] == (2, True, None)
 
 
 def test_a_worker_that_ends_as_it_should_has_not_died(worker: SharedStorage, study: StudyRecord) -> None:
     lease = worker.lease_of(optuna_study(worker, study).ask())
     worker.hand_back(lease)
     assert workers.end(worker, lease.worker_id) == 0
-    assert history(worker, lease) == [(1, 0, "handed_back")]
+    assert history(worker, lease) == [(1, False, "handed_back")]
 
 
 def die(worker: SharedStorage, study: StudyRecord, times: int = 1) -> Lease | GivenUp | None:
@@ -104,7 +104,7 @@ def test_a_trial_whose_last_five_owners_died_with_nothing_is_lost(worker: Shared
     (row,) = rows(worker, TrialRow, TrialRow.trial_id == lease.trial_id)
     assert (row.outcome, row.reason) == ("lost", reason)
     assert rows(worker, LeaseRow, LeaseRow.trial_id == lease.trial_id) == []
-    assert history(worker, lease) == [(1, 1, "died"), *((generation, 0, "died") for generation in range(2, 7))]
+    assert history(worker, lease) == [(1, True, "died"), *((generation, False, "died") for generation in range(2, 7))]
     now = fresh(worker, study)
     assert (now.taken, now.returned) == (2, 0)  # its ticket stays spent
 

@@ -1,0 +1,200 @@
+"""What a trial costs the database, and how long it waits for it, beside plain Optuna.
+
+    python benchmarks/storage.py --repeats 5
+
+A trial has 10 parameters (3 of them conditional), 30 reports and a pruning decision at each; it leads from its first
+epoch, so that none prunes it. Both sample with TPE; each prunes as it does by default (Optuna: median, Dialin:
+Hyperband), or both as `--pruner` says. "ms" is the time inside the storage's methods, for Dialin in all threads: what
+TPE computes is neither's. The study has so many finished trials of 30 values, and for "waiting" and "running" 500
+unfinished ones beside them. Each system has a database of its own in one server or folder, and they take turns.
+Then, on the largest study, in a process of its own: the first read of all trials, what it adds to the process's memory,
+and what `best`, `status` and a poll of optuna-dashboard take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder: this file is named as a package
+
+import optuna
+import optuna_dashboard
+import psutil
+from optuna.trial import TrialState
+from postgres_server import PostgresServer
+from storage_systems import NAME, SYSTEMS, Asked
+
+UNFINISHED = 500
+
+
+@contextmanager
+def places(kind: str, names: list[str]) -> Iterator[dict[str, str]]:
+    """URLs of an empty database for each system."""
+    with tempfile.TemporaryDirectory(prefix="dialin-storage-") as folder:
+        if kind == "sqlite":
+            yield {name: f"sqlite:///{folder}/{name}.db" for name in names}
+            return
+        server = PostgresServer(Path(folder))
+        try:
+            urls = {name: server.create_database() for name in names}
+            yield {name: url.replace("postgresql://", "postgresql+psycopg://") for name, url in urls.items()}
+        finally:
+            server.stop()
+
+
+def measure_trials(kind: str, trials: int, unfinished: str, given: argparse.Namespace) -> None:
+    """The lines of one study: each system's trials, one warm-up before them."""
+    count = 0 if unfinished == "-" else UNFINISHED
+    state = TrialState.RUNNING if unfinished == "running" else TrialState.WAITING
+    with places(kind, list(SYSTEMS)) as urls:
+        systems = {name: make(urls[name], given.pruner) for name, make in SYSTEMS.items()}
+        had: dict[str, list[Asked]] = {name: [] for name in systems}
+        for system in systems.values():
+            system.make(trials, count, state)
+            system.open()
+            system.trial()  # what is read once
+        for _ in range(given.repeats):
+            for name, system in systems.items():
+                with system.clock.block() as asked:
+                    system.trial()
+                had[name].append(asked)
+        for system in systems.values():
+            system.engine.dispose()
+    ratios = [ours.seconds / theirs.seconds for ours, theirs in zip(had["dialin"], had["optuna"], strict=True)]
+    for name, all_asked in had.items():
+        cells = [spread([getattr(one, what) for one in all_asked], scale) for what, scale in COLUMNS.items()]
+        ratio = spread(ratios, 1, 2) if name == "dialin" else ""
+        print(f"{kind:10s} {trials:6d} {unfinished:10s} {name:7s} {' '.join(f'{cell:>20s}' for cell in cells)} {ratio}")
+    sys.stdout.flush()
+
+
+COLUMNS = {"statements": 1, "commits": 1, "seconds": 1000}
+
+
+def spread(values: list[float], scale: float = 1, digits: int = 0) -> str:
+    """Median, least and most."""
+    numbers = (statistics.median(values), min(values), max(values))
+    median, low, high = (f"{number * scale:.{digits}f}" for number in numbers)
+    return f"{median} ({low} to {high})"
+
+
+def measure_reads(kind: str, trials: int, given: argparse.Namespace) -> None:
+    """The lines of the largest study, each from a process of its own."""
+    fresh = multiprocessing.get_context("spawn")
+    with places(kind, list(SYSTEMS)) as urls:
+        for name, make in SYSTEMS.items():
+            system = make(urls[name], given.pruner)
+            system.make(trials, 0, TrialState.RUNNING)
+            system.engine.dispose()
+        had: dict[str, list[dict[str, float]]] = {name: [] for name in SYSTEMS}
+        for _ in range(given.reads):
+            for name in SYSTEMS:
+                ours, theirs = fresh.Pipe(duplex=False)
+                process = fresh.Process(target=read, args=(theirs, name, urls[name], given.pruner))
+                process.start()
+                had[name].append(ours.recv())
+                process.join()
+    for what in had["dialin"][0]:
+        theirs_all = [one[what] for one in had["optuna"] if what in one]
+        ours_all = [one[what] for one in had["dialin"]]
+        ratio = spread([a / b for a, b in zip(ours_all, theirs_all, strict=True) if b], 1, 3) if theirs_all else ""
+        told = f"optuna {spread(theirs_all, 1, 2)}" if theirs_all else "optuna -"
+        print(f"{kind:10s} {trials:6d} {what:28s} {told:36s} dialin {spread(ours_all, 1, 2):28s} ratio {ratio}")
+    sys.stdout.flush()
+
+
+def read(connection: Any, name: str, url: str, pruner: str | None) -> None:
+    """In a process of its own: everything that is read of a large study, in seconds and MB."""
+    quiet()
+    system = SYSTEMS[name](url, pruner)
+    study_id = system.storage.get_study_id_from_name(NAME)
+    before = memory()
+    began = time.perf_counter()
+    system.storage.get_all_trials(study_id, deepcopy=False)
+    told = {"first read, s": time.perf_counter() - began}
+    gc.collect()
+    told["memory of it, MB"] = memory() - before
+    system.open()
+    system.trial()
+    told["memory after a trial, MB"] = memory() - before
+    for what, look in system.looks().items():
+        told[f"{what}, s"] = timed(look)
+    app = optuna_dashboard.wsgi(system.storage)
+    poll(app, study_id)
+    app._inmemory_cache._trials_last_fetched_at.clear()  # ten seconds later
+    with system.clock.block() as asked:
+        poll(app, study_id)
+    told["poll's storage time, s"] = asked.seconds
+    connection.send(told)
+
+
+def timed(look: Any) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    look()
+    return time.perf_counter() - began
+
+
+def poll(app: Any, study_id: int) -> None:
+    """What the dashboard's page asks every few seconds, from the last trial on."""
+    environ: dict[str, Any] = {"QUERY_STRING": "after=9999", "wsgi.input": io.BytesIO()}
+    setup_testing_defaults(environ)
+    environ |= {"PATH_INFO": f"/api/studies/{study_id}", "REQUEST_METHOD": "GET"}
+    assert "trials" in json.loads(b"".join(app(environ, lambda *_: None)))
+
+
+def memory() -> float:
+    """This process's resident set in MB."""
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def quiet() -> None:
+    """No lines from Optuna."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=5, help="trials of each system on each study")
+    parser.add_argument("--reads", type=int, default=3, help="first reads of each system")
+    parser.add_argument("--trials", type=int, nargs="*", default=[0, 1000, 10_000], help="finished trials")
+    parser.add_argument("--pruner", help="the same for both, by Dialin's names; default: each its own")
+    parser.add_argument("--databases", nargs="*", default=["sqlite", "postgresql"])
+    given = parser.parse_args()
+    quiet()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("optuna", "sqlalchemy", "psycopg"))
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"{platform.processor() or platform.machine()}, {cores} cores; Python {platform.python_version()}, {versions}"
+    )
+    print(f"n = {given.repeats} trials and {given.reads} first reads of each: median (least to most)")
+    print("database   trials unfinished system            statements              commits                   ms  ratio")
+    for kind in given.databases:
+        for trials in given.trials:
+            measure_trials(kind, trials, "-", given)
+        for unfinished in ("waiting", "running"):
+            measure_trials(kind, max(given.trials), unfinished, given)
+    for kind in given.databases:
+        measure_reads(kind, max(given.trials), given)
+
+
+if __name__ == "__main__":
+    main()
