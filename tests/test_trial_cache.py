@@ -1,0 +1,181 @@
+"""A process reads a study's trials once, and later only what is new: the same as Optuna's own storage reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState, create_trial
+from sqlalchemy import delete, event
+from storage_places import DONE, an_epoch, make_study, optuna_study, worker_on
+
+from storage import studies
+from storage.optuna_internals import models, trial_id_of
+from storage.shared import SharedStorage, open_storage
+from storage.studies import StudyRecord
+from storage.urls import full, parse
+
+pytest_plugins = ["storage_fixtures"]
+pytestmark = pytest.mark.usefixtures("storage_test")
+
+RUNNING_ONLY = (TrialState.RUNNING,)
+
+
+@pytest.fixture
+def worker(common_url: str) -> SharedStorage:
+    return worker_on(common_url)
+
+
+@pytest.fixture
+def reader(common_url: str) -> SharedStorage:
+    """Another process's."""
+    return open_storage(common_url)
+
+
+@pytest.fixture
+def plain(common_url: str) -> Iterator[RDBStorage]:
+    """Optuna's own."""
+    storage = RDBStorage(full(parse(common_url)))
+    yield storage
+    storage.engine.dispose()
+
+
+@pytest.fixture
+def study(worker: SharedStorage) -> StudyRecord:
+    return make_study(worker)
+
+
+@contextmanager
+def statements(storage: SharedStorage) -> Iterator[list[str]]:
+    """What is asked of the database in this block, BEGIN aside."""
+    asked: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if not statement.startswith("BEGIN"):
+            asked.append(statement)
+
+    event.listen(storage.backend.engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        event.remove(storage.backend.engine, "before_cursor_execute", note)
+
+
+def test_trials_are_as_optuna_reads_them(worker: SharedStorage, study: StudyRecord, plain: RDBStorage) -> None:
+    ours = optuna_study(worker, study)
+    trial = ours.ask()
+    trial.suggest_float("rate", 1e-5, 1, log=True)
+    trial.suggest_categorical("kind", ["a", None, 3])
+    trial.suggest_int("width", 1, 9)
+    trial.set_user_attr("said", {"it": [1, None]})
+    for step, value in enumerate((0.5, math.inf, -math.inf), start=2):
+        trial.report(value, step)
+    worker.settle(ours, trial, DONE, math.inf)
+    momentum = FloatDistribution(0, 1)
+    ours.add_trial(create_trial(params={"momentum": 0.5}, distributions={"momentum": momentum}, value=-1.5))
+    ours.enqueue_trial({"rate": 0.25})
+    ours.ask()
+    found = worker.get_all_trials(study.study_id)
+    assert found == plain.get_all_trials(study.study_id)
+    assert [worker.get_trial(trial_id_of(one)) for one in found] == found
+    assert list(found[0].params) == ["rate", "kind", "width"]
+    assert isinstance(found[0].distributions["kind"], CategoricalDistribution)
+
+
+def test_what_other_programs_do_to_a_running_trial_is_seen(
+    worker: SharedStorage, reader: SharedStorage, study: StudyRecord, plain: RDBStorage
+) -> None:
+    theirs = optuna.load_study(study_name=study.name, storage=plain)
+    trial = theirs.ask()
+    (first,) = reader.get_all_trials(study.study_id)
+    trial.suggest_float("x", 0, 1)
+    trial.report(0.25, 1)
+    trial.set_user_attr("note", "a")
+    (second,) = reader.get_all_trials(study.study_id)
+    trial.set_user_attr("note", "b")
+    (third,) = reader.get_all_trials(study.study_id)
+    theirs.tell(trial, 0.5)
+    (told,) = reader.get_all_trials(study.study_id)
+    assert (first.params, first.intermediate_values) == ({}, {})
+    assert ([*second.params], second.intermediate_values, second.user_attrs) == (["x"], {1: 0.25}, {"note": "a"})
+    assert third.user_attrs == {"note": "b"}
+    assert (told.state, told.value) == (TrialState.COMPLETE, 0.5)
+
+
+def test_a_waiting_trial_that_another_process_starts_is_seen_to_run(
+    worker: SharedStorage, reader: SharedStorage, study: StudyRecord
+) -> None:
+    ours = optuna_study(worker, study)
+    ours.enqueue_trial({"x": 0.5})
+    assert [one.state for one in reader.get_all_trials(study.study_id)] == [TrialState.WAITING]
+    ours.ask()
+    assert [one.number for one in reader.get_all_trials(study.study_id, states=RUNNING_ONLY)] == [0]
+
+
+def test_a_deleted_trial_is_gone_and_one_that_gets_its_id_is_another(
+    worker: SharedStorage, reader: SharedStorage, study: StudyRecord
+) -> None:
+    ours = optuna_study(worker, study)
+    finished, running = ours.ask(), ours.ask()
+    worker.settle(ours, finished, DONE, 0.5)
+    assert len(reader.get_all_trials(study.study_id)) == 2
+    with worker.backend.write() as session:
+        session.execute(delete(models.TrialModel).where(models.TrialModel.trial_id == trial_id_of(running)))
+    assert [one.number for one in reader.get_all_trials(study.study_id)] == [0]
+    ours.ask()
+    assert [one.number for one in reader.get_all_trials(study.study_id)] == [0, 2]
+
+
+def test_a_study_that_gets_the_id_of_a_deleted_one_has_none_of_its_trials(
+    worker: SharedStorage, reader: SharedStorage, study: StudyRecord
+) -> None:
+    optuna_study(worker, study).ask()
+    assert len(reader.get_all_trials(study.study_id)) == 1
+    studies.delete(worker, study)
+    with pytest.raises(KeyError):
+        reader.get_all_trials(study.study_id)
+    other = make_study(worker)
+    assert reader.get_all_trials(other.study_id) == []
+
+
+def test_what_has_not_changed_is_not_read_again(
+    worker: SharedStorage, reader: SharedStorage, study: StudyRecord
+) -> None:
+    ours = optuna_study(worker, study)
+    for value in (0.25, 0.5):
+        trial = ours.ask()
+        worker.record_epoch(worker.lease_of(trial), an_epoch(1))
+        worker.settle(ours, trial, DONE, value)
+    ours.enqueue_trial({"x": 0.5})
+    before = reader.get_all_trials(study.study_id, deepcopy=False)
+    with statements(reader) as asked:
+        after = reader.get_all_trials(study.study_id, deepcopy=False)
+    assert len(asked) == 1, "their states"
+    assert all(one is other for one, other in zip(before, after, strict=True))
+
+
+def test_an_epoch_is_three_statements(worker: SharedStorage, study: StudyRecord) -> None:
+    lease = worker.lease_of(optuna_study(worker, study).ask())
+    worker.record_epoch(lease, an_epoch(1))
+    with statements(worker) as asked:
+        worker.record_epoch(lease, an_epoch(2))
+    assert len(asked) == 3
+
+
+def test_while_a_recipe_is_sampled_the_trials_are_read_once(worker: SharedStorage, study: StudyRecord) -> None:
+    ours = optuna_study(worker, study)
+    trial = ours.ask()
+    with statements(worker) as asked, worker.sampling(trial):
+        trial.suggest_float("x", 0, 1)
+        first = ours.get_trials()[0].params
+        count = len(asked)
+        trial.suggest_float("y", 0, 1)
+        again = ours.get_trials()[0].params
+        assert len(asked) == count
+    assert (sorted(first), sorted(again)) == (["x"], ["x", "y"])
