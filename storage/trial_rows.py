@@ -7,13 +7,15 @@ takes. Here rows come as tuples, and equal distributions are one object.
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import math
 import sys
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
@@ -25,6 +27,10 @@ from storage.optuna_internals import models
 
 # So many trials are asked for by their ids in one statement; SQLite takes 32,766 parameters.
 _CHUNK = 1000
+# Of more than so many the range of their ids is asked for, where it has few others: the driver reads a long list slowly.
+_FEW = 100
+# So many rows are fetched at a time: one by one is slow with psycopg, and all at once takes memory.
+_PORTION = 200
 
 _PARAM, _VALUE, _STEP, _USER, _SYSTEM = range(5)
 _UNUSUAL = {"INF_POS": math.inf, "INF_NEG": -math.inf, "NAN": math.nan}
@@ -54,9 +60,22 @@ def frozen(session: Session, rows: Iterable[Any]) -> Iterator[FrozenTrial]:
     rows = list(rows)
     for first in range(0, len(rows), _CHUNK):
         chunk = rows[first : first + _CHUNK]
-        parts = _parts(session, [row[0] for row in chunk])
-        for row in chunk:
-            yield _build(row, parts.get(row[0], _Parts()))
+        with _no_collection():
+            parts = _parts(session, [row[0] for row in chunk])
+            trials = [_build(row, parts[row[0]]) for row in chunk]
+        yield from trials
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python does not look for garbage among all that is being built: none of it is."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _build(row: Any, parts: _Parts) -> FrozenTrial:
@@ -92,11 +111,16 @@ def _local(moment: datetime | None) -> datetime | None:
 
 
 def _parts(session: Session, ids: Collection[int]) -> dict[int, _Parts]:
-    found: dict[int, _Parts] = defaultdict(_Parts)
+    found = {one: _Parts() for one in ids}
+    first, last = min(ids), max(ids)
+    dense = len(ids) > _FEW and last - first < 2 * len(ids)
     connection = session.connection()  # its rows are plain tuples
-    statement = union_all(*(table.where(key.in_(ids)) for table, key in _tables()))
-    for kind, trial_id, place, name, number, text in connection.execute(statement):
-        parts = found[trial_id]
+    wanted = (table.where(key.between(first, last) if dense else key.in_(ids)) for table, key in _tables())
+    portions = connection.execute(union_all(*wanted)).partitions(_PORTION)
+    for kind, trial_id, place, name, number, text in chain.from_iterable(portions):
+        parts = found.get(trial_id)
+        if parts is None:
+            continue
         if kind == _STEP:
             parts.steps[place] = number if text == "FINITE" else _UNUSUAL[text]
         elif kind == _PARAM:
