@@ -175,7 +175,7 @@ class SharedStorage(TrialCache):
         return self._backend.adopt(study_id)
 
     def record_epoch(self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None) -> StudyState:
-        """One epoch, with its checkpoint where there is one, and the lease renewed; the study's state in return.
+        """One epoch, with its checkpoint where there is one, and the lease renewed if due; the study's state in return.
 
         The epoch and its device time count towards the study's budgets, which it may end.
 

@@ -27,7 +27,7 @@ from storage.optuna_internals import models
 
 # So many trials are asked for by their ids in one statement; SQLite takes 32,766 parameters.
 _CHUNK = 1000
-# Of more than so many the range of their ids is asked for, where it has few others: the driver reads a long list slowly.
+# Of more than so many the range of their ids is asked for, where it has few others: drivers are slow with long lists.
 _FEW = 100
 # So many rows are fetched at a time: one by one is slow with psycopg, and all at once takes memory.
 _PORTION = 200
