@@ -40,6 +40,7 @@ class SharedStorage(TrialCache):
         self._sampling: FrozenTrial | None = None
         self._sampling_from: dict[int, list[FrozenTrial]] = {}
         self._noting: tuple[int, dict[str, Any]] | None = None
+        self._ids: dict[str, int] = {}
         self._got_further: set[str] = set()  # the claim whose owner is known to have left something
 
     @property
@@ -141,6 +142,12 @@ class SharedStorage(TrialCache):
         trials = [t for t in self._sampling_from[study_id] if states is None or t.state in states]
         trials = [copy.deepcopy(sampled) if trial_id_of(t) == mine else t for t in trials]
         return copy.deepcopy(trials) if deepcopy else trials
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """Hyperband asks at every decision: about the study of the trial in training, whose id is known then."""
+        if self._noting is None or study_name not in self._ids:
+            self._ids[study_name] = super().get_study_id_from_name(study_name)
+        return self._ids[study_name]
 
     @contextmanager
     def noting(self, trial_id: int) -> Iterator[dict[str, Any]]:

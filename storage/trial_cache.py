@@ -47,19 +47,6 @@ class TrialCache(CachedStorage):
         super().__init__(backend)
         self._seen: dict[int, _Seen] = {}
         self._noted: set[int] = set()
-        self._ids: dict[str, int] = {}
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        """Asked at every decision of Hyperband's. A worker's study keeps its id: another of its name is not its own."""
-        if self._backend.claimant is None:
-            return super().get_study_id_from_name(study_name)
-        if study_name not in self._ids:
-            self._ids[study_name] = super().get_study_id_from_name(study_name)
-        return self._ids[study_name]
-
-    def delete_study(self, study_id: int) -> None:
-        super().delete_study(study_id)
-        self._ids = {name: one for name, one in self._ids.items() if one != study_id}
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """A finished one may be of the cache, as Optuna's: it is not to be changed."""
