@@ -34,6 +34,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, whose storage.py is a benchmark
+
 from race_curves import Run, header, plot, print_medians, print_seed
 from sqlalchemy import create_engine, select
 from torchvision.datasets import FashionMNIST
