@@ -96,8 +96,13 @@ def one_moment(engine: Engine) -> Iterator[Connection]:
 
 def insert_for(session: Session, table: Any) -> Any:
     """An INSERT that may say ON CONFLICT, which each database has in a construct of its own."""
-    dialect: Any = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    return dialect.insert(table)
+    return insert_of(session.get_bind().dialect.name, table)
+
+
+def insert_of(dialect: str, table: Any) -> Any:
+    """The same, for a statement that is made once."""
+    module: Any = postgresql if dialect == "postgresql" else sqlite
+    return module.insert(table)
 
 
 def without_idle_timeout(connection: Connection) -> None:

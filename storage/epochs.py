@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import cast, func, literal, select
+from sqlalchemy import bindparam, cast, func, select
 from sqlalchemy.orm import Session
 
 from storage.claims import Epoch, Lease
-from storage.engine import database_now, insert_for
-from storage.leases import HANDED_BACK, owned_by
+from storage.engine import database_now, insert_for, insert_of
+from storage.leases import HANDED_BACK
 from storage.optuna_internals import models
 from storage.tables import EpochRow, LeaseRow
 
@@ -36,22 +36,37 @@ def append(session: Session, lease: Lease, epoch: Epoch) -> float | None:
     Seconds that the lease has left in return; None, and nothing is written, where it is not so: see `write` and
     `storage.leases` for why. Trial and lease are locked in this order, as by all others.
     """
-    trial, held = models.TrialModel, LeaseRow
     columns = _columns(lease, epoch)
-    fence = (
-        select(*(column if name == "ended_at" else _typed(name, column) for name, column in columns.items()))
-        .select_from(trial)
-        .join(held, held.trial_id == trial.trial_id)
-        .where(owned_by(lease), held.expires_at > HANDED_BACK, trial.state == TrialState.RUNNING)
-        .with_for_update(key_share=True, of=[trial, held])
-    )
-    left = select(held.expires_at - database_now()).where(held.trial_id == lease.trial_id).scalar_subquery()
-    statement = insert_for(session, EpochRow).from_select(list(columns), fence).on_conflict_do_nothing()
-    row = session.connection().execute(statement.returning(left)).one_or_none()
-    if row is None:
+    connection = session.connection()
+    given = {_given(name): value for name, value in columns.items()}
+    left = connection.execute(_append(connection.dialect.name), given).scalar_one_or_none()
+    if left is None:
         return None
     _write_value(session, lease, epoch)
-    return float(row[0])
+    return float(left)
+
+
+def _given(name: str) -> str:
+    """What a column's value is called in a statement that is made once: its own name is taken."""
+    return f"given_{name}"
+
+
+@functools.cache
+def _append(dialect: str) -> Any:
+    """The statement of `append`, made once: that takes longer than the database does."""
+    trial, held, table = models.TrialModel.__table__, LeaseRow.__table__, EpochRow.__table__
+    # PostgreSQL takes a value in a SELECT for text.
+    given = {c.name: cast(bindparam(_given(c.name), type_=c.type), c.type) for c in table.c if c.name != "ended_at"}
+    mine = [held.c[name] == given[name] for name in ("trial_id", "worker_id", "generation")]
+    fence = (
+        select(*given.values(), database_now())
+        .select_from(trial.join(held, held.c.trial_id == trial.c.trial_id))
+        .where(*mine, held.c.expires_at > HANDED_BACK, trial.c.state == TrialState.RUNNING)
+        .with_for_update(key_share=True, of=[trial, held])
+    )
+    left = select(held.c.expires_at - database_now()).where(held.c.trial_id == given["trial_id"]).scalar_subquery()
+    statement = insert_of(dialect, table).from_select([*given, "ended_at"], fence)
+    return statement.on_conflict_do_nothing().returning(left)
 
 
 def write(session: Session, lease: Lease, epoch: Epoch) -> Written:
@@ -67,12 +82,14 @@ def write(session: Session, lease: Lease, epoch: Epoch) -> Written:
     if before is not None and tuple(before) == tuple(columns[name] for name in same):
         return Written.ALREADY
     _write_value(session, lease, epoch)
-    key = {name: columns.pop(name) for name in ("trial_id", "epoch")}
-    _upsert(session, EpochRow, key, columns)
+    replaced = columns | {"ended_at": database_now()}
+    key = ["trial_id", "epoch"]
+    session.execute(insert_for(session, row).values(replaced).on_conflict_do_update(index_elements=key, set_=replaced))
     return Written.NEW if before is None else Written.AGAIN
 
 
 def _columns(lease: Lease, epoch: Epoch) -> dict[str, Any]:
+    """All but `ended_at`."""
     return {
         "trial_id": lease.trial_id,
         "epoch": epoch.epoch,
@@ -83,14 +100,7 @@ def _columns(lease: Lease, epoch: Epoch) -> dict[str, Any]:
         "samples": epoch.samples,
         "device": epoch.device,
         "devices": epoch.devices,
-        "ended_at": database_now(),
     }
-
-
-def _typed(name: str, value: Any) -> Any:
-    """A value in a SELECT: PostgreSQL would take it for text."""
-    kind = EpochRow.__table__.c[name].type
-    return cast(literal(value, kind), kind)
 
 
 def cost(session: Session, trial_id: int) -> tuple[int, float]:
@@ -107,9 +117,13 @@ def _write_value(session: Session, lease: Lease, epoch: Epoch) -> None:
     table = models.TrialIntermediateValueModel
     stored, kind = table.intermediate_value_to_stored_repr(epoch.value)
     values = {"intermediate_value": stored, "intermediate_value_type": kind}
-    _upsert(session, table, {"trial_id": lease.trial_id, "step": epoch.epoch}, values)
+    connection = session.connection()
+    where = {"trial_id": lease.trial_id, "step": epoch.epoch}
+    connection.execute(_upsert_value(connection.dialect.name), where | values)
 
 
-def _upsert(session: Session, table: Any, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    statement = insert_for(session, table).values(**key, **values)
-    session.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))
+@functools.cache
+def _upsert_value(dialect: str) -> Any:
+    statement = insert_of(dialect, models.TrialIntermediateValueModel.__table__)
+    replaced = {name: statement.excluded[name] for name in ("intermediate_value", "intermediate_value_type")}
+    return statement.on_conflict_do_update(index_elements=["trial_id", "step"], set_=replaced)

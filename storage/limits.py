@@ -57,21 +57,24 @@ def spend(session: Session, study_id: int, seconds: float, epochs: int = 0) -> S
         EpochsSpent: these epochs would be more than its budget has. The transaction must be rolled back.
     """
     room = or_(StudyRow.budget_epochs.is_(None), StudyRow.spent_epochs + epochs <= StudyRow.budget_epochs)
-    row = session.execute(
-        update(StudyRow)
-        .where(StudyRow.study_id == study_id, *([room] if epochs else []))
-        .values(spent_seconds=StudyRow.spent_seconds + seconds, spent_epochs=StudyRow.spent_epochs + epochs)
-        .returning(
-            StudyRow.spent_seconds,
-            StudyRow.budget_seconds,
-            StudyRow.spent_epochs,
-            StudyRow.budget_epochs,
-            StudyRow.deadline,
-            StudyRow.state,
-            (~in_time()).label("late"),
+    row = (
+        session.connection()
+        .execute(
+            update(StudyRow)
+            .where(StudyRow.study_id == study_id, *([room] if epochs else []))
+            .values(spent_seconds=StudyRow.spent_seconds + seconds, spent_epochs=StudyRow.spent_epochs + epochs)
+            .returning(
+                StudyRow.spent_seconds,
+                StudyRow.budget_seconds,
+                StudyRow.spent_epochs,
+                StudyRow.budget_epochs,
+                StudyRow.deadline,
+                StudyRow.state,
+                (~in_time()).label("late"),
+            )
         )
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
+        .one_or_none()
+    )
     if row is None:
         budget = session.scalar(select(StudyRow.budget_epochs).where(StudyRow.study_id == study_id))
         if budget is not None:
