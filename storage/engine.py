@@ -15,16 +15,19 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import DDL, Connection, Engine, Float, NullPool, create_engine, event
+from sqlalchemy import DDL, Connection, Dialect, Engine, Float, NullPool, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -45,6 +48,8 @@ LOST = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, 
 # Seconds until the server ends a transaction whose client says nothing more: a frozen one keeps the study's rows
 # locked for everybody. Between two statements of ours are milliseconds.
 IDLE_SECONDS = 20
+# A connection that answered so few seconds ago is not asked whether it still does: that is a round trip a transaction.
+FRESH_SECONDS = 1.0
 
 _writing: ContextVar[bool] = ContextVar("writing", default=False)
 
@@ -74,13 +79,13 @@ def make_engine(url: URL) -> Engine:
     logging.getLogger("psycopg").setLevel(logging.ERROR)
     engine = create_engine(
         url,
-        # A connection that the server closed meanwhile is replaced instead of failing the next statement.
-        pool_pre_ping=True,
         # A worker's training thread, its lease thread and nobody else.
         pool_size=2,
         connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": "dialin", **LOST},
     )
     event.listen(engine, "connect", _prepare_postgres)
+    event.listen(engine, "checkin", _note_use)
+    event.listen(engine, "checkout", partial(_replace_if_closed, engine.dialect))
     return engine
 
 
@@ -158,6 +163,21 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
 def _prepare_postgres(connection: Any, _record: Any) -> None:
     connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
     connection.commit()
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _replace_if_closed(dialect: Dialect, connection: Any, record: Any, _proxy: Any) -> None:
+    """A connection that the server closed meanwhile is replaced instead of failing the next statement."""
+    used = record.info.get("used")
+    if used is None or time.monotonic() - used < FRESH_SECONDS:
+        return
+    try:
+        dialect.do_ping(connection)
+    except Exception as error:
+        raise DisconnectionError from error
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -6,6 +6,7 @@ The first to reach a limit stops the study with its reason; whoever comes later 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +14,7 @@ from typing import Any
 
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, Float, Integer, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from storage.claims import EpochsSpent, Lease
@@ -56,25 +57,8 @@ def spend(session: Session, study_id: int, seconds: float, epochs: int = 0) -> S
     Raises:
         EpochsSpent: these epochs would be more than its budget has. The transaction must be rolled back.
     """
-    room = or_(StudyRow.budget_epochs.is_(None), StudyRow.spent_epochs + epochs <= StudyRow.budget_epochs)
-    row = (
-        session.connection()
-        .execute(
-            update(StudyRow)
-            .where(StudyRow.study_id == study_id, *([room] if epochs else []))
-            .values(spent_seconds=StudyRow.spent_seconds + seconds, spent_epochs=StudyRow.spent_epochs + epochs)
-            .returning(
-                StudyRow.spent_seconds,
-                StudyRow.budget_seconds,
-                StudyRow.spent_epochs,
-                StudyRow.budget_epochs,
-                StudyRow.deadline,
-                StudyRow.state,
-                (~in_time()).label("late"),
-            )
-        )
-        .one_or_none()
-    )
+    given = {"of_study": study_id, "more_seconds": seconds, "more_epochs": epochs}
+    row = session.connection().execute(_spend(epochs > 0), given).one_or_none()
     if row is None:
         budget = session.scalar(select(StudyRow.budget_epochs).where(StudyRow.study_id == study_id))
         if budget is not None:
@@ -85,6 +69,29 @@ def spend(session: Session, study_id: int, seconds: float, epochs: int = 0) -> S
         _stop(session, study_id, reason)
         return StudyState.STOPPED
     return StudyState(row.state)
+
+
+@functools.cache
+def _spend(epochs: bool) -> Any:
+    """The statement of `spend`, made once: it comes with every epoch."""
+    row = StudyRow
+    seconds = row.spent_seconds + bindparam("more_seconds", type_=Float(53))
+    count = row.spent_epochs + bindparam("more_epochs", type_=Integer)
+    room = [or_(row.budget_epochs.is_(None), count <= row.budget_epochs)] if epochs else []
+    return (
+        update(row)
+        .where(row.study_id == bindparam("of_study", type_=Integer), *room)
+        .values(spent_seconds=seconds, spent_epochs=count)
+        .returning(
+            row.spent_seconds,
+            row.budget_seconds,
+            row.spent_epochs,
+            row.budget_epochs,
+            row.deadline,
+            row.state,
+            (~in_time()).label("late"),
+        )
+    )
 
 
 def _reached(row: Any) -> str:
