@@ -160,8 +160,9 @@ class Worker:
         waits = []
 
         def tell(line: str) -> None:
+            if not waits:  # a server that has begun to start says so: that is another wait, but the same outage
+                _log.warning("%s", line)
             waits.append(line)
-            _log.warning("%s", line)
 
         with waiting(stop=lambda: self.interrupt.requested, tell=tell):
             storage = patiently(lambda: open_storage(url, self._claimant))
