@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from sqlalchemy import Engine, event
 
-from search import strategy
+from search import samplers
 from search.checkpointer import Checkpointer
 from search.interrupt import Interrupt
 from search.reporter import TrialReporter
@@ -92,7 +92,7 @@ class PlainOptuna:
     def __init__(self, url: str, pruner: str | None) -> None:
         self.storage = optuna.storages.get_storage(url)
         self.engine: Engine = cast(Any, self.storage)._backend.engine
-        self._pruner: BasePruner = MedianPruner() if pruner is None else strategy.make_pruner(pruner, EPOCHS)
+        self._pruner: BasePruner = MedianPruner() if pruner is None else samplers.make_pruner(pruner, EPOCHS)
 
     def make(self, trials: int, unfinished: int, state: TrialState) -> None:
         """A study with so many finished and unfinished trials."""
@@ -144,8 +144,8 @@ class Dialin:
         self.study = optuna.load_study(
             study_name=NAME,
             storage=cast(BaseStorage, self.storage),
-            sampler=strategy.make_sampler("tpe", 0, 0),
-            pruner=strategy.make_pruner(self._pruner, EPOCHS),
+            sampler=samplers.make_sampler("tpe", 0, 0),
+            pruner=samplers.make_pruner(self._pruner, EPOCHS),
         )
 
     def trial(self) -> None:

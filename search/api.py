@@ -25,7 +25,7 @@ from search.by_value import ByValue
 from search.failures import RaisedError
 from search.loading import builtin_objectives
 from search.preflight import Placement
-from search.strategy import quiet_optuna
+from search.samplers import quiet_optuna
 from storage import queries, studies
 from storage.errors import DialinError, UsageError
 from storage.overview import overview

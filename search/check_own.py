@@ -21,8 +21,8 @@ from search.narrowing import narrowed
 from search.preview import blamed
 from search.randomness import seed_everything
 from search.reporting import EpochResult, Result, Verdict
+from search.samplers import quiet_optuna
 from search.space import Recipe
-from search.strategy import quiet_optuna
 from storage.words import counted
 
 

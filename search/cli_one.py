@@ -61,7 +61,7 @@ def train(
 
     from search.foreground import Order, train_here
     from search.loading import resolve
-    from search.strategy import quiet_optuna
+    from search.samplers import quiet_optuna
     from search.uncompiled import spare_the_compiler
 
     quiet_optuna()
@@ -138,7 +138,7 @@ def try_(
     lr and weight_decay are the real ones: give the optimizer too, if there are several.
     """
     from search.loading import reference_here
-    from search.strategy import quiet_optuna
+    from search.samplers import quiet_optuna
 
     quiet_optuna()
     study, settings = _study_and_settings(words)

@@ -15,7 +15,7 @@ from search.checkpoint_settings import settings_of
 from search.launch import Ending
 from search.loading import reference_here
 from search.preflight import Placement
-from search.strategy import quiet_optuna
+from search.samplers import quiet_optuna
 from search.wishes import parse_space, to_json
 from storage import queries, studies
 from storage.errors import UsageError

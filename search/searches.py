@@ -21,8 +21,8 @@ from search.devices import Slot
 from search.foresight import large_imports
 from search.launch import Ending
 from search.preflight import Placement, Preflight
+from search.samplers import check_names, quiet_optuna
 from search.shared_data import NotPacked, Packed
-from search.strategy import check_names, quiet_optuna
 from storage import queries, studies
 from storage.errors import UsageError
 from storage.queries import StudyStatus

@@ -1,132 +1,95 @@
-"""Which recipe comes next and which trial stops early: Optuna's samplers and pruners by name, as two tables.
+"""What trains next, and whether a trial goes on: the interface that real and simulated workers drive alike.
 
-The names are stored with a study, so `resume` and every worker make the same ones. Called by `search.worker`;
-the commands list the names.
+A strategy is (nearly) a function of what is on record, so that every worker decides by itself and nothing but the
+trials is stored. Optuna stays the sampler and the study of record. `search.samplers` has the adapter over Optuna's own.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
 
-import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
-
-from storage.errors import UsageError
-
-# Each rung trains three times as long and keeps a third of the trials (Li et al. 2018, Hyperband, section 3.6).
-REDUCTION = 3
+from optuna.distributions import BaseDistribution
 
 
-_Row = TypeVar("_Row")
+class SeenState(Enum):
+    """How a trial stands. PRUNED: stopped early, or diverged."""
 
-
-@dataclass(frozen=True)
-class SamplerRow:
-    """`make(shared, own)` gives a worker's sampler: from the study's seed, for one sequence of all, and its own."""
-
-    name: str
-    text: str
-    make: Callable[[int, int], BaseSampler]
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETE = "complete"
+    PRUNED = "pruned"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True)
-class PrunerRow:
-    """`make(epochs)` gives the pruner of trials that train `epochs` epochs at most."""
+class Seen:
+    """One trial as a strategy sees it.
 
-    name: str
-    text: str
-    make: Callable[[int], BasePruner]
-
-
-SAMPLERS = {
-    row.name: row
-    for row in (
-        SamplerRow(
-            "tpe",
-            "tree-structured Parzen estimator: good from ten trials on",
-            lambda _shared, own: TPESampler(seed=own),
-        ),
-        SamplerRow(
-            "gp",
-            "Gaussian process: for few, costly trials",
-            lambda _shared, own: GPSampler(seed=own, warn_independent_sampling=False),
-        ),
-        SamplerRow(
-            "cmaes",
-            "CMA-ES: for hundreds of trials of numeric knobs",
-            lambda _shared, own: CmaEsSampler(seed=own, warn_independent_sampling=False),
-        ),
-        SamplerRow(
-            "qmc",
-            "quasi-random: spreads trials evenly",
-            lambda shared, own: QMCSampler(
-                seed=shared, scramble=True, independent_sampler=RandomSampler(seed=own), warn_independent_sampling=False
-            ),
-        ),
-        SamplerRow("random", "independent random draws", lambda _shared, own: RandomSampler(seed=own)),
-    )
-}
-
-PRUNERS = {
-    row.name: row
-    for row in (
-        PrunerRow(
-            "hyperband",
-            "successive halving from several first rungs at once",
-            lambda epochs: HyperbandPruner(min_resource=1, max_resource=epochs or "auto", reduction_factor=REDUCTION),
-        ),
-        PrunerRow(
-            "asha",
-            "asynchronous successive halving: the best third goes on to each rung",
-            lambda _epochs: SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION),
-        ),
-        PrunerRow(
-            "median",
-            "stops what is below the median, after a tenth of the epochs",
-            lambda epochs: MedianPruner(n_warmup_steps=max(1, epochs // 10)),
-        ),
-        PrunerRow("none", "every trial trains to its end", lambda _epochs: NopPruner()),
-    )
-}
-
-
-def make_sampler(name: str, seed: int, worker: int) -> BaseSampler:
-    """The sampler of one worker: `worker`, its ordinal in the study, keeps two from drawing alike.
-
-    Raises:
-        UsageError: no sampler of that name.
+    Args:
+        recipe: its parameters by name, as Optuna's `trial.params`, and `distributions` what each was drawn from.
+        values: the searched metric by epoch (from 1). Lower is better, always: the caller flips its sign.
+        seconds: of training so far; 0 where nobody knows.
+        origin: what it was started for, as `Start.origin`; "" where nobody knows.
     """
-    row = _row(SAMPLERS, "sampler", name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # QMCSampler says so of itself, since 2022
-        return row.make(seed, (seed * 1_000_003 + worker) % 2**32)
+
+    number: int
+    recipe: Mapping[str, Any]
+    values: Mapping[int, float]
+    state: SeenState
+    seconds: float = 0.0
+    distributions: Mapping[str, BaseDistribution] = field(default_factory=dict, hash=False)
+    origin: str = ""
 
 
-def make_pruner(name: str, epochs: int) -> BasePruner:
-    """The pruner of a study whose trials train `epochs` epochs at most, 0 for as many as they report.
+@dataclass(frozen=True)
+class Left:
+    """What is left of the study's budget: trials that may still start, epochs and seconds of all trials together.
 
-    Raises UsageError.
+    `workers`: how many train at present.
     """
-    return _row(PRUNERS, "pruner", name).make(epochs)
+
+    trials: float = math.inf
+    epochs: float = math.inf
+    seconds: float = math.inf
+    workers: int = 1
 
 
-def check_names(sampler: str, pruner: str) -> None:
-    """Raises UsageError with the names there are."""
-    _row(SAMPLERS, "sampler", sampler)
-    _row(PRUNERS, "pruner", pruner)
+@dataclass(frozen=True)
+class Start:
+    """A new trial: of this recipe, or (None) of whatever the sampler draws.
+
+    Parameters that the recipe does not name are the sampler's to draw. `origin` is for people: `tpe`, `model`,
+    `default of adamw`, `won study X`.
+    """
+
+    recipe: Mapping[str, Any] | None
+    origin: str
 
 
-def _row(table: dict[str, _Row], kind: str, name: str) -> _Row:
-    if name not in table:
-        raise UsageError(f"there is no {kind} {name!r}: choose one of {', '.join(table)}")
-    return table[name]
+@dataclass(frozen=True)
+class GoOn:
+    """That paused trial goes on."""
+
+    number: int
 
 
-def quiet_optuna() -> None:
-    """Optuna's own lines (a study created, a trial finished) would break into the view: warnings only."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+class Verdict(Enum):
+    """After an epoch of a trial. PAUSE: it may go on later, under any worker, from where it is."""
+
+    GO_ON = "go on"
+    PAUSE = "pause"
+    STOP = "stop"
+
+
+class Strategy(Protocol):
+    """`seen` are all trials of the study, in the order of their numbers."""
+
+    def next(self, seen: Sequence[Seen], left: Left) -> Start | GoOn | None:
+        """What a worker with nothing to do trains; None: nothing that is worth it. No `Start` without trials left."""
+
+    def verdict(self, number: int, seen: Sequence[Seen], left: Left) -> Verdict:
+        """After an epoch of trial `number`, which `seen` has with that epoch, but not after its last one."""

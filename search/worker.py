@@ -22,7 +22,7 @@ import torch
 from optuna.distributions import check_distribution_compatibility
 from optuna.trial import Trial
 
-from search import memory, space, strategy, watchdog
+from search import memory, samplers, space, watchdog
 from search.assignment import Assignment
 from search.data import Data, Folds
 from search.devices import Slot
@@ -104,7 +104,7 @@ class Worker:
         """Opens everything, and registers. `last_words`: told why the process ends, when training hangs.
 
         Raises DialinErrors: storage, study, objective, no free place."""
-        strategy.quiet_optuna()
+        samplers.quiet_optuna()
         torch.set_num_threads(assignment.threads)
         memory.keep_freed()
         self.interrupt, self._tell = interrupt, tell
@@ -132,8 +132,8 @@ class Worker:
         return optuna.load_study(
             study_name=record.name,
             storage=self._storage,
-            sampler=strategy.make_sampler(record.sampler, record.seed, ordinal),
-            pruner=strategy.make_pruner(record.pruner, record.length),
+            sampler=samplers.make_sampler(record.sampler, record.seed, ordinal),
+            pruner=samplers.make_pruner(record.pruner, record.length),
         )
 
     def _make_trainer(self, work: Work, data_root: Path) -> Trainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import optuna
 import pytest
@@ -11,7 +12,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 from studies import TINY, Inside, assert_settled, rows, trials
 
-from search.strategy import PRUNERS, SAMPLERS, check_names, make_pruner, make_sampler
+from search.samplers import PRUNERS, SAMPLERS, OptunaStrategy, check_names, make_pruner, make_sampler
+from search.strategy import GoOn, Left, Seen, SeenState, Start, Verdict
 from storage.errors import UsageError
 
 
@@ -101,3 +103,42 @@ def test_an_unknown_name_is_answered_with_those_there_are() -> None:
         check_names("grid", "none")
     with pytest.raises(UsageError, match=r"there is no pruner 'best': choose one of hyperband, asha, median, none"):
         check_names("tpe", "best")
+
+
+def judged(direction: Literal["minimize", "maximize"], name: str, *, by_strategy: bool) -> list[list[int]]:
+    """How far each trial of a study got: its epochs, where the pruner was asked by itself or as a strategy."""
+    study = optuna.create_study(study_name="one", direction=direction, pruner=make_pruner(name, 9))
+    strategy = OptunaStrategy(study)
+    sign = -1 if direction == "maximize" else 1
+    reached = []
+    for quality in (0.5, 0.9, 0.1, 0.8, 0.2, 0.7, 0.95, 0.05, 0.6, 0.4):
+        trial, values = study.ask(), {}
+        for epoch in range(1, 10):
+            value = quality + epoch / 100
+            trial.report(value, epoch)
+            values[epoch] = sign * value
+            seen = [Seen(trial.number, trial.params, values, SeenState.RUNNING)]
+            verdict = strategy.verdict(trial.number, seen, Left()) if by_strategy else None
+            if verdict is Verdict.STOP or (not by_strategy and trial.should_prune()):
+                break
+        study.tell(trial, value)
+        reached.append([*values])
+    return reached
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+@pytest.mark.parametrize("name", [*PRUNERS])
+def test_the_strategy_stops_what_its_pruner_stops(direction: Literal["minimize", "maximize"], name: str) -> None:
+    assert judged(direction, name, by_strategy=True) == judged(direction, name, by_strategy=False)
+
+
+def test_pruners_of_optuna_stop_something_in_that_comparison() -> None:
+    assert min(len(epochs) for epochs in judged("maximize", "asha", by_strategy=True)) < 9
+
+
+def test_the_strategy_asks_the_sampler_and_goes_on_first_with_what_another_strategy_paused() -> None:
+    strategy = OptunaStrategy(optuna.create_study(sampler=make_sampler("random", 1, 0)))
+    running, paused = (Seen(i, {}, {1: 0.5}, state) for i, state in enumerate((SeenState.RUNNING, SeenState.PAUSED)))
+    assert strategy.next([running], Left(trials=1)) == Start(None, "random")
+    assert strategy.next([running], Left(trials=0)) is None
+    assert strategy.next([running, paused], Left(trials=0)) == GoOn(1)
