@@ -176,7 +176,8 @@ def _joined(pieces: Tensor) -> Tensor:
 
 CASES: Mapping[str, Callable[[Path, int], Case]] = {
     "digits-mlp": digits,
-    "fashion-mlp": _clothes(_mlp(784, 128), 0.05),
+    "fashion-mlp": _clothes(_mlp(784, 64), 0.05),
+    "fashion-mlp-128": _clothes(_mlp(784, 128), 0.05),
     "fashion-cnn": _clothes(_classifier(_cnn), 0.02),
     "resnet18": small_images,
     "transformer": text,

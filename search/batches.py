@@ -165,7 +165,8 @@ class _Tensors:
         """Copies, also in order: a model that works in place on its input must not change the data."""
         lengths = [len(rows) for rows in order]
         for rows in torch.cat(list(order)).to(self._device).split(lengths)[after:]:
-            yield tuple(tensor[rows] for tensor in self._tensors)
+            # Indexing copies value by value: ten times as long for images of bytes.
+            yield tuple(tensor.index_select(0, rows) for tensor in self._tensors)
 
 
 class _Loader:

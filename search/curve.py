@@ -84,7 +84,9 @@ class Curve:
         self._batches = TrainingBatches(
             data, task.augment, recipe.batch_size, seed=seed, device=device, epoch_batches=objective.epoch_batches
         )
-        self._held_out = EvaluationBatches(data.valid, data, recipe.batch_size, device=device)
+        # The same for all recipes of a study: a loss that compares the samples of a batch depends on how many they are.
+        fits = max(recipe.batch_size, *objective.batch_sizes)
+        self._held_out = EvaluationBatches(data.valid, data, fits, device=device)
         steps = -(-len(self._batches) // objective.accumulate)
         self._rates: list[float] = (recipe.lr * recipe.factors(objective.epochs * steps)).tolist()
         self._metrics = objective.metrics

@@ -7,6 +7,7 @@ time only.
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,13 @@ from search.failures import HOME
 # They take from 0.3 s (pandas) to 5 s (transformers.trainer) of CPU. None of them looks for a GPU or starts a thread
 # when it is imported: another process could not be forked after that.
 LARGE = frozenset({"lightning", "pandas", "scipy", "sklearn", "torchvision", "transformers"})
+# What else may be imported before one of them without a change to how that is imported. Any other module may set
+# environment variables that it reads, HF_HOME for one.
+HARMLESS = frozenset({"numpy", "objectives", "optuna", "search", "torch"}) | sys.stdlib_module_names
 
 
 def large_imports(objective: str | ByValue) -> list[str]:
-    """Modules of large packages that its source imports, wherever in it; none where it cannot be read."""
+    """Modules of large packages that its source imports before anything that may change how; none if unreadable."""
     found: dict[str, None] = {}
     for source in _sources(objective):
         try:
@@ -43,8 +47,21 @@ def _sources(objective: str | ByValue) -> Iterator[str | bytes]:
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.stmt | ast.expr))
+    for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""] if not node.level else [""]
+        elif isinstance(node, ast.Attribute | ast.Name) and _name(node) in ("environ", "putenv"):
+            return
+        else:
+            continue
+        for name in names:
+            if name.partition(".")[0] not in LARGE | HARMLESS:
+                return
+            yield name
+
+
+def _name(node: ast.Attribute | ast.Name) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id

@@ -18,18 +18,21 @@ NO_VIEW = "view size is not compatible"
 
 
 class Layout:
-    """Of one network. `refused_once`: it cannot work with another layout than the usual one."""
+    """Of one network. `refused_once`: it cannot work with another layout than the usual one.
 
-    def __init__(self, net: nn.Module, device: torch.device) -> None:
+    An optimizer that is not torch's own may view gradients in other shapes, and half a step cannot be repeated.
+    """
+
+    def __init__(self, net: nn.Module, device: torch.device, optimizer: torch.optim.Optimizer) -> None:
         self._net = net
         self._buffers: dict[str, Tensor] = {}
         self._changed = False
-        self._faster = device.type == "cpu"
+        self._wanted = device.type == "cpu" and type(optimizer).__module__.startswith("torch.optim.")
         self.refused_once = False
 
     def begin(self) -> None:
         """To be called before the first batch; what that changes in the network's buffers can be undone."""
-        if self._faster and not self.refused_once and [*_weights(self._net)]:
+        if self._wanted and not self.refused_once and [*_weights(self._net)]:
             self._changed = True
             self._lay(torch.channels_last)
             self._buffers = {name: buffer.clone() for name, buffer in self._net.named_buffers()}

@@ -21,7 +21,8 @@ COUNTER = "oom_kill"
 # than so many has pages of its own, which go back at once.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 2**31 - 1  # the most that mallopt's int holds
-KEPT_AT_ONCE = 2**28  # what a layer makes of a batch is less; large weights and data are not kept
+# What a layer makes of a batch is mostly less; large weights and data are not kept. Older versions refuse more.
+KEPT_AT_ONCE = 2**25
 
 
 def keep_freed() -> None:
@@ -31,8 +32,8 @@ def keep_freed() -> None:
     system must clear each page again (a sixth of a small convolutional network's time, measured on a CPU).
     """
     if mallopt := _of_libc("mallopt"):
-        mallopt(M_MMAP_THRESHOLD, KEPT_AT_ONCE)
-        mallopt(M_TRIM_THRESHOLD, KEPT)
+        # The second alone would make it worse: each of them ends glibc's own adjusting of both.
+        _ = mallopt(M_MMAP_THRESHOLD, KEPT_AT_ONCE) and mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def give_back_freed() -> None:

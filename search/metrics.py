@@ -9,6 +9,7 @@ right.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ class Mean:
 
     def finite(self) -> bool:
         """Whether no loss so far was NaN or infinite. Waits for the device."""
-        return self._total is None or bool(torch.isfinite(self._total))
+        return self._total is None or math.isfinite(self._total.item())
 
     def compute(self) -> float:
         if self._total is None:

@@ -79,7 +79,7 @@ def supervised(net: nn.Module, loss: Loss) -> Task:
         mean = _in_full_precision(criterion, outputs, targets)
         if mean.ndim > 0 and mean.numel() > 1:
             raise ObjectiveError(f"loss must be one number, the mean over the batch, but has shape {tuple(mean.shape)}")
-        return mean.squeeze() * len(targets), len(targets)
+        return (mean.squeeze() if mean.ndim else mean) * len(targets), len(targets)
 
     return Task(net, step, predict)
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from search.errors import ObjectiveError
+from search.fused import can_be_fused, see_to_layout
 from search.knobs import Knob, floating, rows_by_name
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Optimizer:
     that practice starts from; `momentum` says which of momentum and betas it takes; `decoupled` that its
     weight decay is not an L2 term of the gradient (Loshchilov & Hutter 2019); `fixed` are arguments that are
     always the same; `extra` are knobs of its own, each named `<row>_<argument>` (`rmsprop_alpha` is passed as
-    `alpha`).
+    `alpha`); `fused`: torch has one kernel for its step.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Optimizer:
     decoupled: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict, hash=False)
     extra: tuple[Knob, ...] = ()
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if not self.base_lr > 0:
@@ -84,9 +86,17 @@ class Optimizer:
 _SGD = torch.optim.SGD
 _ROWS = (
     # Bengio 2012 (Practical Recommendations): 0.01 with momentum 0.9 moves as far as 0.1 without.
-    Optimizer("sgd", _SGD, 0.1, "Plain stochastic gradient descent."),
-    Optimizer("momentum", _SGD, 0.01, "SGD with heavy-ball momentum.", Momentum.MOMENTUM),
-    Optimizer("nesterov", _SGD, 0.01, "SGD with Nesterov's momentum.", Momentum.MOMENTUM, fixed={"nesterov": True}),
+    Optimizer("sgd", _SGD, 0.1, "Plain stochastic gradient descent.", fused=True),
+    Optimizer("momentum", _SGD, 0.01, "SGD with heavy-ball momentum.", Momentum.MOMENTUM, fused=True),
+    Optimizer(
+        "nesterov",
+        _SGD,
+        0.01,
+        "SGD with Nesterov's momentum.",
+        Momentum.MOMENTUM,
+        fixed={"nesterov": True},
+        fused=True,
+    ),
     # The defaults of torch and of the papers; the Adam family near 0.001 (Kingma & Ba 2015).
     Optimizer("adagrad", torch.optim.Adagrad, 0.01, "Rates that shrink with each weight's summed squared gradients."),
     Optimizer("rmsprop", torch.optim.RMSprop, 0.001, "Rates divided by each weight's recent gradient size."),
@@ -96,8 +106,17 @@ _ROWS = (
         0.001,
         "RMSprop with momentum, bias corrected; L2 in the gradient.",
         Momentum.BETAS,
+        fused=True,
     ),
-    Optimizer("adamw", torch.optim.AdamW, 0.001, "Adam with decoupled weight decay.", Momentum.BETAS, decoupled=True),
+    Optimizer(
+        "adamw",
+        torch.optim.AdamW,
+        0.001,
+        "Adam with decoupled weight decay.",
+        Momentum.BETAS,
+        decoupled=True,
+        fused=True,
+    ),
     Optimizer("nadam", torch.optim.NAdam, 0.001, "Adam with Nesterov's momentum.", Momentum.BETAS),
     Optimizer("radam", torch.optim.RAdam, 0.001, "Adam that rectifies its first, noisy steps.", Momentum.BETAS),
 )
@@ -147,7 +166,10 @@ def build(recipe: Recipe, net: nn.Module, groups: Iterable[Mapping[str, Any]] | 
     if row.momentum is Momentum.BETAS:
         arguments["betas"] = recipe.betas
     arguments |= {name.removeprefix(f"{row.name}_"): value for name, value in recipe.extra.items()}
-    optimizer = row.factory(split, lr=recipe.lr, **arguments)
+    fused = row.fused and can_be_fused(weight for half in split for weight in half["params"])
+    optimizer = row.factory(split, lr=recipe.lr, **arguments, **({"fused": True} if fused else {}))
+    if any(group.get("fused") for group in optimizer.param_groups):  # a person's own row may ask for it
+        optimizer.register_step_pre_hook(see_to_layout)
     set_rate(optimizer, recipe.lr)
     return optimizer
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -116,12 +117,16 @@ class TrialReporter:
         An owner before this one may have got further than its last checkpoint: that is not looked at. Not losing,
         where the database is away or goes away before it has answered: training does not wait.
         """
-        if result.value is None or self._outbox.behind or self._losing:
+        if result.value is None or self._losing:
+            return {}
+        if self._outbox.behind:
+            self._known = None  # it lacks this epoch, which will be on record when it is read again
             return {}
         value, study, trial_id = result.value, self._trial.study, self._lease.trial_id
 
         def prune() -> tuple[bool, dict[str, Any]]:
-            known = self._known = self._known or self._storage.get_trial(trial_id)
+            # A copy: of one that another program has told this process holds the only one.
+            known = self._known = self._known or copy.copy(self._storage.get_trial(trial_id))
             before = {step: one for step, one in known.intermediate_values.items() if step < result.epoch}
             known.intermediate_values = before | {result.epoch: value}
             with self._storage.noting(trial_id) as noted:

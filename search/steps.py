@@ -63,7 +63,7 @@ class Stepper:
         self._weight: Tensor | float = 0.0
         self._unit: Tensor | float = 1.0
         self._taken: list[tuple[Any, list[int]]] = []
-        self.layout = Layout(task.net, device)
+        self.layout = Layout(task.net, device, optimizer)
         self._random: dict[str, Tensor] = {}
 
     def start_epoch(self) -> None:
@@ -133,7 +133,7 @@ class Stepper:
 
     def _begin_again(self, said: str, batch: Any, refused: bool) -> None:
         """Forget this step's gradients, and agree on a smaller size or the usual layout. Raises WontFit."""
-        self.optimizer.zero_grad()
+        self._forget_gradients()
         free(self._device)
         spoilt = any(versions(one) != before for one, before in self._taken)
         if refused:
@@ -163,12 +163,15 @@ class Stepper:
 
     def _go_back(self, total: Tensor, weight: Tensor | float) -> None:
         if self._parts == 0:
-            self.optimizer.zero_grad()
+            self._forget_gradients()
             # The weight of all batches is not known yet: the first one's stands in for it until the step,
             # which keeps the gradients as large as a mean's. float16 would overflow on a sum's.
             self._unit, self._weight = _one_for_zero(weight), 0.0
-        mean = total / self._unit
-        (mean if self._scaler is None else self._scaler.scale(mean)).backward()
+        if self._scaler is None:
+            # The gradient of total / unit, without a division on the way there and one on the way back.
+            total.backward(torch.ones_like(total) / self._unit)
+        else:
+            self._scaler.scale(total / self._unit).backward()
         self._weight = self._weight + weight
         self._parts += 1
 
@@ -203,6 +206,13 @@ class Stepper:
             self._average.update()
         self._pending = self._parts = 0
         self._taken.clear()
+
+    def _forget_gradients(self) -> None:
+        """What zero_grad does, which looks for profilers and hooks first; a person's own optimizer may do more."""
+        if type(self.optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+            self.optimizer.zero_grad()
+        for parameter in self._parameters():
+            parameter.grad = None
 
     def _parameters(self) -> Iterator[Tensor]:
         return (parameter for group in self.optimizer.param_groups for parameter in group["params"])

@@ -157,7 +157,7 @@ class Worker:
 
     def _open(self, url: str) -> SharedStorage:
         """Waited for: whoever starts workers has reached the database a moment ago."""
-        waits = []
+        waits: list[str] = []
 
         def tell(line: str) -> None:
             if not waits:  # a server that has begun to start says so: that is another wait, but the same outage

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
-from training_helpers import CPU
+from training_helpers import CPU, Recorder, first_recipe, fit
 
 from search.batches import EvaluationBatches, TrainingBatches
 from search.data import Data, Split
 from search.errors import ObjectiveError
+from search.objective import Objective
 
 POINTS = torch.randn(103, 3, generator=torch.Generator().manual_seed(0))
 
@@ -136,3 +138,28 @@ class Samples(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return torch.zeros(2), index
+
+
+def test_every_recipe_of_a_study_is_evaluated_on_the_same_batches() -> None:
+    """As a loss that compares the samples of a batch with each other needs it."""
+    sizes: list[list[int]] = []
+
+    class Counting(nn.Linear):
+        def forward(self, points: Tensor) -> Tensor:
+            if not self.training:
+                sizes[-1].append(len(points))
+            return super().forward(points)
+
+    points = torch.rand(300, 2000)
+    data = Data((points, torch.arange(300) % 2), (points, torch.arange(300) % 2))
+    objective = Objective(
+        model=lambda _trial: Counting(2000, 2),
+        data=lambda _root: data,
+        loss=nn.CrossEntropyLoss(),
+        epochs=1,
+        batch_sizes=(8, 100),
+    )
+    for size in objective.batch_sizes:
+        sizes.append([])
+        fit(objective, Recorder(), replace(first_recipe(objective), batch_size=size))
+    assert sizes == [[100] * 3] * 2

@@ -12,11 +12,12 @@ from search.foresight import large_imports
 SOURCE = """
 import os, pandas as pd
 from torchvision.models import resnet18
-from . import sklearn_of_mine
-import mine.sklearn
 
 def data(root):
     from sklearn.datasets import load_digits
+
+from . import sklearn_of_mine
+import mine.sklearn
 """
 FOUND = {"pandas", "torchvision.models", "sklearn.datasets"}
 
@@ -54,3 +55,17 @@ def test_what_cannot_be_read_imports_nothing(text: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(text)
     assert large_imports("mine.py") == []
     assert large_imports("no_such_thing") == []
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import os\nos.environ['HF_HOME'] = '/data'",
+        "from os import environ\nenviron.setdefault('SCIPY_ARRAY_API', '1')",
+        "import settings_of_mine",
+        "from . import settings",
+    ],
+)
+def test_nothing_is_imported_before_what_may_change_how(first: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"import torch\nimport scipy\n{first}\nimport transformers\n")
+    assert large_imports("mine.py") == ["scipy"]

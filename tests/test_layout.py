@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from options_helpers import recipe
 from torch import Tensor, nn
 from training_helpers import CPU, Recorder, fit
 
 from search.data import Data
 from search.layout import Layout
 from search.objective import Objective
+from search.optimizers import Optimizer
 from search.reporting import Interrupted
 
 IMAGES = torch.rand(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -65,9 +68,28 @@ def test_the_curve_is_that_of_the_usual_layout_but_for_rounding() -> None:
         assert one == pytest.approx(other, rel=1e-4)
 
 
+class Viewing(torch.optim.SGD):
+    """A person's own, which views gradients in another shape."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.grad.view(len(weight), -1)
+        return super().step(closure)
+
+
+def test_an_optimizer_that_is_not_torchs_own_steps_in_the_usual_layout() -> None:
+    torch.manual_seed(1)
+    net = Net()
+    objective, row = of(net), Optimizer("viewing", Viewing, 0.1, "Views.")
+    plain = recipe(objective)
+    fit(objective, Recorder(), replace(plain, optimizer=row, momentum=None))
+    assert not any(net.seen)
+
+
 def test_one_channel_makes_features_with_the_channels_last() -> None:
     conv = nn.Conv2d(1, 4, 3)
-    Layout(conv, CPU).begin()
+    Layout(conv, CPU, torch.optim.SGD(conv.parameters())).begin()
     assert conv(torch.rand(2, 1, 6, 6)).is_contiguous(memory_format=torch.channels_last)
 
 

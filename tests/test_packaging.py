@@ -19,7 +19,7 @@ PACKAGES = ("search", "objectives", "storage")
 LAYERS = (
     """storage storage.*""",
     """search search.errors search.objective search.data search.datasets search.metrics search.space
-    search.knobs search.narrowing search.wishes search.settings search.optimizers
+    search.knobs search.narrowing search.wishes search.settings search.fused search.optimizers
     search.schedules search.arguments""",
     """objectives objectives.*""",
     """search.training search.curve search.evaluation search.steps search.streams search.predictions
