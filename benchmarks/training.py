@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all, with --accuracy fashion-mlp and -cnn")
     parser.add_argument("--images", type=int, default=10_000, help="to train on, at most; resnet18 and text take fewer")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=128, help="128, as in Optuna's example, unless given")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--accuracy", action="store_true")
