@@ -55,6 +55,8 @@ class Checkpointer:
 
     def restore(self) -> tuple[int, dict[str, Any]] | None:
         """The newest recorded checkpoint that can be read, and the epoch it goes on after."""
+        if self._lease.generation == 1:
+            return None  # nobody had it before
         recorded = self._storage.checkpoints(self._lease)
         self._sweep(recorded, self._lease.generation)
         for checkpoint in recorded:

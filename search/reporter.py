@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from search.outbox import Outbox
 from search.reporting import EpochResult, Verdict
 from search.telling import Listener
 from storage.claims import Epoch, Lease
+from storage.optuna_internals import frozen_of
 from storage.patience import unless_away
 from storage.shared import SharedStorage
 from storage.tables import StudyState
@@ -125,8 +125,7 @@ class TrialReporter:
         value, study, trial_id = result.value, self._trial.study, self._lease.trial_id
 
         def prune() -> tuple[bool, dict[str, Any]]:
-            # A copy: of one that another program has told this process holds the only one.
-            known = self._known = self._known or copy.copy(self._storage.get_trial(trial_id))
+            known = self._known = self._known or frozen_of(self._trial)
             before = {step: one for step, one in known.intermediate_values.items() if step < result.epoch}
             known.intermediate_values = before | {result.epoch: value}
             with self._storage.noting(trial_id) as noted:

@@ -28,10 +28,10 @@ from storage.claims import Claimant, GivenUp, Lease, Settlement, new_uuid
 from storage.engine import insert_for, make_engine, writing
 from storage.optuna_internals import models, trial_id_of
 from storage.outcomes import Outcome
-from storage.patience import Patience, is_back_soon
+from storage.patience import Patience, is_back_soon, patient
 from storage.schema import StorageUnavailable, prepare
 from storage.tables import StudyRow
-from storage.transactions import PatientStorage, again
+from storage.transactions import PatientStorage, as_patient
 
 
 def _as_writer(method: Callable[..., Any]) -> Any:
@@ -98,8 +98,8 @@ class Backend(PatientStorage):
 
     create_new_study = _as_writer(RDBStorage.create_new_study)
     # Done twice they leave the same.
-    set_study_user_attr = again(_as_writer(RDBStorage.set_study_user_attr))
-    set_study_system_attr = again(_as_writer(RDBStorage.set_study_system_attr))
+    set_study_user_attr = as_patient(_as_writer(RDBStorage.set_study_user_attr))
+    set_study_system_attr = as_patient(_as_writer(RDBStorage.set_study_system_attr))
 
     # What a person's own code writes through its `Trial`, as Optuna's but only while this process may.
 
@@ -297,6 +297,8 @@ class Backend(PatientStorage):
 
     def adopt(self, study_id: int) -> Lease | GivenUp | None:
         """Take over a trial that its owner left; None where there is none. One that kills its owners is settled."""
+        if not self._anything_left(study_id):
+            return None
         claim, cut_off = new_uuid(), False
 
         def attempt(session: Session, again: bool) -> Lease | GivenUp | _Missed | None:
@@ -309,6 +311,12 @@ class Backend(PatientStorage):
         if isinstance(found, Lease):
             self._hold(found.trial_id, found)
         return found
+
+    @patient
+    def _anything_left(self, study_id: int) -> bool:
+        """There seldom is, and a look is less than a writing transaction: on SQLite nobody waits for it."""
+        with self.read() as session:
+            return leases.anything_left(session, study_id)
 
     def _adopt(self, study_id: int, claim: str, session: Session, again: bool) -> Lease | GivenUp | _Missed | None:
         # A trial that an attempt cut off has locked is waited for: then its COMMIT has arrived or never will.
@@ -341,7 +349,7 @@ class Backend(PatientStorage):
         """Attributes of a trial, a user's or Optuna's own, inside the caller's transaction."""
         if not attrs:
             return
-        statement = insert_for(session, table.__table__)
+        statement = insert_for(self.engine.name, table.__table__)
         replaced = {"value_json": statement.excluded.value_json}
         upsert = statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=replaced)
         rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]

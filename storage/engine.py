@@ -29,7 +29,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -99,13 +98,8 @@ def one_moment(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def insert_for(session: Session, table: Any) -> Any:
+def insert_for(dialect: str, table: Any) -> Any:
     """An INSERT that may say ON CONFLICT, which each database has in a construct of its own."""
-    return insert_of(session.get_bind().dialect.name, table)
-
-
-def insert_of(dialect: str, table: Any) -> Any:
-    """The same, for a statement that is made once."""
     module: Any = postgresql if dialect == "postgresql" else sqlite
     return module.insert(table)
 

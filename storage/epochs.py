@@ -12,10 +12,13 @@ from sqlalchemy import bindparam, cast, func, select
 from sqlalchemy.orm import Session
 
 from storage.claims import Epoch, Lease
-from storage.engine import database_now, insert_for, insert_of
+from storage.engine import database_now, insert_for
 from storage.leases import HANDED_BACK
 from storage.optuna_internals import models
 from storage.tables import EpochRow, LeaseRow
+
+# Columns by which an epoch is known for the very one that was to be recorded.
+_TOLD = ("generation", "metrics", "seconds", "samples")
 
 
 class Written(Enum):
@@ -33,8 +36,8 @@ class Written(Enum):
 def append(session: Session, lease: Lease, epoch: Epoch) -> float | None:
     """Put an epoch on record that is new, under a lease that is still its owner's, in one statement.
 
-    Seconds that the lease has left in return; None, and nothing is written, where it is not so: see `write` and
-    `storage.leases` for why. Trial and lease are locked in this order, as by all others.
+    Seconds that the lease has left in return. None: the lease is lost, or an epoch of that number is on record; who
+    then checks the lease and calls `write` finds out which. Trial and lease are locked in this order, as by all others.
     """
     columns = _columns(lease, epoch)
     connection = session.connection()
@@ -65,26 +68,23 @@ def _append(dialect: str) -> Any:
         .with_for_update(key_share=True, of=[trial, held])
     )
     left = select(held.c.expires_at - database_now()).where(held.c.trial_id == given["trial_id"]).scalar_subquery()
-    statement = insert_of(dialect, table).from_select([*given, "ended_at"], fence)
+    statement = insert_for(dialect, table).from_select([*given, "ended_at"], fence)
     return statement.on_conflict_do_nothing().returning(left)
 
 
 def write(session: Session, lease: Lease, epoch: Epoch) -> Written:
     """Put it on record, also where one of that number is. The lease is locked: nobody else writes one meanwhile."""
-    row = EpochRow
-    before = session.execute(
-        select(row.generation, row.metrics, row.seconds, row.samples).where(
-            row.trial_id == lease.trial_id, row.epoch == epoch.epoch
-        )
-    ).one_or_none()
-    columns = _columns(lease, epoch)
-    same = ("generation", "metrics", "seconds", "samples")
-    if before is not None and tuple(before) == tuple(columns[name] for name in same):
+    row, columns = EpochRow, _columns(lease, epoch)
+    told = select(*(getattr(row, name) for name in _TOLD))
+    on_record = told.where(row.trial_id == lease.trial_id, row.epoch == epoch.epoch)
+    before = session.execute(on_record).one_or_none()
+    if before is not None and tuple(before) == tuple(columns[name] for name in _TOLD):
         return Written.ALREADY
     _write_value(session, lease, epoch)
     replaced = columns | {"ended_at": database_now()}
     key = ["trial_id", "epoch"]
-    session.execute(insert_for(session, row).values(replaced).on_conflict_do_update(index_elements=key, set_=replaced))
+    statement = insert_for(session.get_bind().dialect.name, row).values(replaced)
+    session.execute(statement.on_conflict_do_update(index_elements=key, set_=replaced))
     return Written.NEW if before is None else Written.AGAIN
 
 
@@ -124,6 +124,6 @@ def _write_value(session: Session, lease: Lease, epoch: Epoch) -> None:
 
 @functools.cache
 def _upsert_value(dialect: str) -> Any:
-    statement = insert_of(dialect, models.TrialIntermediateValueModel.__table__)
+    statement = insert_for(dialect, models.TrialIntermediateValueModel.__table__)
     replaced = {name: statement.excluded[name] for name in ("intermediate_value", "intermediate_value_type")}
     return statement.on_conflict_do_update(index_elements=["trial_id", "step"], set_=replaced)

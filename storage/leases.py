@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, CursorResult, and_, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, and_, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from storage import limits, owners
@@ -183,8 +183,19 @@ def adoptable(session: Session, study_id: int, skip_locked: bool = True) -> Leas
 
     `skip_locked=False` waits for one that is locked; what it returns may have been adopted meanwhile.
     """
+    query = _left(study_id).with_for_update(of=models.TrialModel, skip_locked=skip_locked)
+    row = session.execute(query).one_or_none()
+    return Lease(*row) if row is not None else None
+
+
+def anything_left(session: Session, study_id: int) -> bool:
+    """Whether `adoptable` may find one, without a lock."""
+    return session.execute(_left(study_id)).one_or_none() is not None
+
+
+def _left(study_id: int) -> Select[int, int, str, int, str]:
     trial, lease = models.TrialModel, LeaseRow
-    row = session.execute(
+    return (
         select(lease.trial_id, lease.study_id, lease.worker_id, lease.generation, lease.claim)
         .join(trial, trial.trial_id == lease.trial_id)
         .join(StudyRow, StudyRow.study_id == lease.study_id)
@@ -197,9 +208,7 @@ def adoptable(session: Session, study_id: int, skip_locked: bool = True) -> Leas
         )
         .order_by(lease.trial_id)
         .limit(1)
-        .with_for_update(of=trial, skip_locked=skip_locked)
-    ).one_or_none()
-    return Lease(*row) if row is not None else None
+    )
 
 
 def adopt(session: Session, claimant: Claimant, left: Lease, claim: str) -> Lease | None:

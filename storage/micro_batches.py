@@ -25,7 +25,7 @@ def keep(storage: SharedStorage, model: str, device: str, samples: int) -> None:
     values = {"samples": samples, "found_at": database_now()}
     with storage.backend.write() as session:
         session.execute(
-            insert_for(session, MicroBatchRow)
+            insert_for(storage.backend.engine.name, MicroBatchRow)
             .values(model=model, device=device, **values)
             .on_conflict_do_update(
                 index_elements=["model", "device"], set_=values, where=MicroBatchRow.samples > samples

@@ -5,6 +5,7 @@ Written against Optuna 5.0 and used by `storage` only.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
 # The cache that Optuna puts before its SQL storage. `storage.trial_cache` reads into it in its own way: it overrides
@@ -21,7 +22,7 @@ from optuna.storages._rdb.storage import _VersionManager
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from optuna.trial import BaseTrial, Trial
+    from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 # Besides these names `storage.backend` overrides and calls methods of `RDBStorage` that are private:
 #   _create_new_trial, _get_prepared_new_trial   a trial is made inside ONE session, where the claim joins in
@@ -51,6 +52,7 @@ __all__ = [
     "VersionManager",
     "forget_study",
     "forget_trial",
+    "frozen_of",
     "models",
     "suggest_unless_asked",
     "trial_id_of",
@@ -76,6 +78,14 @@ def forget_trial(storage: CachedStorage, study_id: int, number: int) -> None:
 def trial_id_of(trial: BaseTrial) -> int:
     """The database's key of a trial; `trial.number` counts within its study."""
     return int(trial._trial_id)  # type: ignore[attr-defined]  # set by every trial class, declared by none
+
+
+def frozen_of(trial: Trial) -> FrozenTrial:
+    """A copy of the trial as its own object knows it: read when it was made, and kept up with what it suggests.
+
+    While a worker holds the trial nobody else writes parameters or values.
+    """
+    return copy.deepcopy(trial._cached_frozen_trial)
 
 
 def suggest_unless_asked(trial: Trial, params: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from storage import epochs, leases, limits, owners, state_files
 from storage.backend import Backend
 from storage.claims import Checkpoint, Claimant, Epoch, GivenUp, Lease, LeaseLost, Settlement
 from storage.epochs import Written
-from storage.optuna_internals import models, trial_id_of
+from storage.optuna_internals import frozen_of, models, trial_id_of
 from storage.outcomes import Outcome
 from storage.patience import patient
 from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, StudyRow, StudyState
@@ -41,7 +41,7 @@ class SharedStorage(TrialCache):
         self._sampling_from: dict[int, list[FrozenTrial]] = {}
         self._noting: tuple[int, dict[str, Any]] | None = None
         self._ids: dict[str, int] = {}
-        self._got_further: set[str] = set()  # the claim whose owner is known to have left something
+        self._got_further: str | None = None  # the claim whose owner is known to have left something
 
     @property
     def backend(self) -> Backend:
@@ -55,12 +55,12 @@ class SharedStorage(TrialCache):
     # -- A recipe is sampled in memory and written in one transaction.
 
     @contextmanager
-    def sampling(self, trial: BaseTrial) -> Iterator[None]:
+    def sampling(self, trial: Trial) -> Iterator[None]:
         """Parameters and attributes set on a claimed trial in this block are written together at its end.
 
         Reads by this process see them at once. Nothing is written when the block raises.
         """
-        before = self.get_trial(trial_id_of(trial))
+        before = frozen_of(trial)
         self._sampling = copy.deepcopy(before)
         try:
             yield
@@ -84,8 +84,7 @@ class SharedStorage(TrialCache):
         system_attrs = {k: v for k, v in sampled.system_attrs.items() if before.system_attrs.get(k) != v}
 
         def attempt(session: Session, again: bool) -> None:
-            self._study_state(session, lease)
-            leases.renew(session, lease, self._lease_seconds)
+            self._check_and_renew(session, lease)
             param = models.TrialParamModel
             mine = select(param.param_name).where(param.trial_id == lease.trial_id, param.param_name.in_(names))
             landed = again and session.scalar(mine.limit(1)) is not None
@@ -144,10 +143,11 @@ class SharedStorage(TrialCache):
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_study_id_from_name(self, study_name: str) -> int:
-        """Hyperband asks at every decision: about the study of the trial in training, whose id is known then."""
-        if self._noting is None or study_name not in self._ids:
-            self._ids[study_name] = super().get_study_id_from_name(study_name)
-        return self._ids[study_name]
+        """Hyperband asks at every parameter and decision: of a study whose trial is held here the id is known."""
+        known = self._ids.get(study_name)
+        if known is None or known not in {lease.study_id for lease in [*self._backend.leases.values()]}:
+            known = self._ids[study_name] = super().get_study_id_from_name(study_name)
+        return known
 
     @contextmanager
     def noting(self, trial_id: int) -> Iterator[dict[str, Any]]:
@@ -192,29 +192,37 @@ class SharedStorage(TrialCache):
         """
 
         def attempt(session: Session, _again: bool) -> tuple[StudyState, Written]:
-            state, written = StudyState.RUNNING, Written.NEW
-            left = epochs.append(session, lease, epoch)
+            written, left = Written.NEW, epochs.append(session, lease, epoch)
             if left is None:
-                state = self._study_state(session, lease)
-                leases.renew(session, lease, self._lease_seconds)
-                written = epochs.write(session, lease, epoch)
+                written = self._write_again(session, lease, epoch)
             elif left < RENEW_BELOW * self._lease_seconds:
                 leases.renew(session, lease, self._lease_seconds)
             if written is Written.ALREADY:
-                return limits.spend(session, lease.study_id, 0.0) or state, written
-            if written is Written.NEW and lease.claim not in self._got_further:
+                return limits.spend(session, lease.study_id, 0.0) or StudyState.RUNNING, written
+            if written is Written.NEW and lease.claim != self._got_further:
                 owners.left_something(session, lease)
             if checkpoint is not None:
                 state_files.record(session, lease, checkpoint)
             self._backend.set_attrs(session, lease.trial_id, epoch.noted, models.TrialSystemAttributeModel)
             spent = epoch.seconds * epoch.devices
             new = int(written is Written.NEW)
-            return limits.spend(session, lease.study_id, spent, epochs=new) or state, written
+            return limits.spend(session, lease.study_id, spent, epochs=new) or StudyState.RUNNING, written
 
         state, written = self._backend.write_once(attempt)
         if written is Written.NEW:
-            self._got_further = {lease.claim}
+            self._got_further = lease.claim
         return state
+
+    def _write_again(self, session: Session, lease: Lease, epoch: Epoch) -> Written:
+        """One that could not be appended. Raises LeaseLost."""
+        self._check_and_renew(session, lease)
+        return epochs.write(session, lease, epoch)
+
+    def _check_and_renew(self, session: Session, lease: Lease) -> None:
+        """Locks the trial before its lease, as whoever deletes it does. Raises LeaseLost."""
+        if leases.lock(session, lease.trial_id) != TrialState.RUNNING:
+            raise LeaseLost("it was settled or deleted elsewhere")
+        leases.renew(session, lease, self._lease_seconds)
 
     @patient
     def record_checkpoint(self, lease: Lease, checkpoint: Checkpoint) -> list[str] | None:
@@ -226,8 +234,7 @@ class SharedStorage(TrialCache):
             LeaseLost: another worker owns the trial, or somebody settled or deleted it. Nothing is recorded.
         """
         with self._backend.write() as session:
-            self._study_state(session, lease)
-            leases.renew(session, lease, self._lease_seconds)
+            self._check_and_renew(session, lease)
             if not state_files.follows_the_record(session, lease, checkpoint):
                 return None
             return state_files.record(session, lease, checkpoint)
@@ -315,6 +322,8 @@ class SharedStorage(TrialCache):
     @patient
     def kills_in_a_row(self, lease: Lease) -> int:
         """How many owners of a trial just before this one were killed for want of memory, one after the other."""
+        if lease.generation == 1:
+            return 0
         with self._backend.read() as session:
             return owners.kills_in_a_row(session, lease)
 
@@ -343,18 +352,6 @@ class SharedStorage(TrialCache):
         with self._backend.read() as session:
             state = session.scalar(select(models.TrialModel.state).where(models.TrialModel.trial_id == trial_id))
         return state == TrialState.RUNNING
-
-    def _study_state(self, session: Any, lease: Lease) -> StudyState:
-        """Locks the trial before its lease, as whoever deletes it does."""
-        row = session.execute(
-            select(models.TrialModel.state, StudyRow.state)
-            .outerjoin(StudyRow, StudyRow.study_id == models.TrialModel.study_id)
-            .where(models.TrialModel.trial_id == lease.trial_id)
-            .with_for_update(read=True, key_share=True, of=models.TrialModel)
-        ).one_or_none()
-        if row is None or row[0] != TrialState.RUNNING:
-            raise LeaseLost("it was settled or deleted elsewhere")
-        return StudyState(row[1]) if row[1] is not None else StudyState.RUNNING
 
 
 def open_storage(url: str, claimant: Claimant | None = None) -> SharedStorage:

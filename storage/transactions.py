@@ -21,7 +21,7 @@ from storage.patience import Patience, patient, patiently
 _Answer = TypeVar("_Answer")
 
 
-def again(method: Callable[..., Any]) -> Any:
+def as_patient(method: Callable[..., Any]) -> Any:
     """The same method, run again while the database is away; in an override's place whatever the base declares."""
     return patient(method)
 
@@ -31,16 +31,15 @@ class PatientStorage(RDBStorage):
 
     engine: Engine
 
-    get_study_id_from_name = again(RDBStorage.get_study_id_from_name)
-    get_study_name_from_id = again(RDBStorage.get_study_name_from_id)
-    get_study_directions = again(RDBStorage.get_study_directions)
-    get_study_user_attrs = again(RDBStorage.get_study_user_attrs)
-    get_study_system_attrs = again(RDBStorage.get_study_system_attrs)
-    get_all_studies = again(RDBStorage.get_all_studies)
-    get_trial = again(RDBStorage.get_trial)
-    get_trial_id_from_study_id_trial_number = again(RDBStorage.get_trial_id_from_study_id_trial_number)
-    _get_trials = again(RDBStorage._get_trials)
-    _get_best_trial_id = again(RDBStorage._get_best_trial_id)
+    get_study_id_from_name = as_patient(RDBStorage.get_study_id_from_name)
+    get_study_name_from_id = as_patient(RDBStorage.get_study_name_from_id)
+    get_study_directions = as_patient(RDBStorage.get_study_directions)
+    get_study_user_attrs = as_patient(RDBStorage.get_study_user_attrs)
+    get_study_system_attrs = as_patient(RDBStorage.get_study_system_attrs)
+    get_all_studies = as_patient(RDBStorage.get_all_studies)
+    get_trial = as_patient(RDBStorage.get_trial)
+    get_trial_id_from_study_id_trial_number = as_patient(RDBStorage.get_trial_id_from_study_id_trial_number)
+    _get_best_trial_id = as_patient(RDBStorage._get_best_trial_id)
 
     @contextmanager
     def write(self) -> Iterator[Session]:

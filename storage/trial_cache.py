@@ -79,7 +79,12 @@ class TrialCache(CachedStorage):
             row = session.execute(heads().where(models.TrialModel.trial_id == trial_id)).one_or_none()
             if row is None:
                 raise KeyError(models.NOT_FOUND_MSG)
-            return next(frozen(session, [row]))
+            trial = next(frozen(session, [row]))
+        with self._lock:
+            known = self._trial_id_to_study_id_and_number.get(trial_id)
+            if known is not None and known[1] == trial.number and trial.state.is_finished():
+                self._add_trials_to_cache(known[0], [trial])
+        return trial
 
     @patient
     def _catch_up(self, study_id: int, running_too: bool) -> None:
@@ -96,8 +101,8 @@ class TrialCache(CachedStorage):
             for trial in frozen(session, stale):
                 self._add_trials_to_cache(study_id, [trial])
                 self._noted.discard(trial_id_of(trial))
-        unfinished = {row[0]: row[1] for row in rows if not TrialState(row[2]).is_finished()}
-        there = {row[0] for row in rows}
+        unfinished = {row.trial_id: row.number for row in rows if not row.state.is_finished()}
+        there = {row.trial_id for row in rows}
         for trial_id, number in seen.unfinished.items():
             if trial_id not in there:
                 forget_trial(self, study_id, number)
@@ -108,8 +113,8 @@ class TrialCache(CachedStorage):
         """Whether an id stands for something else now: SQLite gives those of deleted studies and trials again."""
         if seen.last < 0:
             return False
-        row = next((row for row in rows if row[0] == seen.last), None)
-        return seen.uid != uid or row is None or self._known(study_id, row[0]) != row[1]
+        row = next((row for row in rows if row.trial_id == seen.last), None)
+        return seen.uid != uid or row is None or self._known(study_id, row.trial_id) != row.number
 
     def _known(self, study_id: int, trial_id: int) -> int | None:
         """The number under which a trial of the study is remembered."""
@@ -118,11 +123,12 @@ class TrialCache(CachedStorage):
 
     def _is_stale(self, study_id: int, row: Any, running_too: bool) -> bool:
         """Whether more of a trial must be read than its own row."""
-        trial_id, number, state = row[:3]
-        known = self._studies[study_id].trials.get(number)
-        if known is None or trial_id_of(known) != trial_id or known.state != state or trial_id in self._noted:
+        known = self._studies[study_id].trials.get(row.number)
+        if known is None or trial_id_of(known) != row.trial_id:
             return True
-        return running_too and state == TrialState.RUNNING
+        if known.state != row.state or row.trial_id in self._noted:
+            return True
+        return running_too and row.state == TrialState.RUNNING
 
 
 def _changed(session: Session, study_id: int, seen: _Seen) -> tuple[str | None, list[Any]]:
@@ -147,4 +153,4 @@ def _changed(session: Session, study_id: int, seen: _Seen) -> tuple[str | None, 
     rows = session.execute(query).all()
     if not rows:
         raise KeyError(models.NOT_FOUND_MSG)
-    return rows[0][-1], [row[:-1] for row in rows if row[0] is not None]
+    return rows[0].uid, [row for row in rows if row.trial_id is not None]

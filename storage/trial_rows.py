@@ -19,7 +19,7 @@ from itertools import chain
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from sqlalchemy import Float, Integer, Select, Text, cast, literal, null, select, union_all
 from sqlalchemy.orm import Session
 
@@ -48,10 +48,14 @@ class _Parts:
 
 
 def heads() -> Select[Any]:
-    """Trials without what hangs on them: id, number, state, start, end."""
+    """Trials without what hangs on them: their `trial_id`, `number`, `state`, `start` and `complete`."""
     trial = models.TrialModel
     return select(
-        trial.trial_id, trial.number, trial.state, trial._datetime_start_utc, trial._datetime_complete_utc
+        trial.trial_id,
+        trial.number,
+        trial.state,
+        trial._datetime_start_utc.label("start"),
+        trial._datetime_complete_utc.label("complete"),
     ).order_by(trial.trial_id)
 
 
@@ -61,8 +65,8 @@ def frozen(session: Session, rows: Iterable[Any]) -> Iterator[FrozenTrial]:
     for first in range(0, len(rows), _CHUNK):
         chunk = rows[first : first + _CHUNK]
         with _no_collection():
-            parts = _parts(session, [row[0] for row in chunk])
-            trials = [_build(row, parts[row[0]]) for row in chunk]
+            parts = _parts(session, [row.trial_id for row in chunk])
+            trials = [_build(row, parts[row.trial_id]) for row in chunk]
         yield from trials
 
 
@@ -79,24 +83,23 @@ def _no_collection() -> Iterator[None]:
 
 
 def _build(row: Any, parts: _Parts) -> FrozenTrial:
-    trial_id, number, state, start, end = row
     params, distributions = {}, {}
     for _place, name, value, text in sorted(parts.params):
         distributions[name] = distribution = _distribution(text)
         params[name] = distribution.to_external_repr(value)
     return FrozenTrial(
-        number=number,
-        state=TrialState(state),
+        number=row.number,
+        state=row.state,
         value=None,
         values=[value for _objective, value in sorted(parts.values.items())] or None,
-        datetime_start=_local(start),
-        datetime_complete=_local(end),
+        datetime_start=_local(row.start),
+        datetime_complete=_local(row.complete),
         params=params,
         distributions=distributions,
         user_attrs=parts.user,
         system_attrs=parts.system,
         intermediate_values=dict(sorted(parts.steps.items())),
-        trial_id=trial_id,
+        trial_id=row.trial_id,
     )
 
 
@@ -122,14 +125,19 @@ def _parts(session: Session, ids: Collection[int]) -> dict[int, _Parts]:
         if parts is None:
             continue
         if kind == _STEP:
-            parts.steps[place] = number if text == "FINITE" else _UNUSUAL[text]
+            parts.steps[place] = _value(number, text)
         elif kind == _PARAM:
             parts.params.append((place, sys.intern(name), number, text))
         elif kind == _VALUE:
-            parts.values[place] = number if text == "FINITE" else _UNUSUAL[text]
+            parts.values[place] = _value(number, text)
         else:
             (parts.user if kind == _USER else parts.system)[sys.intern(name)] = json.loads(text)
     return found
+
+
+def _value(number: float, kind: str) -> float:
+    """A value as Optuna stores it: a kind stands for what is no finite number."""
+    return number if kind == "FINITE" else _UNUSUAL[kind]
 
 
 @functools.cache
