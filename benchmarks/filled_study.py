@@ -20,6 +20,8 @@ from storage.optuna_internals import models
 from storage.tables import EpochRow, OwnerRow, TrialRow
 
 EPOCHS = 30
+# When every trial began, in seconds since 1970.
+BEGAN = 1.7e9
 OPTIMIZERS = ("sgd", "adam", "rmsprop")
 _COMMON: dict[str, BaseDistribution] = {
     "lr": FloatDistribution(1e-5, 1.0, log=True),
@@ -154,17 +156,17 @@ def _own_trial(trial_id: int, study_id: int) -> dict[str, Any]:
     return {"trial_id": trial_id, "study_id": study_id, "ticket": unique, "settlement": unique} | told | _TIMES
 
 
-_TIMES = {"started_at": 1.7e9, "settled_at": 1.7e9 + 60}
+_TIMES = {"started_at": BEGAN, "settled_at": BEGAN + 60}
 
 
 def _owner(trial_id: int) -> dict[str, Any]:
     unique = f"{trial_id:032d}"
-    spent = {"recorded": 1, "began_at": 1.7e9, "ended_at": 1.7e9 + 60, "ending": "settled"}
+    spent = {"recorded": 1, "began_at": BEGAN, "ended_at": BEGAN + 60, "ending": "settled"}
     return {"trial_id": trial_id, "generation": 1, "worker_id": unique, "claim": unique} | spent
 
 
 def _epoch(trial_id: int, epoch: int, draw: random.Random) -> dict[str, Any]:
     metrics = json.dumps({"accuracy": draw.uniform(0.1, 0.9), "loss": draw.random()})
-    cost = {"seconds": 1.0, "samples": 1000, "device": "cpu", "devices": 1, "ended_at": 1.7e9 + epoch}
+    cost = {"seconds": 1.0, "samples": 1000, "device": "cpu", "devices": 1, "ended_at": BEGAN + epoch}
     unique = {"generation": 1, "worker_id": f"{trial_id:032d}"}
     return {"trial_id": trial_id, "epoch": epoch, "metrics": metrics} | cost | unique

@@ -42,6 +42,8 @@ from postgres_server import PostgresServer
 from storage_systems import NAME, SYSTEMS, Asked
 
 UNFINISHED = 500
+# What is counted, and by what it is multiplied to be printed.
+COLUMNS = {"statements": 1, "commits": 1, "seconds": 1000}
 
 
 @contextmanager
@@ -85,9 +87,6 @@ def measure_trials(kind: str, trials: int, unfinished: str, given: argparse.Name
     sys.stdout.flush()
 
 
-COLUMNS = {"statements": 1, "commits": 1, "seconds": 1000}
-
-
 def spread(values: list[float], scale: float = 1, digits: int = 0) -> str:
     """Median, least and most."""
     numbers = (statistics.median(values), min(values), max(values))
@@ -107,7 +106,7 @@ def measure_reads(kind: str, trials: int, given: argparse.Namespace) -> None:
         for _ in range(given.reads):
             for name in SYSTEMS:
                 ours, theirs = fresh.Pipe(duplex=False)
-                process = fresh.Process(target=read, args=(theirs, name, urls[name], given.pruner))
+                process = fresh.Process(target=read, args=(theirs, name, urls[name], given.pruner, trials))
                 process.start()
                 had[name].append(ours.recv())
                 process.join()
@@ -120,7 +119,7 @@ def measure_reads(kind: str, trials: int, given: argparse.Namespace) -> None:
     sys.stdout.flush()
 
 
-def read(connection: Any, name: str, url: str, pruner: str | None) -> None:
+def read(connection: Any, name: str, url: str, pruner: str | None, trials: int) -> None:
     """In a process of its own: everything that is read of a large study, in seconds and MB."""
     quiet()
     system = SYSTEMS[name](url, pruner)
@@ -137,10 +136,10 @@ def read(connection: Any, name: str, url: str, pruner: str | None) -> None:
     for what, look in system.looks().items():
         told[f"{what}, s"] = timed(look)
     app = optuna_dashboard.wsgi(system.storage)
-    poll(app, study_id)
+    poll(app, study_id, trials)
     app._inmemory_cache._trials_last_fetched_at.clear()  # ten seconds later
     with system.clock.block() as asked:
-        poll(app, study_id)
+        poll(app, study_id, trials)
     told["poll's storage time, s"] = asked.seconds
     connection.send(told)
 
@@ -152,9 +151,9 @@ def timed(look: Any) -> float:
     return time.perf_counter() - began
 
 
-def poll(app: Any, study_id: int) -> None:
-    """What the dashboard's page asks every few seconds, from the last trial on."""
-    environ: dict[str, Any] = {"QUERY_STRING": "after=9999", "wsgi.input": io.BytesIO()}
+def poll(app: Any, study_id: int, trials: int) -> None:
+    """What the dashboard's page asks every few seconds, from the last of so many trials on."""
+    environ: dict[str, Any] = {"QUERY_STRING": f"after={max(0, trials - 1)}", "wsgi.input": io.BytesIO()}
     setup_testing_defaults(environ)
     environ |= {"PATH_INFO": f"/api/studies/{study_id}", "REQUEST_METHOD": "GET"}
     assert "trials" in json.loads(b"".join(app(environ, lambda *_: None)))

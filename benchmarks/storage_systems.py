@@ -6,7 +6,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from search.interrupt import Interrupt
 from search.reporter import TrialReporter
 from search.reporting import EpochResult
 from search.shelf import Shelf
-from storage import queries, studies
+from storage import micro_batches, queries, studies
 from storage.claims import Claimant, Settlement, new_uuid
 from storage.outcomes import Outcome
 from storage.retention import retire_weights, worth_keeping
@@ -72,7 +72,8 @@ class Clock:
                 return method(*args, **kwargs)
             self._inside.one, began = True, time.perf_counter()
             try:
-                return method(*args, **kwargs)
+                answer = method(*args, **kwargs)
+                return TimedBlock(self, answer) if isinstance(answer, AbstractContextManager) else answer
             finally:
                 self._inside.one = False
                 self.asked.seconds += time.perf_counter() - began
@@ -84,6 +85,20 @@ class Clock:
         """What is asked in it."""
         self.asked = Asked()
         yield self.asked
+
+
+class TimedBlock:
+    """A context manager of a storage's, such as `sampling`: its beginning and its end are timed, what is in it not."""
+
+    def __init__(self, clock: Clock, block: AbstractContextManager[Any]) -> None:
+        self._clock, self._block = clock, block
+
+    def __enter__(self) -> Any:
+        return self._clock.timed(self._block.__enter__)()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        silenced: bool | None = self._clock.timed(self._block.__exit__)(*raised)
+        return silenced
 
 
 class PlainOptuna:
@@ -152,11 +167,12 @@ class Dialin:
         """The same trial, as `search.worker` and `search.trainer` take it through."""
         assert self.storage.adopt(self.record.study_id) is None
         trial = self.study.ask()
+        lease = self.storage.lease_of(trial)
+        assert self.storage.kills_in_a_row(lease) == 0
         with self.storage.sampling(trial):
             suggest(trial)
             for key, value in (("recipe", "adam"), ("settings", dict(trial.params)), ("lr", 0.1), ("device", "cpu")):
                 trial.set_user_attr(key, value)
-        lease = self.storage.lease_of(trial)
         interrupt = Interrupt()
         shelf = Shelf(cast(Any, None), None, lambda _limit, _last: [])  # no checkpoint is due
         checkpointer = Checkpointer(
@@ -171,6 +187,8 @@ class Dialin:
             checkpointer=checkpointer,
             interrupt=interrupt,
         )
+        assert reporter.restore() is None
+        self.clock.timed(micro_batches.find)(self.storage, "0" * 64, "cpu 8 GiB")
         for epoch in range(1, EPOCHS + 1):
             value = 0.9 + epoch / 1000
             reporter.report(EpochResult(epoch, value, {"accuracy": value, "loss": 0.5}, 0.01, 1000), None)

@@ -18,6 +18,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
@@ -25,7 +26,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from storage import epochs, leases, limits, owners, urls
 from storage.claims import Claimant, GivenUp, Lease, Settlement, new_uuid
-from storage.engine import insert_for, make_engine, writing
+from storage.engine import asked_first, insert_for, make_engine, writing
 from storage.optuna_internals import models, trial_id_of
 from storage.outcomes import Outcome
 from storage.patience import Patience, is_back_soon, patient
@@ -96,7 +97,11 @@ class Backend(PatientStorage):
         self.__dict__.update(state)
         self._open()
 
-    create_new_study = _as_writer(RDBStorage.create_new_study)
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        """As Optuna's, which cannot run again: nothing tells a study that landed from another's of that name."""
+        with writing(), asked_first():
+            return super().create_new_study(directions, study_name)
+
     # Done twice they leave the same.
     set_study_user_attr = as_patient(_as_writer(RDBStorage.set_study_user_attr))
     set_study_system_attr = as_patient(_as_writer(RDBStorage.set_study_system_attr))
@@ -179,7 +184,7 @@ class Backend(PatientStorage):
         if template_trial is None:
             created = self.write_once(attempt)
         else:  # nothing tells two of them apart
-            with self.write() as session:
+            with asked_first(), self.write() as session:
                 created = attempt(session, False)
         self._hold(trial_id_of(created), lease)
         return created

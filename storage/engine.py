@@ -51,6 +51,7 @@ IDLE_SECONDS = 20
 FRESH_SECONDS = 1.0
 
 _writing: ContextVar[bool] = ContextVar("writing", default=False)
+_asking: ContextVar[bool] = ContextVar("asking", default=False)
 
 
 @contextmanager
@@ -61,6 +62,16 @@ def writing() -> Iterator[None]:
         yield
     finally:
         _writing.reset(token)
+
+
+@contextmanager
+def asked_first() -> Iterator[None]:
+    """A connection of this context is asked whether it still answers, however fresh: for what cannot be run again."""
+    token = _asking.set(True)
+    try:
+        yield
+    finally:
+        _asking.reset(token)
 
 
 def make_engine(url: URL) -> Engine:
@@ -166,7 +177,7 @@ def _note_use(_connection: Any, record: Any) -> None:
 def _replace_if_closed(dialect: Dialect, connection: Any, record: Any, _proxy: Any) -> None:
     """A connection that the server closed meanwhile is replaced instead of failing the next statement."""
     used = record.info.get("used")
-    if used is None or time.monotonic() - used < FRESH_SECONDS:
+    if used is None or (time.monotonic() - used < FRESH_SECONDS and not _asking.get()):
         return
     try:
         dialect.do_ping(connection)

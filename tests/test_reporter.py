@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from optuna.pruners import SuccessiveHalvingPruner
 from reporter_bench import EPOCHS, Bench, Loser, bench_on, report, result, state
 from sqlalchemy.exc import OperationalError
 from studies import engines_disposed, rows
@@ -96,7 +97,7 @@ class TestVerdicts:
         studies.stop(bench.storage, bench.record.study_id, "by a test")
         assert report(bench.reporter(), EPOCHS) == [Verdict.GO_ON]
 
-    def test_the_pruner_decides_on_what_is_recorded(self, bench: Bench) -> None:
+    def test_the_pruner_decides_on_all_epochs_up_to_this_one(self, bench: Bench) -> None:
         pruner = Loser(at=3)
         assert report(bench.reporter(pruner), 1, 2, 3) == [Verdict.GO_ON, Verdict.GO_ON, Verdict.PRUNE]
         assert pruner.seen == [dict.fromkeys(range(1, n + 1), 0.5) for n in (1, 2, 3)]
@@ -119,6 +120,11 @@ class TestVerdicts:
         with pytest.raises(LeaseLost):
             report(bench.reporter(Loser(at=9)), 1)
         assert told.intermediate_values == {}
+
+    def test_what_the_pruner_notes_is_on_record_with_its_epoch(self, bench: Bench) -> None:
+        report(bench.reporter(SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)), 1, 2, 3)
+        noted = rows(bench.url, "SELECT key, value_json FROM trial_system_attributes ORDER BY key")
+        assert noted == [("completed_rung_0", "0.5"), ("completed_rung_1", "0.5")]
 
     def test_an_adopter_is_judged_by_the_epochs_up_to_its_own(self, bench: Bench) -> None:
         report(bench.reporter(), 1, 2, 3, 4)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.storages import RDBStorage
+from optuna.trial import create_trial
 from postgres_server import PostgresServer
 from sqlalchemy import text, update
 from sqlalchemy.engine import make_url
 from storage_crew import PROCESSES, Crew, open_at_once
-from storage_places import make_study, rows, run_trial, worker_on
+from storage_places import make_study, optuna_study, rows, run_trial, worker_on
 
-from storage import queries, studies
+from storage import engine, queries, studies
 from storage.errors import DialinError, UsageError
 from storage.schema import StorageUnavailable, WrongVersion
 from storage.shared import SharedStorage, open_storage
@@ -77,6 +79,7 @@ def test_a_reader_does_not_wait_for_a_writer(sqlite: SharedStorage, sqlite_url: 
     # Each of these would wait for a minute, and fail.
     assert sqlite.get_all_trials(study.study_id) == []
     assert sqlite.study_state(study.study_id) == "running"
+    assert sqlite.adopt(study.study_id) is None
     assert queries.status(sqlite, studies.find(sqlite, study.name)).study.taken == 0
     open_storage(sqlite_url)
     writer.close()
@@ -103,6 +106,33 @@ def test_only_transactions_that_write_take_the_write_lock(sqlite: SharedStorage,
     run_trial(sqlite, study)
     assert another_may_write()
     outsider.close()
+
+
+# -- PostgreSQL
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda _study, storage: optuna.create_study(storage=storage, study_name="theirs"),
+        lambda study, _storage: study.add_trial(create_trial(value=0.5)),
+        lambda study, _storage: study.enqueue_trial({"x": 0.5}),
+    ],
+)
+def test_what_cannot_run_again_finds_a_connection_that_was_cut_a_moment_ago(
+    postgres_url: str,
+    postgres_server: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[optuna.Study, SharedStorage], object],
+) -> None:
+    monkeypatch.setattr(engine, "FRESH_SECONDS", 3600.0)
+    worker = worker_on(postgres_url)
+    study = optuna_study(worker, make_study(worker))
+    worker.get_all_studies()
+    cut = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'dialin'"
+    postgres_server.execute(cut)
+    write(study, worker)
+    assert len(worker.get_all_studies()) + len(study.trials) == 2
 
 
 # -- URLs

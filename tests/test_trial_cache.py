@@ -12,13 +12,16 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
-from sqlalchemy import delete, event
-from storage_places import DONE, an_epoch, make_study, optuna_study, worker_on
+from sqlalchemy import delete, event, update
+from storage_places import DONE, an_epoch, make_study, optuna_study, rows, worker_on
 
-from storage import studies
+from storage import studies, trial_cache
+from storage.claims import LEASE_SECONDS
+from storage.engine import database_now
 from storage.optuna_internals import models, trial_id_of
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord
+from storage.tables import LeaseRow
 from storage.urls import full, parse
 
 pytest_plugins = ["storage_fixtures"]
@@ -166,6 +169,71 @@ def test_an_epoch_is_three_statements(worker: SharedStorage, study: StudyRecord)
     with statements(worker) as asked:
         worker.record_epoch(lease, an_epoch(2))
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize(("left", "renewed"), [(0.95, False), (0.85, True)])
+def test_an_epoch_renews_a_lease_of_which_a_tenth_is_used(
+    worker: SharedStorage, study: StudyRecord, left: float, renewed: bool
+) -> None:
+    lease = worker.lease_of(optuna_study(worker, study).ask())
+    with worker.backend.write() as session:
+        session.execute(
+            update(LeaseRow)
+            .where(LeaseRow.trial_id == lease.trial_id)
+            .values(expires_at=database_now() + left * LEASE_SECONDS)
+        )
+
+    def expires_at() -> float:
+        [row] = rows(worker, LeaseRow, LeaseRow.trial_id == lease.trial_id)
+        return float(row.expires_at)
+
+    before = expires_at()
+    worker.record_epoch(lease, an_epoch(1))
+    assert (expires_at() > before) is renewed
+
+
+def test_the_name_of_a_study_is_looked_up_once_while_a_trial_of_it_is_held(
+    worker: SharedStorage, study: StudyRecord
+) -> None:
+    ours = optuna_study(worker, study)
+    trial = ours.ask()
+    with statements(worker) as asked:
+        assert worker.get_study_id_from_name(study.name) == study.study_id
+    assert asked == []
+    worker.settle(ours, trial, DONE, 0.5)
+    studies.delete(worker, study)
+    with pytest.raises(KeyError):
+        worker.get_study_id_from_name(study.name)
+
+
+def test_of_very_many_unfinished_trials_all_that_changes_is_seen(
+    worker: SharedStorage,
+    reader: SharedStorage,
+    study: StudyRecord,
+    plain: RDBStorage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trial_cache, "_MANY", 2)
+    ours = optuna_study(worker, study)
+    trials = [ours.ask() for _ in range(4)]
+    reader.get_all_trials(study.study_id)
+    worker.record_epoch(worker.lease_of(trials[0]), an_epoch(1))
+    worker.settle(ours, trials[1], DONE, 0.5)
+    with worker.backend.write() as session:
+        session.execute(delete(models.TrialModel).where(models.TrialModel.trial_id == trial_id_of(trials[2])))
+    ours.enqueue_trial({"x": 0.5})
+    assert reader.get_all_trials(study.study_id) == plain.get_all_trials(study.study_id)
+
+
+def test_a_finished_trial_that_was_read_by_itself_is_not_read_again(worker: SharedStorage, study: StudyRecord) -> None:
+    ours = optuna_study(worker, study)
+    trial = ours.ask()
+    worker.settle(ours, trial, DONE, 0.5)
+    worker.get_trial(trial_id_of(trial))
+    with statements(worker) as asked:
+        [found] = worker.get_all_trials(study.study_id)
+    assert found.value == 0.5
+    assert len(asked) == 1, "which trials have changed"
 
 
 def test_while_a_recipe_is_sampled_the_trials_are_read_once(worker: SharedStorage, study: StudyRecord) -> None:
