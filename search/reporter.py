@@ -117,18 +117,17 @@ class TrialReporter:
         An owner before this one may have got further than its last checkpoint: that is not looked at. Not losing,
         where the database is away or goes away before it has answered: training does not wait.
         """
-        if result.value is None or self._losing:
+        if result.value is None:
             return {}
-        if self._outbox.behind:
-            self._known = None  # it lacks this epoch, which will be on record when it is read again
+        known = self._known = self._known or frozen_of(self._trial)
+        before = {step: one for step, one in known.intermediate_values.items() if step < result.epoch}
+        known.intermediate_values = before | {result.epoch: result.value}
+        if self._outbox.behind or self._losing:
             return {}
-        value, study, trial_id = result.value, self._trial.study, self._lease.trial_id
+        study = self._trial.study
 
         def prune() -> tuple[bool, dict[str, Any]]:
-            known = self._known = self._known or frozen_of(self._trial)
-            before = {step: one for step, one in known.intermediate_values.items() if step < result.epoch}
-            known.intermediate_values = before | {result.epoch: value}
-            with self._storage.noting(trial_id) as noted:
+            with self._storage.noting(self._lease.trial_id) as noted:
                 losing = study.pruner.prune(study, known)
             known.system_attrs = known.system_attrs | noted
             return losing, noted
