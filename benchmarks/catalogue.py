@@ -1,7 +1,7 @@
 """How good the built-in objectives get: `dialin run NAME` as a whole process, then its best weights on the test split.
 
-    python benchmarks/catalogue.py adult housing --data DIR --trials 20
-    python benchmarks/catalogue.py fashion_mnist --trials 4 --fix optimizer=momentum
+    python -m benchmarks.catalogue adult housing --data DIR --trials 20
+    python -m benchmarks.catalogue fashion_mnist --trials 4 --fix optimizer=momentum
 
 What it does not know itself (`--fix`, `--range`, `--pruner`, ...) it hands on to `dialin run`.
 
@@ -12,27 +12,21 @@ boosting is trained on the same rows and measured on the same test rows. One stu
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, whose storage.py is a benchmark
 
 import numpy as np
 import torch
 from optuna.trial import FixedTrial
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
+from benchmarks.measured import DIALIN, every_gpu, option_parser, print_header
 from search.batches import EvaluationBatches
 from search.data import Data, Split
 from search.datasets import data_root
@@ -40,7 +34,6 @@ from search.evaluation import evaluate
 from search.loading import resolve
 from search.objective import Objective
 
-DIALIN = Path(sys.executable).with_name("dialin")
 CPU = torch.device("cpu")
 
 
@@ -141,7 +134,7 @@ def report(name: str, data_folder: Path, arguments: Sequence[str]) -> None:
 
 def main() -> None:
     """Run the studies and print what they came to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = option_parser(__doc__)
     parser.add_argument("names", nargs="*", default=[*REFERENCES], metavar="NAME")
     parser.add_argument("--data", type=Path, default=None)
     for number in ("--trials", "--epochs", "--workers", "--seed"):
@@ -150,11 +143,7 @@ def main() -> None:
     numbers = {name: getattr(given, name) for name in ("trials", "epochs", "workers", "seed")}
     arguments = [word for name, value in numbers.items() if value is not None for word in (f"--{name}", str(value))]
     arguments += others
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "optuna", "scikit-learn"))
-    cores = len(os.sched_getaffinity(0))
-    print(
-        f"{platform.processor() or platform.machine()}, {cores} cores; Python {platform.python_version()}, {versions}"
-    )
+    print_header("torch", "optuna", "scikit-learn", gpus=every_gpu())
     for name in given.names:
         report(name, data_root(given.data).absolute(), arguments)
 

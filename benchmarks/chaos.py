@@ -1,6 +1,6 @@
 """Workers killed at random, and the database's server: is anything lost, and what does a death cost?
 
-    python benchmarks/chaos.py --databases sqlite postgresql --plans kill mixed
+    python -m benchmarks.chaos --databases sqlite postgresql --plans kill mixed
 
 Six workers train 40 trials of 12 epochs. "kill": every second or two one of them gets SIGKILL, 30 times, and another
 is started; whoever sees it gives its trial free at once, as `dialin run` does. "mixed": SIGKILL, SIGTERM, and SIGSTOP
@@ -15,23 +15,20 @@ An epoch takes 0.6 or 1.2 s (4 or 8 batches, made slow), a state is written ever
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, whose storage.py is a benchmark
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from chaos import END, FREEZE, KILL, Chaos, Plan
 from chaos_checks import complaints, files_left_over, lost, unlike_their_twins
 from postgres_server import PostgresServer
+
+from benchmarks.measured import option_parser, print_header
 
 KILLING = Plan(workers=6, trials=40, epochs=12, blows_in_all=30, every=(1.0, 2.0), outages=3, step_seconds=0.15)
 PLANS = {
@@ -85,7 +82,7 @@ def database_of(kind: str) -> Iterator[tuple[str, PostgresServer | None]]:
 
 def main() -> None:
     """Run them and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = option_parser(__doc__)
     parser.add_argument("--databases", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
     parser.add_argument("--plans", nargs="+", choices=[*PLANS], default=[*PLANS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -95,11 +92,7 @@ def main() -> None:
     parser.add_argument("--outages", type=int, default=KILLING.outages)
     parser.add_argument("--pruner", default="none")
     arguments = parser.parse_args()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "optuna"))
-    cores = len(os.sched_getaffinity(0))
-    print(
-        f"{platform.processor() or platform.machine()}, {cores} cores; Python {platform.python_version()}, {versions}"
-    )
+    print_header("torch", "optuna")
     print(
         f"{arguments.workers} workers, {arguments.trials} trials of {KILLING.epochs} epochs; pruner {arguments.pruner}"
     )

@@ -1,6 +1,6 @@
 """What share of the training time checkpoints take: the same trials trained with them and without.
 
-    python benchmarks/checkpoints.py --repeats 3
+    python -m benchmarks.checkpoints --repeats 3
 
 Two workers with one thread each, on SQLite, train one trial each of a fixed recipe (SGD with momentum), so that on two
 cores none is idle that could write for nothing. "small" is a convolutional network, "large" three layers of 3,000;
@@ -11,30 +11,27 @@ take turns.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, whose storage.py is a benchmark
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from chaos import looking, work
-from sqlalchemy import text
+from sqlalchemy import func, select
 
+from benchmarks.measured import option_parser, print_header, spread
 from search import children
 from search.assignment import Assignment
 from search.devices import Slot
 from storage import studies
 from storage.shared import open_storage
 from storage.studies import StudySpec
+from storage.tables import CheckpointRow, EpochRow
 
 OBJECTIVE = """
 import torch
@@ -68,6 +65,10 @@ KINDS = {
 }
 NEVER = {"search.pace:CHECKPOINT_SECONDS": 1e9}
 WORKERS = 2
+STATES = select(CheckpointRow.checkpoint_id, CheckpointRow.size).where(CheckpointRow.kind == "state")
+_ENDED = EpochRow.ended_at
+_OF_TRIALS = select((func.max(_ENDED) - func.min(_ENDED)).label("seconds")).group_by(EpochRow.trial_id).subquery()
+SECONDS = select(func.max(_OF_TRIALS.c.seconds))
 
 
 @dataclass(frozen=True)
@@ -100,31 +101,19 @@ def train(kind: str, tempo: dict[str, float]) -> Run:
             while any(process.is_alive() for process in processes):
                 time.sleep(0.5)
                 with engine.connect() as connection:
-                    seen |= dict(connection.execute(text(STATES)).all())
+                    seen |= {state: size or 0 for state, size in connection.execute(STATES)}
             assert all(process.exitcode == 0 for process in processes), "a worker failed"
             with engine.connect() as connection:
-                seconds = connection.scalar(text(SECONDS))
+                seconds = connection.scalar(SECONDS)
     return Run(float(seconds or 0.0), len(seen), max(seen.values(), default=0))
-
-
-STATES = "SELECT checkpoint_id, size FROM dialin_checkpoints WHERE kind = 'state'"
-SECONDS = """
-SELECT max(seconds) FROM (
-    SELECT max(ended_at) - min(ended_at) AS seconds FROM dialin_epochs GROUP BY trial_id
-)
-"""
 
 
 def main() -> None:
     """Train and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = option_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
-    print(f"$ python benchmarks/checkpoints.py --repeats {repeats}")
-    print(
-        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores; "
-        f"Python {platform.python_version()}, torch {version('torch')}"
-    )
+    print_header("torch")
     print(f"n = {repeats}, medians (least to most)")
     print("network  state, MiB  checkpoints  seconds with       without              longer by")
     children.warm_up()
@@ -135,15 +124,10 @@ def main() -> None:
         kept, never = zip(*pairs, strict=True)
         print(
             f"{kind:7s} {kept[0].size / 2**20:11.1f} {statistics.median(one.checkpoints for one in kept):12g} "
-            f"{spread([one.seconds for one in kept])}  {spread([one.seconds for one in never])} "
+            f"  {spread([one.seconds for one in kept]):21s}  {spread([one.seconds for one in never]):21s} "
             f"{spread(longer)} %",
             flush=True,
         )
-
-
-def spread(values: list[float]) -> str:
-    """The median, the least and the most."""
-    return f"{statistics.median(values):6.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 if __name__ == "__main__":

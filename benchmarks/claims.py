@@ -1,6 +1,6 @@
 """How many trials a second many processes claim and settle, beside plain Optuna, and how many each of them runs.
 
-    python benchmarks/claims.py --repeats 3
+    python -m benchmarks.claims --repeats 3
 
 2,000 trials whose objective returns at once, random sampling, no pruner: 32 processes on PostgreSQL, 8 on SQLite.
 Dialin's are workers as `dialin run` starts them, training a bare function: a lease, a log, a metric on record, a
@@ -15,31 +15,30 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import platform
 import re
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, whose storage.py is a benchmark
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 import optuna
+from optuna.trial import TrialState
 from postgres_server import PostgresServer
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import NullPool, create_engine, func, select
 from sqlalchemy.engine import make_url
 
+from benchmarks.measured import option_parser, print_header, spread
 from search import children
 from search.assignment import Assignment
 from search.devices import Slot
 from storage import studies
+from storage.optuna_internals import models
 from storage.shared import open_storage
 from storage.studies import StudySpec
 
@@ -119,10 +118,12 @@ def run(system: str, url: str, folder: Path, processes: int, trials: int) -> Run
 def count(url: str) -> tuple[int, int]:
     """Trials that ended and trials that did not."""
     engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"), poolclass=NullPool)
+    state = models.TrialModel.state
     with engine.connect() as connection:
-        states = dict(connection.execute(text("SELECT state, count(*) FROM trials GROUP BY state")).all())
+        rows = connection.execute(select(state, func.count()).group_by(state))
+        states: dict[TrialState, int] = dict(rows.tuples().all())
     engine.dispose()
-    return sum(number for state, number in states.items() if state != "RUNNING"), states.get("RUNNING", 0)
+    return sum(states.values()) - states.get(TrialState.RUNNING, 0), states.get(TrialState.RUNNING, 0)
 
 
 def start_dialin(url: str, folder: Path, processes: int, trials: int) -> list[Started]:
@@ -198,26 +199,19 @@ def measure(kind: str, processes: int, arguments: argparse.Namespace, server: Po
                 flush=True,
             )
     for system, had in runs.items():
-        paces = [one.pace for one in had]
-        print(
-            f"{kind}, {processes} processes, {system}: median {statistics.median(paces):.1f} trials a second "
-            f"({min(paces):.1f} to {max(paces):.1f}), n = {len(paces)}"
-        )
+        paces = spread([one.pace for one in had])
+        print(f"{kind}, {processes} processes, {system}: median {paces} trials a second, n = {len(had)}")
 
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = option_parser(__doc__)
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--postgresql", type=int, default=32, help="processes; 0: not at all")
     parser.add_argument("--sqlite", type=int, default=8, help="processes; 0: not at all")
     arguments = parser.parse_args()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("optuna", "sqlalchemy", "psycopg"))
-    cores = len(os.sched_getaffinity(0))
-    print(
-        f"{platform.processor() or platform.machine()}, {cores} cores; Python {platform.python_version()}, {versions}"
-    )
+    print_header("optuna", "sqlalchemy", "psycopg")
     print(f"{arguments.trials} trials")
     print("database   processes  system repeat  finished  running  failed  errors  seconds  a second")
     children.warm_up()
@@ -234,6 +228,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     # Under its own name: a forked process finds functions by their module, and `__main__` is another there.
-    import claims
+    from benchmarks import claims
 
     claims.main()

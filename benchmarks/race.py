@@ -1,7 +1,7 @@
 """Who finds the better network in the same time: Dialin, plain Optuna or Ray Tune.
 
     pip install -e '.[benchmarks]' -c constraints.txt
-    python benchmarks/race.py --data FOLDER --plot race.png --output race.json
+    python -m benchmarks.race --data FOLDER --plot race.png --output race.json
 
 FOLDER has FashionMNIST/raw. All search the same space (Dialin's recipe, and a width and a dropout of the network) for
 the same small convolutional network on the same images, 10 epochs a full trial, two processes with one thread each.
@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -31,15 +30,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, whose storage.py is a benchmark
-
-from race_curves import Run, header, plot, print_medians, print_seed
 from sqlalchemy import create_engine, select
 from torchvision.datasets import FashionMNIST
 
+from benchmarks.measured import option_parser, print_header, versions
+from benchmarks.race_curves import Run, header, plot, print_medians, print_seed
 from search import find_dataset
 from storage.tables import EpochRow, TrialRow
 
@@ -160,7 +157,7 @@ def interrupt(process: subprocess.Popen[bytes]) -> None:
 
 def options() -> argparse.Namespace:
     """What was asked for; `root` is where the images lie unpacked, so that no system pays for that."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = option_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=240.0, help="for each system and seed")
     parser.add_argument("--seeds", type=int, default=3)
@@ -172,33 +169,17 @@ def options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="a JSON file for every curve")
     given = parser.parse_args()
     given.root = find_dataset("FashionMNIST/raw", FashionMNIST.resources, given.data, get="").resolve()
-    if "ray" in given.systems and not versions("ray"):
+    if "ray" in given.systems and not versions(["ray"]):
         parser.error(
             "Ray is not installed: pip install -e '.[benchmarks]' -c constraints.txt, or leave it out: --systems"
         )
     return given
 
 
-def versions(*names: str) -> str:
-    """Of the packages that are installed."""
-    found = []
-    for name in names:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)
-
-
 def main() -> None:
     """Race, print the table, and draw."""
     given = options()
-    cores = len(os.sched_getaffinity(0))
-    print(f"$ python benchmarks/race.py {' '.join(sys.argv[1:])}")
-    print(
-        f"{platform.processor() or platform.machine()}, {cores} cores; Python {platform.python_version()}, "
-        f"{versions('torch', 'torchvision', 'optuna', 'ray')}"
-    )
+    print_header("torch", "torchvision", "optuna", "ray")
     setting = f"{given.seconds:g} s, {given.workers} workers, {given.images:,} training images"
     print(f"{setting}, {given.epochs} epochs a full trial; n = {given.seeds}, medians (least to most)")
     print("under a system's name: seconds until its final value was reached")

@@ -39,6 +39,10 @@ class Run:
         return min(self.starts, default=math.inf)
 
     def pace(self, seconds: float) -> float:
+        """Epochs a second over the whole time."""
+        return len(self.epochs) / seconds
+
+    def pace_in_trials(self, seconds: float) -> float:
         """Epochs a second from the first trial's start to the end of the time."""
         return len(self.epochs) / (seconds - self.first_trial) if self.starts else math.nan
 
@@ -58,11 +62,10 @@ class Run:
 def print_seed(runs: list[Run], seconds: float) -> None:
     """The lines of one seed, and who reached whose value when."""
     for run in runs:
-        pace = len(run.epochs) / seconds
         reached = "  ".join(f"{moment(run.reached(other.best)):>8s}" for other in runs)
         print(
             f"{run.seed:4d}  {run.system:6s} {len(run.starts):6d} {len(run.ends):8d} {len(run.epochs):6d} "
-            f"{pace:8.2f}  {run.best:.4f} {moment(run.first_trial):>11s}  {reached} {run.load:5.1f}",
+            f"{run.pace(seconds):8.2f}  {run.best:.4f} {moment(run.first_trial):>11s}  {reached} {run.load:5.1f}",
             flush=True,
         )
 
@@ -80,8 +83,8 @@ def print_medians(seeds: list[list[Run]], seconds: float) -> None:
         "trials started": (lambda run: len(run.starts), 0),
         "trials finished": (lambda run: len(run.ends), 0),
         "epochs": (lambda run: len(run.epochs), 0),
-        "epochs a second": (lambda run: len(run.epochs) / seconds, 2),
-        "epochs a second from the first trial's start on": (lambda run: run.pace(seconds), 2),
+        "epochs a second": (lambda run: run.pace(seconds), 2),
+        "epochs a second from the first trial's start on": (lambda run: run.pace_in_trials(seconds), 2),
         "best accuracy": (lambda run: run.best, 4),
         "first trial began after, s": (lambda run: run.first_trial, 1),
     }

@@ -1,6 +1,6 @@
 """What sharing the data among the workers of a machine saves: wall time to the first epoch of all, and memory.
 
-    python benchmarks/shared_data.py --data FOLDER --workers 1 2 4 --repeats 3
+    python -m benchmarks.shared_data --data FOLDER --workers 1 2 4 --repeats 3
 
 FOLDER has FashionMNIST/raw. Its 60,000 images are made 64x64 as they are loaded: 235 MiB of bytes, and a cost such
 as decoding has. "each" loads them in every worker and once for the first check: there the benchmark's own data()
@@ -11,21 +11,18 @@ share counts a k-th for each, at that moment. Medians; the two ways take turns.
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import re
-import sqlite3
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 
-DIALIN = Path(sys.executable).with_name("dialin")
+from sqlalchemy import NullPool, create_engine, func, select
+from sqlalchemy.exc import OperationalError
+
+from benchmarks.measured import DIALIN, option_parser, print_header, spread
+from storage.tables import EpochRow, WorkerRow
+
 OBJECTIVE = """
 import time
 from pathlib import Path
@@ -90,13 +87,12 @@ def first_epochs(database: Path) -> list[tuple[int, float]]:
     """The process and the end of the first epoch of each worker so far."""
     if not database.exists():
         return []
+    ends = select(WorkerRow.pid, func.min(EpochRow.ended_at)).join(EpochRow, EpochRow.worker_id == WorkerRow.worker_id)
+    engine = create_engine(f"sqlite:///file:{database}?mode=ro&uri=true", poolclass=NullPool)
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-            return connection.execute(
-                "SELECT w.pid, min(e.ended_at) FROM dialin_epochs e JOIN dialin_workers w USING (worker_id) "
-                "GROUP BY w.pid"
-            ).fetchall()
-    except sqlite3.OperationalError:  # the tables are not there yet
+        with engine.connect() as connection:
+            return [*connection.execute(ends.group_by(WorkerRow.pid)).tuples()]
+    except OperationalError:  # the tables are not there yet
         return []
 
 
@@ -107,16 +103,12 @@ def proportional_bytes(pid: int) -> int:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = option_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "optuna"))
-    print(
-        f"{platform.processor() or platform.machine()}, {cores} cores; Python {platform.python_version()}, {versions}"
-    )
+    print_header("torch", "optuna")
     measure(1, arguments.data, shared=True)  # unpacks the files, and warms the disk's cache
     print(f"n = {arguments.repeats}, medians (least to most)")
     print("workers  data    seconds                 PSS of all workers, MiB")
@@ -129,8 +121,7 @@ def main() -> None:
         for way, measured in rows.items():
             seconds, memory = zip(*measured, strict=True)
             print(
-                f"{workers:7d}  {way}  {statistics.median(seconds):9.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
-                f"  {statistics.median(memory):12.0f} ({min(memory):.0f} to {max(memory):.0f})",
+                f"{workers:7d}  {way}    {spread(seconds):22s}  {spread(memory, 0)}",
                 flush=True,
             )
 

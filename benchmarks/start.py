@@ -1,7 +1,7 @@
 """How soon a search trains: `dialin run` from the command to the first epoch on record, with two workers, on SQLite.
 
-    python benchmarks/start.py --repeats 5
-    python benchmarks/start.py --objective fashion_mnist
+    python -m benchmarks.start --repeats 5
+    python -m benchmarks.start --objective fashion_mnist
 
 Seconds since the command was started: until `import torch` has ended in the process that workers are forked from, until
 the first trial was claimed (after the check on one batch and the making of the study), and until the first epoch was on
@@ -11,24 +11,21 @@ trials of one epoch, from the command to its end. Only one search runs at a time
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import os
-import platform
 import resource
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
 from dataclasses import astuple, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, func, select
 
-DIALIN = Path(sys.executable).with_name("dialin")
+from benchmarks.measured import DIALIN, option_parser, print_header, spread
+from storage.tables import EpochRow, TrialRow
+
 WORKERS = 2
 # Python imports a module of this name at the start of each process: it writes down when `import torch` ends.
 NOTES_TORCH = """
@@ -52,7 +49,7 @@ class Notes:
 
 sys.meta_path.insert(0, Notes())
 """
-FIRST = {"claim": "SELECT min(started_at) FROM dialin_trials", "epoch": "SELECT min(ended_at) FROM dialin_epochs"}
+FIRST_CLAIM, FIRST_EPOCH = select(func.min(TrialRow.started_at)), select(func.min(EpochRow.ended_at))
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -75,7 +72,7 @@ def measure(objective: str) -> Start:
         path = os.pathsep.join(filter(None, (name, os.environ.get("PYTHONPATH"))))
         environment = os.environ | {"PYTHONPATH": path, "START_NOTES": str(folder / "torch.txt")}
         arguments = ("--trials", WORKERS, "--epochs", 1, "--workers", WORKERS, "--devices", "cpu", "--seed", 0)
-        command = [DIALIN, "run", objective, *map(str, arguments)]
+        command = [str(DIALIN), "run", objective, *map(str, arguments)]
         before, began = _cpu_seconds(), time.time()
         subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
         with suppress(ChildProcessError):  # what the command has left, such as the process that workers are forked from
@@ -85,7 +82,7 @@ def measure(objective: str) -> Start:
         torch = min(map(float, (folder / "torch.txt").read_text().split())) - began
         engine = create_engine(f"sqlite:///{folder / 'dialin.db'}")
         with engine.connect() as connection:
-            claim, epoch = (connection.scalar(text(query)) - began for query in FIRST.values())
+            claim, epoch = (connection.execute(first).scalar_one() - began for first in (FIRST_CLAIM, FIRST_EPOCH))
         engine.dispose()
     return Start(torch, claim, epoch, epoch - torch, cpu)
 
@@ -97,23 +94,19 @@ def _cpu_seconds() -> float:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = option_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--objective", default="digits")
     asked = parser.parse_args()
     objective = str(Path(asked.objective).resolve()) if Path(asked.objective).is_file() else asked.objective
     # Processes whose parent has ended become this one's, and their CPU seconds count.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    print(f"$ python benchmarks/start.py --objective {asked.objective} --repeats {asked.repeats}")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "optuna", "sqlalchemy"))
-    cores = len(os.sched_getaffinity(0))
-    machine = platform.processor() or platform.machine()
-    print(f"{machine}, {cores} cores, load {os.getloadavg()[0]:.1f}; Python {platform.python_version()}, {versions}")
+    print_header("torch", "optuna", "sqlalchemy")
     print(f"n = {asked.repeats}, median (least to most), seconds")
     found = [astuple(measure(objective)) for _ in range(asked.repeats)]
     names = ("torch is imported", "first trial claimed", "first epoch on record", "after torch", "CPU, all processes")
     for name, values in zip(names, zip(*found, strict=True), strict=True):
-        print(f"{name:22s} {statistics.median(values):5.2f} ({min(values):.2f} to {max(values):.2f})")
+        print(f"{name:22s} {spread(values, 2)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a trial costs the database, and how long it waits for it, beside plain Optuna.
 
-    python benchmarks/storage.py --repeats 5
+    python -m benchmarks.storage --repeats 5
 
 A trial has 10 parameters (3 of them conditional), 30 reports and a pruning decision at each; it leads from its first
 epoch, so that none prunes it. Both sample with TPE; each prunes as it does by default (Optuna: median, Dialin:
@@ -18,28 +18,26 @@ import gc
 import io
 import json
 import multiprocessing
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder: this file is named as a package
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 import optuna
 import optuna_dashboard
 import psutil
 from optuna.trial import TrialState
 from postgres_server import PostgresServer
-from storage_systems import NAME, SYSTEMS, Asked
+
+from benchmarks.measured import print_header
+from benchmarks.storage_systems import NAME, SYSTEMS, Asked
 
 UNFINISHED = 500
 # What is counted, and by what it is multiplied to be printed.
@@ -179,11 +177,7 @@ def main() -> None:
     parser.add_argument("--databases", nargs="*", default=["sqlite", "postgresql"])
     given = parser.parse_args()
     quiet()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("optuna", "sqlalchemy", "psycopg"))
-    cores = len(os.sched_getaffinity(0))
-    print(
-        f"{platform.processor() or platform.machine()}, {cores} cores; Python {platform.python_version()}, {versions}"
-    )
+    print_header("optuna", "sqlalchemy", "psycopg")
     print(f"n = {given.repeats} trials and {given.reads} first reads of each: median (least to most)")
     print("database   trials unfinished system            statements              commits                   ms  ratio")
     for kind in given.databases:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import optuna
-from filled_study import EPOCHS, fill, fill_unfinished, suggest
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from sqlalchemy import Engine, event
 
+from benchmarks.filled_study import EPOCHS, fill, fill_unfinished, suggest
 from search import samplers
 from search.checkpointer import Checkpointer
 from search.interrupt import Interrupt

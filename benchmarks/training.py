@@ -1,8 +1,8 @@
 """Epochs a second of Dialin's training loop, training and evaluation together, against the loop most users write.
 
-    python benchmarks/training.py --data FOLDER
-    python benchmarks/training.py --data FOLDER --cases fashion-cnn fashion-mlp --images 20000 --repeats 9
-    python benchmarks/training.py --data FOLDER --accuracy --seeds 5
+    python -m benchmarks.training --data FOLDER
+    python -m benchmarks.training --data FOLDER --cases fashion-cnn fashion-mlp --images 20000 --repeats 9
+    python -m benchmarks.training --data FOLDER --accuracy --seeds 5
 
 FOLDER has FashionMNIST/raw and text/tinyshakespeare.txt. The baseline is what Optuna's official PyTorch example does:
 a torchvision dataset with per-item transforms, a DataLoader to train and one to evaluate, an eager loop of zero_grad,
@@ -18,29 +18,23 @@ standard deviation of the accuracy on the test images after the last epoch.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before this folder, whose storage.py is a benchmark
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from training_cases import CASES, Case, mean_loss
 
+from benchmarks.measured import option_parser, print_header, spread
+from benchmarks.training_cases import CASES, Case, mean_loss
 from search.memory import keep_freed
 from search.objective import Objective
 from search.optimizers import OPTIMIZERS, Momentum
@@ -51,7 +45,7 @@ from search.space import Recipe
 from search.training import train
 
 MANY_EPOCHS = 10_000
-SIDE = 1024
+PRODUCT_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -165,10 +159,10 @@ def baseline(case: Case, settings: Settings, seed: int, turns: Turns) -> None:
         turns.ended(evaluated(net, held_out, case, device))
 
 
-Side: TypeAlias = Callable[[Case, Settings, int, Turns], None]
+System: TypeAlias = Callable[[Case, Settings, int, Turns], None]
 
 
-def _side(train_it: Side, name: str, settings: Settings, seed: int, pipe: Connection) -> None:
+def _process(train_it: System, name: str, settings: Settings, seed: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     if train_it is dialin:
         keep_freed()  # as a worker does
@@ -178,11 +172,11 @@ def _side(train_it: Side, name: str, settings: Settings, seed: int, pipe: Connec
 
 
 @contextmanager
-def at_work(train_it: Side, name: str, settings: Settings, seed: int) -> Iterator[Callable[[], Epoch]]:
+def at_work(train_it: System, name: str, settings: Settings, seed: int) -> Iterator[Callable[[], Epoch]]:
     """A process of its own, which has the memory of no other; each call has it train one epoch."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_side, args=(train_it, name, settings, seed, theirs))
+    process = context.Process(target=_process, args=(train_it, name, settings, seed, theirs))
     process.start()
     theirs.close()
 
@@ -220,15 +214,15 @@ def operations(case: Case, settings: Settings) -> float:
         mean_loss(task.net.train()(inputs), targets).backward()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         task.net.eval()(inputs)
-    samples = len(case.train), len(case.test)  # type: ignore[arg-type]
-    return (whole.get_total_flops() * samples[0] + forward.get_total_flops() * samples[1]) / len(targets)
+    train, test = case.counts
+    return float(whole.get_total_flops() * train + forward.get_total_flops() * test) / len(targets)
 
 
 def rate_of_products(device: torch.device) -> float:
     """Floating-point operations a second of a matrix product, the best of a few."""
-    one = torch.randn(SIDE, SIDE, device=device)
+    one = torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device)
     seconds = min(product(one) for _ in range(10))
-    return float(2 * SIDE**3 / seconds)
+    return float(2 * PRODUCT_SIZE**3 / seconds)
 
 
 def product(one: torch.Tensor) -> float:
@@ -264,8 +258,11 @@ def print_speeds(names: Sequence[str], settings: Settings, repeats: int) -> None
             [one.baseline.used / one.dialin.used for one in turns],
         )
         floor = statistics.median(100 * one.floor / one.dialin.wall for one in turns)
-        images = len(settings.case(name).train)  # type: ignore[arg-type]
-        print(f"{name:12s} {images:6d}  {''.join(map(spread, columns))}{floor:3.0f} %", flush=True)
+        images, _ = settings.case(name).counts
+        print(
+            f"{name:12s} {images:6d}  {''.join(f'{spread(column, 2):24s}' for column in columns)}{floor:3.0f} %",
+            flush=True,
+        )
 
 
 def print_accuracies(names: Sequence[str], settings: Settings, seeds: int, epochs: int) -> None:
@@ -274,32 +271,26 @@ def print_accuracies(names: Sequence[str], settings: Settings, seeds: int, epoch
     print("case         images  value     dialin             baseline           apart")
     for name in names:
         ours, theirs = (
-            [last_value(side, name, settings, seed, epochs) for seed in range(seeds)] for side in (dialin, baseline)
+            [last_value(system, name, settings, seed, epochs) for seed in range(seeds)] for system in (dialin, baseline)
         )
         told = [f"{statistics.mean(one):.4f} +- {statistics.stdev(one):.4f}" for one in (ours, theirs)]
         case = settings.case(name)
         print(
-            f"{name:12s} {len(case.train):6d}  {case.metric:8s}  {told[0]}  {told[1]}  "  # type: ignore[arg-type]
+            f"{name:12s} {case.counts[0]:6d}  {case.metric:8s}  {told[0]}  {told[1]}  "
             f"{statistics.mean(ours) - statistics.mean(theirs):+.4f}",
             flush=True,
         )
 
 
-def last_value(side: Side, name: str, settings: Settings, seed: int, epochs: int) -> float:
+def last_value(system: System, name: str, settings: Settings, seed: int, epochs: int) -> float:
     """What it was evaluated to after so many epochs."""
-    with at_work(side, name, settings, seed) as epoch:
+    with at_work(system, name, settings, seed) as epoch:
         return [epoch().value for _ in range(epochs)][-1]
-
-
-def spread(values: list[float]) -> str:
-    """The median, the least and the most."""
-    told = f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
-    return f"{told:24s}"
 
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = option_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all, with --accuracy fashion-mlp and -cnn")
     parser.add_argument("--images", type=int, default=10_000, help="to train on, at most; resnet18 and text take fewer")
@@ -313,28 +304,13 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = Settings(given.data, given.images, torch.device(given.device), given.batch_size)
     names = given.cases or (["fashion-mlp", "fashion-cnn"] if given.accuracy else list(CASES))
-    print_header(settings)
+    gpus = [torch.cuda.get_device_name(settings.device)] if settings.device.type == "cuda" else []
+    print_header("torch", "torchvision", gpus=gpus)
+    print(f"1 thread of the CPU, float32, batch size {settings.batch_size}")
     if given.accuracy:
         print_accuracies(names, settings, given.seeds, given.epochs)
     else:
         print_speeds(names, settings, given.repeats)
-
-
-def print_header(settings: Settings) -> None:
-    """Where and with what it was measured."""
-    hardware = f"{processor()}, {len(os.sched_getaffinity(0))} cores, 1 thread"
-    if settings.device.type == "cuda":
-        hardware += f", {torch.cuda.get_device_name(settings.device)}"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision"))
-    print(f"{hardware}; Python {platform.python_version()}, {versions}; float32, batch size {settings.batch_size}")
-    print(f"load average {os.getloadavg()[0]:.1f}")
-
-
-def processor() -> str:
-    """The model's name, which Linux alone tells."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

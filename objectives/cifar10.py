@@ -36,6 +36,7 @@ def model(trial: Trial) -> nn.Module:
     net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     net.maxpool = nn.Identity()
     net.fc = nn.Sequential(nn.Dropout(dropout), net.fc)
+    # For a GPU, whose tensor cores (bfloat16, TF32) take this layout; on a CPU training lays the weights so by itself.
     return net.to(memory_format=torch.channels_last)
 
 

@@ -17,7 +17,7 @@ from search.optimizers import OPTIMIZERS, build
 from search.schedules import SCHEDULES
 from search.space import recipe_from_params, sample
 
-ROOT = Path(__file__).resolve().parents[1] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
 STEPS = 97
 
 
@@ -28,7 +28,7 @@ Load = Callable[[str], ModuleType]
 def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     """A module of the benchmarks by name."""
     monkeypatch.syspath_prepend(ROOT)
-    monkeypatch.syspath_prepend(ROOT / "rivals")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "rivals")
     monkeypatch.setenv("RACE_IMAGES", "100")
     return importlib.import_module
 
@@ -90,7 +90,7 @@ def settings(group: dict[str, object]) -> dict[str, object]:
 
 
 def test_a_final_value_is_reached_when_an_epoch_is_as_good(load: Load) -> None:
-    curves = load("race_curves")
+    curves = load("benchmarks.race_curves")
     run = curves.Run("dialin", 0, 0.0, [2.0], [9.0], [(4.0, "0", 0.5), (6.0, "0", 0.8), (8.0, "0", 0.7)])
     assert run.best == 0.8
     assert run.first_trial == 2.0
@@ -101,7 +101,7 @@ def test_a_final_value_is_reached_when_an_epoch_is_as_good(load: Load) -> None:
 
 
 def test_a_median_with_values_that_never_came_counts_them_as_late(load: Load) -> None:
-    spread = load("race_curves").spread
+    spread = load("benchmarks.race_curves").spread
     assert spread([3.0, math.inf, 1.0], 1) == "3.0 (1.0 to never)"
     assert spread([3.0, math.inf], 1) == "never (3.0 to never)"
     assert spread([math.inf, math.inf, 1.0], 1) == "never (1.0 to never)"
