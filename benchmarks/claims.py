@@ -121,7 +121,7 @@ def count(url: str) -> tuple[int, int]:
     state = models.TrialModel.state
     with engine.connect() as connection:
         rows = connection.execute(select(state, func.count()).group_by(state))
-        states: dict[TrialState, int] = dict(rows.tuples().all())
+        states: dict[TrialState, int] = dict(rows.all())
     engine.dispose()
     return sum(states.values()) - states.get(TrialState.RUNNING, 0), states.get(TrialState.RUNNING, 0)
 

@@ -91,7 +91,7 @@ def first_epochs(database: Path) -> list[tuple[int, float]]:
     engine = create_engine(f"sqlite:///file:{database}?mode=ro&uri=true", poolclass=NullPool)
     try:
         with engine.connect() as connection:
-            return [*connection.execute(ends.group_by(WorkerRow.pid)).tuples()]
+            return [(pid, ended) for pid, ended in connection.execute(ends.group_by(WorkerRow.pid))]
     except OperationalError:  # the tables are not there yet
         return []
 

@@ -85,8 +85,8 @@ def test_a_plain_trial_steps_as_dialins(load: Load, objective: Objective) -> Non
 
 
 def settings(group: dict[str, object]) -> dict[str, object]:
-    """Everything about a parameter group but what it steps and how far, which the rates say."""
-    return {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
+    """Everything about a parameter group but what it steps, how far, which the rates say, and in how many kernels."""
+    return {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr", "fused")}
 
 
 def test_a_final_value_is_reached_when_an_epoch_is_as_good(load: Load) -> None:
