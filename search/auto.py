@@ -1,0 +1,213 @@
+"""The default strategy: recipes that won before, then half promotion by rank, half a model of the learning curves.
+
+A trial trains from rung to rung (`search.grace` finds the first one, each other is twice as far) and is paused where
+something else promises more; a paused trial costs nothing. Half of the decisions promote by plain rank, because a
+model alone gets over-confident: the best paused trial of the top third at the highest rung goes on, and else a new one
+starts. The other half take what most improves on the best value for its cost, by a Gaussian process over (recipe,
+epoch).
+What is on record decides; only the model's fit is kept between decisions, since it takes longest.
+
+Where only a number of trials is given, they may train `SHARE` of what they would all take in full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.curve_points import Curves
+from search.grace import PROBES, grace
+from search.improvement import Improver
+from search.strategy import GoOn, Left, Seen, SeenState, Start, Verdict
+
+Floats = NDArray[np.float64]
+Choice = Start | GoOn | None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What was found by measurement (benchmarks/quality.py).
+
+    Args:
+        by_rank: the share of decisions that ask no model.
+        random: the share of new recipes that ask none.
+        first: so many trials start before a model is asked.
+        keeps: one of so many trials goes on at each rung, by rank.
+        leaders: so many of the best are trained to the end, whatever else happens.
+        share: of the epochs that all trials would take in full, those to train where no other limit is given.
+    """
+
+    by_rank: float = 0.5
+    random: float = 0.25
+    first: int = 16
+    keeps: int = 3
+    leaders: int = 3
+    share: float = 1 / 3
+
+
+class Auto:
+    """Implements `search.strategy.Strategy`, for one worker."""
+
+    def __init__(
+        self, *, epochs: int, seed: int, worker: int = 0, starts: Sequence[Start] = (), rules: Rules | None = None
+    ) -> None:
+        """`epochs`: of a full training, 0 where only the objective knows; `starts`: what to begin with, in order."""
+        self._epochs, self._seed, self._worker, self._starts = epochs, seed, worker, tuple(starts)
+        self._rules = rules or Rules()
+        self._curves = Curves()
+        self._improver = Improver()
+        self._decided: tuple[tuple[int, int], Choice] | None = None
+
+    def next(self, seen: Sequence[Seen], left: Left) -> Choice:
+        """What a worker without anything to do trains."""
+        self._curves.learn(seen)
+        decided, self._decided = self._decided, None
+        if decided is not None and decided[0] == self._state(seen):  # what this worker's trial was paused for
+            choice = decided[1]
+            if isinstance(choice, Start) and left.trials > 0:
+                return choice
+            if isinstance(choice, GoOn) and self._by_number(seen, choice.number).state is SeenState.PAUSED:
+                return choice
+        return self._choose(seen, left, None)
+
+    def verdict(self, number: int, seen: Sequence[Seen], left: Left) -> Verdict:
+        """PAUSE at a rung, where something else is to go on. Nothing is ever stopped."""
+        self._curves.learn(seen)
+        self._decided = None
+        reached, (first, until) = self._curves.reached(number), self._grace(seen)
+        if not self._length or reached not in self._rungs(first):
+            return Verdict.GO_ON
+        if reached < until and number in self._probes(seen):
+            return Verdict.GO_ON
+        choice = self._choose(seen, left, number)
+        if choice == GoOn(number) or choice is None:
+            return Verdict.GO_ON if choice else Verdict.PAUSE
+        self._decided = self._state(seen), choice
+        return Verdict.PAUSE
+
+    @property
+    def _length(self) -> int:
+        """Of a full training; 0 while nobody knows."""
+        return self._epochs or self._curves.longest_complete
+
+    def _state(self, seen: Sequence[Seen]) -> tuple[int, int]:
+        return len(seen), self._curves.total
+
+    def _probes(self, seen: Sequence[Seen]) -> list[int]:
+        return [one.number for one in seen if one.state is not SeenState.FAILED][:PROBES]
+
+    def _grace(self, seen: Sequence[Seen]) -> tuple[int, int]:
+        runs = [run for number in self._probes(seen) if len(run := self._curves.run(number))]
+        return grace(runs, self._length)
+
+    def _rungs(self, first: int) -> list[int]:
+        rungs = [first]
+        while rungs[-1] * 2 < self._length:
+            rungs.append(rungs[-1] * 2)
+        return [rung for rung in rungs if rung < self._length]
+
+    def _choose(self, seen: Sequence[Seen], left: Left, number: int | None) -> Choice:
+        """`number`: a trial that trains and is decided on, as if it were paused."""
+        paused = [one for one in seen if one.state is SeenState.PAUSED or one.number == number]
+        if not self._length:
+            return GoOn(paused[0].number) if paused else _random(left)
+        ending = self._ending(seen, paused, left)
+        if ending is not None:
+            return ending.choice
+        begin = self._begin(seen, {one.number for one in paused}, left)
+        if begin is not None:
+            return begin
+        rng = np.random.default_rng([self._seed, self._worker, *self._state(seen)])
+        may_start = left.trials > 0 and not (paused and self._ahead(seen, left))
+        by_rank = rng.random() < self._rules.by_rank
+        if by_rank or len(seen) < self._rules.first:
+            promoted = self._promoted(seen, {one.number for one in paused})
+            if promoted is not None:
+                return promoted
+            if may_start and len(seen) < self._rules.first:
+                return Start(None, "random")
+        candidates = [] if by_rank and may_start else paused
+        chosen = self._improver.choose(seen, candidates, self._curves, self._length, may_start, rng)
+        if isinstance(chosen, Start) and rng.random() < self._rules.random:
+            return Start(None, "random")
+        return chosen
+
+    def _begin(self, seen: Sequence[Seen], paused: set[int], left: Left) -> Choice:
+        """Until one of the given recipes is trained out, the better half of those at a rung goes on before all else."""
+        origins = {start.origin for start in self._starts}
+        begun = [one.number for one in seen if one.origin in origins]
+        if not any(self._curves.reached(number) >= self._length for number in begun):
+            racing = self._promoted(seen, paused, begun)
+            if racing is not None:
+                return racing
+        return self._starts[len(begun)] if left.trials > 0 and len(begun) < len(self._starts) else None
+
+    def _promoted(self, seen: Sequence[Seen], paused: set[int], among: Sequence[int] | None = None) -> GoOn | None:
+        """Of the highest rung where one of the best third is paused, the best one.
+
+        Asynchronous successive halving (Li et al. 2020), with the values that are there now. `among` the given recipes
+        it is the better half.
+        """
+        for rung in reversed(self._rungs(self._grace(seen)[0])):
+            there = self._curves.ranked(rung)
+            best = there[: len(there) // self._rules.keeps]
+            if among is not None:
+                there = [number for number in there if number in among]
+                best = there[: (len(there) + 1) // 2]
+            for number in best:
+                if number in paused and self._curves.reached(number) < 2 * rung:
+                    return GoOn(number)
+        return None
+
+    def _allowed(self, seen: Sequence[Seen], left: Left) -> tuple[float, bool]:
+        """Epochs that all trials together may train, and whether it is only this strategy that says so."""
+        total, seconds = self._curves.total, sum(one.seconds for one in seen)
+        hard = total + left.epochs
+        if seconds and total and math.isfinite(left.seconds):
+            hard = min(hard, total + left.seconds * total / seconds)
+        soft = self._rules.share * self._length * (len(seen) + left.trials)
+        return (soft, True) if soft < hard else (hard, False)
+
+    def _ahead(self, seen: Sequence[Seen], left: Left) -> bool:
+        """Whether more of the trials than of the epochs is used up, so that a new one can wait until more is known."""
+        allowed, first = self._allowed(seen, left)[0], self._rules.first
+        if not math.isfinite(left.trials) or len(seen) < first:
+            return False
+        used = (len(seen) - first + 1) / max(len(seen) + left.trials - first, 1)
+        return used > self._curves.total / allowed
+
+    def _ending(self, seen: Sequence[Seen], paused: Sequence[Seen], left: Left) -> Ending | None:
+        """Whether just enough is left to train the best trials to their end: what to do then."""
+        allowed, soft = self._allowed(seen, left)
+        alive = {one.number for one in seen if one.state in (SeenState.RUNNING, SeenState.PAUSED)}
+        leaders = [n for n in self._curves.ranked() if self._worth(seen, n)][: self._rules.leaders]
+        unfinished = [number for number in leaders if number in alive]
+        needed = sum(self._length - self._curves.reached(number) for number in unfinished)
+        if self._curves.total + needed < allowed or (soft and left.trials > 0):
+            return None
+        waiting = {one.number for one in paused}
+        return Ending(next((GoOn(number) for number in unfinished if number in waiting), None))
+
+    def _worth(self, seen: Sequence[Seen], number: int) -> bool:
+        return self._by_number(seen, number).state not in (SeenState.FAILED, SeenState.PRUNED)
+
+    @staticmethod
+    def _by_number(seen: Sequence[Seen], number: int) -> Seen:
+        if number < len(seen) and seen[number].number == number:
+            return seen[number]
+        return next(one for one in seen if one.number == number)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The budget ends: what is still to be trained, if anything."""
+
+    choice: GoOn | None
+
+
+def _random(left: Left) -> Start | None:
+    return Start(None, "random") if left.trials > 0 else None

@@ -1,0 +1,200 @@
+"""What improves most on the best value for its cost, by a model of the learning curves: a paused trial or a new recipe.
+
+Called by `search.auto` for the half of its decisions that a model makes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from search.curve_model import EXTRA, CurveModel, Points
+from search.curve_points import Curves
+from search.recipe_space import RecipeSpace
+from search.strategy import GoOn, Seen, SeenState, Start
+
+Floats = NDArray[np.float64]
+
+# Points that the model is fitted to: a decision takes the cube of their number.
+POINTS = 250
+# It is fitted anew when so many times the epochs are on record, in so many steps.
+GROWTH, STEPS = 1.3, 15
+# Recipes drawn at random and near the best trials, and rounds of more near the most promising ones.
+DRAWN, LEADERS, ROUNDS, AROUND = 100, 8, 2, 10
+# How near, in shares of a range.
+NEAR = (0.1, 0.03)
+NEARER = (0.05, 0.025)
+# Values worse than this, in distances of the median trial from the best one, say no more: they have diverged.
+CAP = 100.0
+# Added under the root, so that the best value so far is no sharp tip of what the model sees.
+SOFTENED = 0.1
+
+
+class Improver:
+    """Keeps the model's parameters from one decision to the next; the rest is what is on record."""
+
+    def __init__(self) -> None:
+        self._space = RecipeSpace()
+        self._theta: Floats | None = None
+        self._fitted_at = 0
+
+    def choose(
+        self,
+        seen: Sequence[Seen],
+        paused: Sequence[Seen],
+        curves: Curves,
+        length: int,
+        may_start: bool,
+        rng: np.random.Generator,
+    ) -> Start | GoOn | None:
+        """The best of the paused trials and, if one may start, of new recipes; None where there are neither."""
+        if not paused and not may_start:
+            return None
+        known = [one for one in seen if one.state is not SeenState.FAILED and one.recipe]
+        if not any(curves.reached(one.number) for one in known):
+            return Start(None, "random") if may_start else GoOn(paused[0].number)
+        self._space.learn(known)
+        rows = self._space.rows
+        look = self._look(known, rows, curves, length, rng)
+        number_of = {one.number: index for index, one in enumerate(known)}
+        waiting = [one for one in paused if one.number in number_of]
+        old = look.waiting(waiting, rows[[number_of[one.number] for one in waiting]], curves)
+        if not may_start:
+            return GoOn(waiting[int(np.argmax(old))].number) if waiting else GoOn(paused[0].number)
+        new, scores = self._candidates(look, known, curves, rng)
+        scores = np.where(self._met(new, rows), -1.0, scores)
+        best = int(np.argmax(scores)) if len(scores) else -1
+        if len(old) and (best < 0 or old.max() >= scores[best]):
+            return GoOn(waiting[int(np.argmax(old))].number)
+        if best < 0 or scores[best] < 0:
+            return Start(None, "random")
+        return Start(self._space.recipe(new[best]), "model")
+
+    def _look(self, known: Sequence[Seen], rows: Floats, curves: Curves, length: int, rng: np.random.Generator) -> Look:
+        """The model, conditioned on what is on record."""
+        features = self._space.features(rows)
+        points, values = _points(known, features, curves, length, rng)
+        width = features.shape[1]
+        fresh = self._theta is None or len(self._theta) != width + len(EXTRA)
+        model = CurveModel(width, None if fresh else self._theta)
+        if fresh or curves.total > GROWTH * self._fitted_at or curves.total < self._fitted_at:
+            model.fit(points, values, STEPS)
+            self._theta, self._fitted_at = model.theta, curves.total
+        else:
+            model.condition(points, values)
+        paces = [
+            one.seconds / curves.reached(one.number) for one in known if one.seconds and curves.reached(one.number)
+        ]
+        usual = float(np.median(paces)) if paces else 1.0
+        return Look(model, self._space, float(values.min()), length, usual)
+
+    def _candidates(
+        self, look: Look, known: Sequence[Seen], curves: Curves, rng: np.random.Generator
+    ) -> tuple[Floats, Floats]:
+        """New recipes and what each promises."""
+        lows = np.asarray([curves.low(one.number) for one in known])
+        leaders = self._space.rows[np.argsort(lows, kind="stable")[:LEADERS]]
+        parents = leaders[np.arange(DRAWN) % len(leaders)]
+        near = [self._space.near(rng, parents, spread) for spread in NEAR]
+        rows = np.concatenate([self._space.random(rng, DRAWN), *near])
+        scores = look.new(rows)
+        for spread in NEARER[:ROUNDS]:
+            best = rows[np.argsort(-scores, kind="stable")[:AROUND]]
+            more = self._space.near(rng, np.repeat(best, AROUND, axis=0), spread)
+            rows, scores = np.concatenate([rows, more]), np.concatenate([scores, look.new(more)])
+        return rows, scores
+
+    @staticmethod
+    def _met(rows: Floats, before: Floats) -> NDArray[np.bool_]:
+        """Which of the rows a trial has already had."""
+        some, others = np.nan_to_num(rows, nan=-1.0), np.nan_to_num(before, nan=-1.0)
+        known = {row.tobytes() for row in np.round(others, 9) + 0.0}
+        return np.asarray([row.tobytes() in known for row in np.round(some, 9) + 0.0], dtype=bool)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The expected improvement on `best` at the end of training, over the root of what is to be paid for it.
+
+    The root: a trial that is nearly done is cheap to finish, but not worth all that its price alone would say.
+    """
+
+    model: CurveModel
+    space: RecipeSpace
+    best: float
+    length: int
+    usual_pace: float
+
+    def waiting(self, paused: Sequence[Seen], rows: Floats, curves: Curves) -> Floats:
+        """What each paused trial promises."""
+        if not paused:
+            return np.empty(0)
+        reached = np.asarray([curves.reached(one.number) for one in paused])
+        paces = np.asarray([one.seconds / max(at, 1) for one, at in zip(paused, reached, strict=True)])
+        paces = np.where(paces > 0, paces, self.usual_pace) / self.usual_pace
+        numbers = np.asarray([one.number for one in paused])
+        return self._scores(rows, numbers, np.maximum(self.length - reached, 1) * paces)
+
+    def new(self, rows: Floats) -> Floats:
+        """What each recipe promises."""
+        return self._scores(rows, np.full(len(rows), -1), np.full(len(rows), float(self.length)))
+
+    def _scores(self, rows: Floats, numbers: NDArray[np.int64], costs: Floats) -> Floats:
+        at_the_end = Points(self.space.features(rows), np.ones(len(rows)), numbers)
+        mean, deviation = self.model.predict(at_the_end)
+        z = (self.best - mean) / deviation
+        expected = deviation * (z * ndtr(z) + np.exp(-z * z / 2) / math.sqrt(2 * math.pi))
+        return expected / np.sqrt(costs)
+
+
+def _points(
+    known: Sequence[Seen], features: Floats, curves: Curves, length: int, rng: np.random.Generator
+) -> tuple[Points, Floats]:
+    """Each curve at its last epoch and at the powers of two; one that ended early, at the end too."""
+    found: list[tuple[int, int, float, bool, float]] = []
+    for index, one in enumerate(known):
+        run = curves.run(one.number)
+        if not len(run):
+            if one.state is SeenState.PRUNED:  # it diverged at once
+                found.append((index, length, math.inf, True, math.inf))
+            continue
+        last, low = len(run), float(run[-1])
+        found += [(index, 2**k, float(run[2**k - 1]), False, low) for k in range((last - 1).bit_length())]
+        found.append((index, last, low, True, low))
+        if last < length and one.state in (SeenState.COMPLETE, SeenState.PRUNED):
+            found.append((index, length, low, True, low))
+    if len(found) > POINTS:
+        found = _fewer(found, rng)
+    owners, epochs, raw = (np.asarray(column) for column in list(zip(*found, strict=True))[:3])
+    numbers = np.asarray([one.number for one in known])[owners]
+    shares = np.log(epochs.astype(np.float64)) / math.log(max(length, 2))
+    return Points(features[owners], np.minimum(shares, 1.0), numbers), _scaled(
+        raw, [curves.low(one.number) for one in known]
+    )
+
+
+def _fewer(
+    found: list[tuple[int, int, float, bool, float]], rng: np.random.Generator
+) -> list[tuple[int, int, float, bool, float]]:
+    """The last points of the best trials, and of the rest as many at random."""
+    found = sorted(found, key=lambda point: (not point[3], point[4]))
+    sure = POINTS // 2
+    rest = rng.permutation(len(found) - sure)[: POINTS - sure] + sure
+    return found[:sure] + [found[index] for index in rest]
+
+
+def _scaled(values: Floats, lows: Sequence[float]) -> Floats:
+    """0.1 for the best value of all, the more the worse.
+
+    The root tells good ones apart from the best; the logarithm keeps bad ones, whose order says something too, near.
+    """
+    finite = np.asarray([low for low in lows if math.isfinite(low)])
+    best, middle = float(finite.min()), float(np.median(finite))
+    over = (values - best) / (middle - best if middle > best else 1.0)
+    over = np.clip(over, 0.0, CAP)
+    return np.sqrt(np.where(over > 1.0, 1.0 + np.log(np.maximum(over, 1.0)), over) + SOFTENED)
