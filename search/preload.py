@@ -11,10 +11,10 @@ import os
 from search.uncompiled import spare_the_compiler
 
 spare_the_compiler()
-for _module in ("search.preview", "search.worker"):
-    importlib.import_module(_module)
 # Both are set by `search.children` for this process only, not for a person's own.
 for _module in os.environ.pop("DIALIN_IMPORTS", "").split():
     with contextlib.suppress(Exception):  # it fails again where it is told: when the objective is loaded
         importlib.import_module(_module)
+for _module in ("search.preview", "search.worker"):
+    importlib.import_module(_module)
 os.environ.pop("PYTHONSAFEPATH", None)
