@@ -83,7 +83,6 @@ def model(trial: Trial) -> Task:
     backbone, rest, scale = (loaded(weights), rest, scale) if weights else (resnet18(), 0, 1.0)
     head = nn.Sequential(nn.Dropout(dropout), nn.Linear(FEATURES, 10))
     backbone.fc = nn.Identity()
-    # For a GPU, whose tensor cores (bfloat16, TF32) take this layout; on a CPU training lays the weights so by itself.
     net = HeadFirst(backbone.to(memory_format=torch.channels_last), head, rest)
     spared: dict[str, Any] = {"params": [*backbone.parameters()], "lr_scale": scale}
     task = supervised(net, nn.CrossEntropyLoss())
