@@ -248,7 +248,7 @@ def run(
         direction: "minimize" or "maximize", for a bare function only; by default minimize.
         workers: processes; by default one a GPU, without GPUs one a CPU core.
         devices: "cpu", 0, "0,2" or [0, 2]; by default all GPUs that are not busy.
-        per_device: workers on each GPU, by default 1.
+        per_device: workers on each GPU, by default as many as its free memory holds, at most 4.
         sampler: tpe, gp, cmaes, qmc or random. pruner: hyperband, asha, median or none.
         fix: knobs with one value, as {"optimizer": "adamw"}.
         ranges: knobs with a range (low, high) or a list of choices, as {"lr": (1e-4, 1e-2)}.

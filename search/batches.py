@@ -34,6 +34,8 @@ CPU_LARGE_BYTES = 2**19
 
 
 class _Source(Protocol):
+    @property
+    def order_device(self) -> torch.device: ...
     def gather(self, order: Sequence[Tensor], seed: int, after: int = 0) -> Iterator[Any]: ...
 
 
@@ -132,7 +134,8 @@ class EvaluationBatches:
 
     def __init__(self, part: Split, data: Data, batch_size: int, *, device: torch.device) -> None:
         self._data, self._source = data, _source(part, data, device)
-        self._order = torch.arange(size(part)).split(max(batch_size, _large(part, batch_size, device)))
+        order = torch.arange(size(part), device=self._source.order_device)  # once, and not once an epoch
+        self._order = order.split(max(batch_size, _large(part, batch_size, device)))
 
     def __len__(self) -> int:
         return len(self._order)
@@ -161,10 +164,18 @@ class _Tensors:
     def __init__(self, tensors: tuple[Tensor, ...], device: torch.device) -> None:
         self._tensors, self._device = tuple(tensor.to(device) for tensor in tensors), device
 
+    @property
+    def order_device(self) -> torch.device:
+        """Where an order is best."""
+        return self._device
+
     def gather(self, order: Sequence[Tensor], seed: int, after: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Copies, also in order: a model that works in place on its input must not change the data."""
         lengths = [len(rows) for rows in order]
-        for rows in torch.cat(list(order)).to(self._device).split(lengths)[after:]:
+        whole = torch.cat(list(order))
+        if self._device.type == "cuda" and not whole.is_cuda:
+            whole = whole.pin_memory()  # from other memory an upload would wait for the device
+        for rows in whole.to(self._device, non_blocking=True).split(lengths)[after:]:
             # Indexing copies value by value: ten times as long for images of bytes.
             yield tuple(tensor.index_select(0, rows) for tensor in self._tensors)
 
@@ -172,6 +183,10 @@ class _Tensors:
 class _Loader:
     def __init__(self, dataset: Dataset[Any], data: Data, device: torch.device) -> None:
         self._dataset, self._data, self._device = dataset, data, device
+
+    @property
+    def order_device(self) -> torch.device:
+        return torch.device("cpu")
 
     def gather(self, order: Sequence[Tensor], seed: int, after: int = 0) -> Iterator[Any]:
         """Worker processes draw what is left out as well: what a dataset draws there depends on all before."""

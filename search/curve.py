@@ -16,10 +16,11 @@ import torch
 from search.batches import EvaluationBatches, TrainingBatches
 from search.data import Data
 from search.evaluation import evaluate
+from search.graphed import possible
 from search.metrics import Mean
 from search.micro_batch_size import MicroBatchSize
 from search.objective import Objective, Task
-from search.optimizers import build_for
+from search.optimizers import build_for, load_state
 from search.randomness import random_state, restore_random_state
 from search.reporting import EpochResult, Interrupted, Result
 from search.snapshots import copied
@@ -28,9 +29,9 @@ from search.steps import Stepper
 from storage.outcomes import Outcome
 from storage.words import counted
 
-# On an accelerator each look at the loss waits for the device, so there it is looked at every so many
-# steps. Nothing is missed: what is looked at is the sum, in which NaN and infinity stay.
-LOOK_EVERY = 16
+# On an accelerator each look at the loss waits for the device, so there it is looked at no more often than that.
+# Nothing is missed: what is looked at is the sum, in which NaN and infinity stay.
+LOOK_SECONDS = 1.0
 
 
 # Called with the batches so far of an epoch and what makes the state after them.
@@ -80,7 +81,8 @@ class Curve:
         """`micro_batch`: how much of a batch fits into memory at a time, of all folds of a trial."""
         self._task, self._objective, self._device, self._micro_batch = task, objective, device, micro_batch
         task.net.to(device)
-        self._stepper = Stepper(task, build_for(task, recipe), objective, device, micro_batch)
+        optimizer = build_for(task, recipe, recorded=possible(objective, task.net, device))
+        self._stepper = Stepper(task, optimizer, objective, device, micro_batch)
         self._batches = TrainingBatches(
             data, task.augment, recipe.batch_size, seed=seed, device=device, epoch_batches=objective.epoch_batches
         )
@@ -92,6 +94,7 @@ class Curve:
         self._metrics = objective.metrics
         self._searched = self._metrics[0]
         self.epoch = self._step = 0
+        self._looked = time.monotonic()
         self.best: _Best | None = None
         self._begun: _Begun | None = None  # the epoch after that one, where a checkpoint was taken within it
         self._peak: tuple[float, int] | None = None  # the best value so far and its epoch, which patience counts from
@@ -170,7 +173,13 @@ class Curve:
         return copied(self._task.net.state_dict(), torch.contiguous_format)  # whatever layout trains fastest
 
     def _time_to_look(self) -> bool:
-        return self._device.type == "cpu" or self._step % LOOK_EVERY == 0
+        if self._device.type == "cpu":
+            return True
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return False
+        self._looked = now
+        return True
 
     @property
     def over(self) -> bool:
@@ -212,7 +221,7 @@ class Curve:
         self.epoch, self._step = state["epoch"], state["step"]
         self._task.net.load_state_dict(state["model"])
         # torch takes an optimizer's tensors as they are and would then train in the caller's state.
-        self._stepper.optimizer.load_state_dict(copied(state["optimizer"]))
+        load_state(self._stepper.optimizer, copied(state["optimizer"]))
         self._stepper.restore(state.get("options", {}))  # a checkpoint from before there were options has none
         self.best = _Best(**state["best"]) if state["best"] else None
         value, epoch = state.get("peak") or ((self.best.value, self.best.epoch) if self.best else (math.nan, 0))

@@ -21,6 +21,10 @@ GIB = 1024**3
 # own CUDA contexts and a desktop stay below a GiB, which is more than a tenth of a small card.
 BUSY_SHARE = 0.10
 BUSY_BYTES = GIB
+# Processes take turns on a GPU: more than a few of them only wait for each other. Not measured on a GPU.
+MOST_BY_MEMORY = 4
+# What is kept free of a GPU whose memory decides: models of other trials may be larger than the one that was tried.
+KEPT_FREE = 0.10
 # Opening a CUDA context on each of eight GPUs takes seconds; a driver that hangs must not hang the command.
 QUERY_SECONDS = 120.0
 
@@ -178,6 +182,7 @@ def plan_slots(
     workers: int | None = None,
     devices: str | None = None,
     per_device: int | None = None,
+    bytes_each: int | None = None,
 ) -> SlotPlan:
     """Decide where workers run.
 
@@ -187,7 +192,8 @@ def plan_slots(
         workers: how many workers; by default one a GPU slot, without a GPU one a core.
         devices: "0,2", "cuda:1,cpu" or "cpu"; by default every GPU that is not busy, without a GPU the CPU.
             A GPU named here is taken even when it is busy.
-        per_device: workers on each GPU; by default 1, or as many as `workers` needs.
+        per_device: workers on each GPU; by default as many as `workers` needs, else as memory says.
+        bytes_each: what one worker takes on a GPU. Where it is not known, and beside workers on the CPU, one is enough.
 
     Raises:
         UsageError: nothing can be planned from what was asked, or every GPU is busy.
@@ -201,7 +207,11 @@ def plan_slots(
         if count > cpus:
             notes.append(f"{count} workers share {cpus} {_cores(cpus)}")
         return SlotPlan(_cpu_slots(count), max(1, cpus // count), tuple(notes))
-    slots = _gpu_slots(chosen, _share(chosen, on_cpu, workers, per_device))
+    if bytes_each is not None and workers is None and per_device is None and not on_cpu:
+        slots = _by_memory(chosen, cpus, bytes_each)
+        notes += _crowded(slots, chosen, bytes_each)
+    else:
+        slots = _gpu_slots(chosen, [_share(chosen, on_cpu, workers, per_device)] * len(chosen))
     if on_cpu:
         # Every GPU worker keeps a core busy feeding it: the CPU's workers get what is left.
         rest = max(1, cpus - len(slots)) if workers is None else max(0, workers - len(slots))
@@ -264,9 +274,28 @@ def _share(chosen: Sequence[Gpu], on_cpu: bool, workers: int | None, per_device:
     return per_device
 
 
-def _gpu_slots(chosen: Sequence[Gpu], per_device: int) -> tuple[Slot, ...]:
+def _by_memory(chosen: Sequence[Gpu], cpus: int, bytes_each: int) -> tuple[Slot, ...]:
+    """As many as fit into the memory that is free, with a core to feed each."""
+    most = max(1, min(MOST_BY_MEMORY, cpus // len(chosen)))
+    room = (int(gpu.free_bytes - KEPT_FREE * gpu.total_bytes) // max(1, bytes_each) for gpu in chosen)
+    return _gpu_slots(chosen, [min(most, max(1, fitting)) for fitting in room])
+
+
+def _crowded(slots: Sequence[Slot], chosen: Sequence[Gpu], bytes_each: int) -> list[str]:
+    """What to say of GPUs with several workers."""
+    counts = {gpu.device: sum(gpu.device in slot.devices for slot in slots) for gpu in chosen}
+    each = f"{bytes_each / GIB:.1f} GiB of its memory each"
+    return [f"{device}: {count} workers with {each} (--per-device)" for device, count in counts.items() if count > 1]
+
+
+def _gpu_slots(chosen: Sequence[Gpu], counts: Sequence[int]) -> tuple[Slot, ...]:
     """Every GPU's first slot comes before any GPU's second, so that few workers spread over all GPUs."""
-    return tuple(Slot((gpu.device,), n, f"{gpu.uuid}/{n}") for n in range(per_device) for gpu in chosen)
+    return tuple(
+        Slot((gpu.device,), n, f"{gpu.uuid}/{n}")
+        for n in range(max(counts))
+        for gpu, count in zip(chosen, counts, strict=True)
+        if n < count
+    )
 
 
 def _cpu_slots(count: int) -> tuple[Slot, ...]:

@@ -157,7 +157,8 @@ class Mean:
 
     def update(self, total: Tensor, weight: Tensor | float, /) -> None:
         """total: shape (), the sum of losses; weight: how many they were."""
-        total = total.detach().to(_sums_dtype(total.device))
+        # A copy: the next batch may be written where this one's losses are.
+        total = total.detach().to(_sums_dtype(total.device), copy=True)
         self._total = total if self._total is None else self._total + total
         self._weight = self._weight + (weight.detach() if isinstance(weight, Tensor) else float(weight))
 

@@ -57,7 +57,8 @@ class Optimizer:
     that practice starts from; `momentum` says which of momentum and betas it takes; `decoupled` that its
     weight decay is not an L2 term of the gradient (Loshchilov & Hutter 2019); `fixed` are arguments that are
     always the same; `extra` are knobs of its own, each named `<row>_<argument>` (`rmsprop_alpha` is passed as
-    `alpha`); `fused`: torch has one kernel for its step.
+    `alpha`); `fused`: torch has one kernel for its step; `recorded`: the arguments with which its step on a GPU asks
+    for no number, not even for its rate, and can be recorded in a CUDA graph, None where it cannot.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Optimizer:
     fixed: Mapping[str, Any] = field(default_factory=dict, hash=False)
     extra: tuple[Knob, ...] = ()
     fused: bool = False
+    recorded: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if not self.base_lr > 0:
@@ -84,10 +86,15 @@ class Optimizer:
 
 
 _SGD = torch.optim.SGD
+# Where the rate is a tensor, torch's fused SGD reads it on the device, and so do the others if they are told to.
+_AS_IT_IS: Mapping[str, Any] = {}
+_CAPTURABLE = {"capturable": True}
 _ROWS = (
     # Bengio 2012 (Practical Recommendations): 0.01 with momentum 0.9 moves as far as 0.1 without.
-    Optimizer("sgd", _SGD, 0.1, "Plain stochastic gradient descent.", fused=True),
-    Optimizer("momentum", _SGD, 0.01, "SGD with heavy-ball momentum.", Momentum.MOMENTUM, fused=True),
+    Optimizer("sgd", _SGD, 0.1, "Plain stochastic gradient descent.", fused=True, recorded=_AS_IT_IS),
+    Optimizer(
+        "momentum", _SGD, 0.01, "SGD with heavy-ball momentum.", Momentum.MOMENTUM, fused=True, recorded=_AS_IT_IS
+    ),
     Optimizer(
         "nesterov",
         _SGD,
@@ -96,10 +103,17 @@ _ROWS = (
         Momentum.MOMENTUM,
         fixed={"nesterov": True},
         fused=True,
+        recorded=_AS_IT_IS,
     ),
     # The defaults of torch and of the papers; the Adam family near 0.001 (Kingma & Ba 2015).
     Optimizer("adagrad", torch.optim.Adagrad, 0.01, "Rates that shrink with each weight's summed squared gradients."),
-    Optimizer("rmsprop", torch.optim.RMSprop, 0.001, "Rates divided by each weight's recent gradient size."),
+    Optimizer(
+        "rmsprop",
+        torch.optim.RMSprop,
+        0.001,
+        "Rates divided by each weight's recent gradient size.",
+        recorded=_CAPTURABLE,
+    ),
     Optimizer(
         "adam",
         torch.optim.Adam,
@@ -107,6 +121,7 @@ _ROWS = (
         "RMSprop with momentum, bias corrected; L2 in the gradient.",
         Momentum.BETAS,
         fused=True,
+        recorded=_CAPTURABLE,
     ),
     Optimizer(
         "adamw",
@@ -116,9 +131,19 @@ _ROWS = (
         Momentum.BETAS,
         decoupled=True,
         fused=True,
+        recorded=_CAPTURABLE,
     ),
-    Optimizer("nadam", torch.optim.NAdam, 0.001, "Adam with Nesterov's momentum.", Momentum.BETAS),
-    Optimizer("radam", torch.optim.RAdam, 0.001, "Adam that rectifies its first, noisy steps.", Momentum.BETAS),
+    Optimizer(
+        "nadam", torch.optim.NAdam, 0.001, "Adam with Nesterov's momentum.", Momentum.BETAS, recorded=_CAPTURABLE
+    ),
+    Optimizer(
+        "radam",
+        torch.optim.RAdam,
+        0.001,
+        "Adam that rectifies its first, noisy steps.",
+        Momentum.BETAS,
+        recorded=_CAPTURABLE,
+    ),
 )
 OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType({row.name: row for row in _ROWS})
 
@@ -137,19 +162,21 @@ def resolve_all(optimizers: Iterable[str | Optimizer]) -> dict[str, Optimizer]:
     return rows_by_name("optimizer", map(resolve, optimizers), OPTIMIZERS)
 
 
-def build_for(task: Task, recipe: Recipe) -> torch.optim.Optimizer:
+def build_for(task: Task, recipe: Recipe, recorded: bool = False) -> torch.optim.Optimizer:
     """`build` for a task's network, with the task's own parameter groups where it has any."""
-    return build(recipe, task.net, task.parameters(task.net) if task.parameters else None)
+    return build(recipe, task.net, task.parameters(task.net) if task.parameters else None, recorded)
 
 
-def build(recipe: Recipe, net: nn.Module, groups: Iterable[Mapping[str, Any]] | None = None) -> torch.optim.Optimizer:
+def build(
+    recipe: Recipe, net: nn.Module, groups: Iterable[Mapping[str, Any]] | None = None, recorded: bool = False
+) -> torch.optim.Optimizer:
     """The recipe's optimizer for `net`, its rate set for the recipe's full rate.
 
     `groups` are a Task's own parameter groups as torch has them, else there is one with every parameter. A
     group may have `lr_scale`, its rate relative to the recipe's; any other option of its own goes to torch
     and wins over the recipe's. Each becomes two: decayed, and not decayed (biases, every parameter of a norm
     layer, and whatever has at most one dimension: He et al. 2019, Bag of Tricks). Frozen parameters are left
-    out.
+    out. `recorded`: for steps that are recorded in a CUDA graph, where the row has a way to do that.
 
     Raises ObjectiveError when nothing can be trained, or a group has no `params` or an `lr`.
     """
@@ -167,9 +194,16 @@ def build(recipe: Recipe, net: nn.Module, groups: Iterable[Mapping[str, Any]] | 
         arguments["betas"] = recipe.betas
     arguments |= {name.removeprefix(f"{row.name}_"): value for name, value in recipe.extra.items()}
     fused = row.fused and can_be_fused(weight for half in split for weight in half["params"])
-    optimizer = row.factory(split, lr=recipe.lr, **arguments, **({"fused": True} if fused else {}))
+    how: dict[str, Any] = {"fused": True} if fused else {}
+    recorded = recorded and row.recorded is not None and fused == row.fused
+    if recorded:
+        how |= row.recorded or {}
+    optimizer = row.factory(split, lr=recipe.lr, **arguments, **how)
     if any(group.get("fused") for group in optimizer.param_groups):  # a person's own row may ask for it
         optimizer.register_step_pre_hook(see_to_layout)
+    if recorded:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.zeros((), dtype=torch.float32, device=group["params"][0].device)
     set_rate(optimizer, recipe.lr)
     return optimizer
 
@@ -177,7 +211,33 @@ def build(recipe: Recipe, net: nn.Module, groups: Iterable[Mapping[str, Any]] | 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets every group's learning rate to `rate`, times the group's `lr_scale` where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
+        scaled = rate * group.get("lr_scale", 1.0)
+        if _reads_on_device(group):
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
+
+
+def can_be_recorded(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step of it asks the device for no number: it was built so, and has not met what it cannot do so."""
+    return all(map(_reads_on_device, optimizer.param_groups))
+
+
+def _reads_on_device(group: Mapping[str, Any]) -> bool:
+    return isinstance(group["lr"], torch.Tensor) and bool(group.get("fused") or group.get("capturable"))
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Go on from a state_dict that an optimizer of the same recipe made, perhaps on another kind of device.
+
+    How it computes is its own, and not the state's. But what was not fused stays so, which rounds otherwise.
+    """
+    groups = []
+    for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        groups.append(saved | {key: own[key] for key in ("lr", "foreach", "capturable") if key in own})
+        if saved.get("fused"):
+            groups[-1]["fused"] = own["fused"]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def _never_decayed(net: nn.Module) -> set[int]:

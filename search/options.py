@@ -95,7 +95,10 @@ Devices = Annotated[
     ),
 ]
 PerDevice = Annotated[
-    int | None, typer.Option("--per-device", min=1, metavar="N", help="Workers on each GPU.", show_default="1")
+    int | None,
+    typer.Option(
+        "--per-device", min=1, metavar="N", help="Workers on each GPU.", show_default="as memory says, at most 4"
+    ),
 ]
 Log = Annotated[
     list[str] | None,

@@ -29,9 +29,21 @@ class Placement:
     devices: str | None = None
     per_device: int | None = None
 
-    def plan(self, gpus: list[Gpu]) -> SlotPlan:
-        """The slots they mean on this machine. Raises UsageError."""
-        return plan_slots(gpus, usable_cpus(), workers=self.workers, devices=self.devices, per_device=self.per_device)
+    @property
+    def by_memory(self) -> bool:
+        """Whether they leave it open how many workers a GPU has."""
+        return self.workers is None and self.per_device is None
+
+    def plan(self, gpus: list[Gpu], bytes_each: int | None = None) -> SlotPlan:
+        """The slots they mean on this machine. `bytes_each`: what a worker takes on a GPU. Raises UsageError."""
+        return plan_slots(
+            gpus,
+            usable_cpus(),
+            workers=self.workers,
+            devices=self.devices,
+            per_device=self.per_device,
+            bytes_each=bytes_each,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,7 @@ def look(
     """
     import torch
 
+    from search.device_memory import bytes_each
     from search.devices import gpus
     from search.loading import resolve
     from search.packing import load_to_share
@@ -81,18 +94,25 @@ def look(
             "give --direction minimize or --direction maximize"
         )
     loaded = replace(loaded, objective=of_study(loaded.objective, space))
-    plan = placement.plan(gpus() if placement.devices != "cpu" else [])
+    found_gpus = gpus() if placement.devices != "cpu" else []
+    plan = placement.plan(found_gpus)
+    device = torch.device(plan.slots[0].devices[0])
+    by_memory = device.type == "cuda" and placement.by_memory
     torch.set_num_threads(plan.threads)
     objective = loaded.objective
     shared: Packed | NotPacked | None = None
     folds = 1
     if not objective.trains_itself:
-        if file is None or len(plan.slots) == 1:
+        if file is None or (len(plan.slots) == 1 and not by_memory):
             found = load_data(loaded, data)
         else:
             found, shared = load_to_share(loaded, data, file)
         folds = len(found.folds)
-        try_out(loaded, found, build_task(loaded), torch.device(plan.slots[0].devices[0]))
+        task = build_task(loaded)
+        try_out(loaded, found, task, device)
+        if by_memory:
+            before = next(gpu.free_bytes for gpu in found_gpus if torch.device(gpu.device) == device)
+            plan = placement.plan(found_gpus, bytes_each(loaded, found.folds[0], task, device, before))
     else:
         check_knobs(objective)
     return Preflight(

@@ -25,20 +25,26 @@ from torch import Tensor, nn
 from search.errors import ObjectiveError
 from search.exactness import Comparison, compare
 from search.failures import first_line, out_of_memory
+from search.graphed import Graphs
 from search.layout import Layout
 from search.micro_batch_size import MicroBatchSize
 from search.micro_batches import WontFit, cut, digest, free, versions
 from search.objective import Objective, Precision, Task
-from search.optimizers import set_rate
+from search.optimizers import can_be_recorded, set_rate
 from search.snapshots import copied
 
 # What autocast computes in; weights, gradients and optimizer state stay float32.
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """torch.autocast as the precision says. Nothing for "float32": a model may have an autocast of its own."""
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
+def autocast(precision: Precision, device: torch.device, cached: bool = True) -> AbstractContextManager[Any]:
+    """torch.autocast as the precision says. Nothing for "float32": a model may have an autocast of its own.
+
+    `cached`: cast a weight once for all its uses, which a CUDA graph cannot (torch's documentation, "CUDA graphs").
+    """
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, DTYPES[precision], cache_enabled=cached)
 
 
 class Stepper:
@@ -56,6 +62,7 @@ class Stepper:
         self.optimizer = optimizer
         self._micro_batch, self._begun = micro_batch or MicroBatchSize(), False
         self._task, self._options, self._device = task, options, device
+        self._graphs = Graphs(task.net, task.step, device) if can_be_recorded(optimizer) else None
         # Without a scaler small gradients are zero in float16 (Micikevicius et al. 2018).
         self._scaler = torch.amp.GradScaler(device.type) if options.precision == "fp16" else None
         self._average = Average(task.net, options.ema) if options.ema is not None else None
@@ -70,6 +77,8 @@ class Stepper:
         """Training mode, but for norm layers in frozen parts."""
         self._task.net.train()
         rest_frozen_norms(self._task.net)
+        if self._graphs is not None:
+            self._graphs.start_epoch()
 
     def loss(self, batch: Any) -> tuple[Tensor, Tensor | float]:
         """What the task's step returns, computed in the precision asked for.
@@ -77,7 +86,7 @@ class Stepper:
         Raises:
             ObjectiveError: it returns something else than a sum of losses and their weight.
         """
-        with autocast(self._options.precision, self._device):
+        with autocast(self._options.precision, self._device, cached=self._graphs is None):
             returned: Any = self._task.step(self._task.net, batch)
         if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], Tensor):
             found = "nothing (None)" if returned is None else f"a {type(returned).__name__}"
@@ -86,11 +95,7 @@ class Stepper:
         return (total if self._options.precision == "float32" else total.float()), weight
 
     def take(self, batch: Any) -> tuple[Tensor, Tensor | float]:
-        """Forward and back through one batch; its sum of losses and weight, for the record.
-
-        Where memory is wanting the batches of this step go through again in smaller parts, and where the network
-        cannot work with the layout of its weights with the usual one, with the random numbers that they began with:
-        gradients that broke off half way are dropped.
+        """Forward and back through one batch; its sum of losses and weight, for the record, until the next one.
 
         Raises:
             WontFit: it does not fit, and parts are no way out. ObjectiveError: as `loss`.
@@ -99,6 +104,29 @@ class Stepper:
             self._begun = True
             self._micro_batch.begin(self._digest(batch), batch, self._compared)
             self.layout.begin()
+        if self._graphs is None or self._micro_batch.size is not None:
+            summed = self.with_care(batch)
+        else:
+            summed = self._graphs.take(batch, self)
+        self._pending += 1
+        return summed
+
+    def whole(self, batch: Any) -> tuple[Tensor, Tensor | float]:
+        """Forward and back through the batch of a step that has no other. Raises whatever comes."""
+        self._parts = 0
+        total, weight = self.loss(batch)
+        self._go_back(total, weight)
+        return total.detach(), weight
+
+    def with_care(self, batch: Any) -> tuple[Tensor, Tensor | float]:
+        """Forward and back through one batch, in one piece or in parts.
+
+        Where memory is wanting the batches of this step go through again in smaller parts, and where the network
+        cannot work with the layout of its weights with the usual one, with the random numbers that they began with:
+        gradients that broke off half way are dropped.
+        """
+        if not self._pending:
+            self._parts = 0  # whatever was tried before
         if not self._taken:
             self._random = _generators(self._device)
         self._taken.append((batch, versions(batch)))
@@ -128,7 +156,6 @@ class Stepper:
             total, more = self.loss(part)
             self._go_back(total, more)
             summed, weight = summed + total.detach(), weight + more
-        self._pending += 1
         return summed, weight
 
     def _begin_again(self, said: str, batch: Any, refused: bool) -> None:
@@ -146,7 +173,7 @@ class Stepper:
             raise WontFit(f"{said}; the network has changed its batch in place, which is not there to be cut")
         else:
             self._micro_batch.smaller(said, batch)
-        self._pending = self._parts = 0
+        self._parts = 0
         _set_generators(self._random, self._device)
 
     def _digest(self, batch: Any) -> str:
@@ -187,6 +214,23 @@ class Stepper:
         """
         if rate is not None:
             set_rate(self.optimizer, rate)
+        if self._average is not None:
+            self._average.begin()
+        if self._graphs is None:
+            self.update()
+        else:
+            self._graphs.update(self)
+        if self._average is not None:
+            self._average.update()
+        self._pending = self._parts = 0
+        self._taken.clear()
+
+    def can_be_recorded(self) -> bool:
+        """Whether the optimizer still is as it was built to be."""
+        return can_be_recorded(self.optimizer)
+
+    def update(self) -> None:
+        """The step itself, with the gradients that are there."""
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
         if self._parts > 1:
@@ -195,17 +239,11 @@ class Stepper:
                     parameter.grad.mul_(self._unit / self._weight)
         if self._options.clip_norm is not None:
             nn.utils.clip_grad_norm_(list(self._parameters()), self._options.clip_norm)
-        if self._average is not None:
-            self._average.begin()
         if self._scaler is None:
             self.optimizer.step()
         else:
             self._scaler.step(self.optimizer)
             self._scaler.update()
-        if self._average is not None:
-            self._average.update()
-        self._pending = self._parts = 0
-        self._taken.clear()
 
     def _forget_gradients(self) -> None:
         """What zero_grad does, which looks for profilers and hooks first; a person's own optimizer may do more."""

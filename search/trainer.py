@@ -26,6 +26,7 @@ from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
 from search.memory import give_back_freed
 from search.micro_batch_size import KILLS_IN_A_ROW, MicroBatchSize
+from search.micro_batches import free
 from search.narrowing import narrowed
 from search.objective import Objective
 from search.own_trial import OwnTrial
@@ -130,6 +131,8 @@ class Trainer:
         finally:
             reporter.finish()
             give_back_freed()
+            if self.device.type == "cuda":
+                free(self.device)  # for whoever else is on it
         return self._settle(trial, keeper, reporter, teller, result, frames)
 
     def _train(self, trial: Trial, lease: Lease, reporter: TrialReporter, teller: Teller, folder: Path) -> Result:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,30 @@ class TestOnGpus:
         plan = plan_slots([gpu(0), gpu(1)], 16, per_device=2)
         assert names(plan) == ["cuda:0", "cuda:1", "cuda:0/1", "cuda:1/1"]
         assert [slot.key for slot in plan.slots] == ["uuid-0/0", "uuid-1/0", "uuid-0/1", "uuid-1/1"]
+
+    @pytest.mark.parametrize(
+        ("each", "used", "cpus", "per_gpu"),
+        [(30.0, 0.5, 16, 2), (30.0, 20.0, 16, 1), (1.0, 0.5, 16, 4), (1.0, 0.5, 3, 3), (100.0, 0.5, 16, 1)],
+        ids=["what fits", "what is free", "a few at most", "a core each", "one in any case"],
+    )
+    def test_a_gpu_gets_as_many_workers_as_its_free_memory_holds(
+        self, each: float, used: float, cpus: int, per_gpu: int
+    ) -> None:
+        plan = plan_slots([gpu(0, used)], cpus, devices="0", bytes_each=int(each * GIB))
+        assert len(plan.slots) == per_gpu
+        assert [f"{per_gpu} workers with {each:.1f} GiB" in note for note in plan.notes if "workers" in note] == (
+            [True] if per_gpu > 1 else []
+        )
+
+    def test_each_gpu_gets_its_own_number_of_them(self) -> None:
+        plan = plan_slots([gpu(0, total_gib=16), gpu(1), gpu(2, total_gib=30)], 16, bytes_each=12 * GIB)
+        assert names(plan) == ["cuda:0", "cuda:1", "cuda:2", "cuda:1/1", "cuda:2/1", "cuda:1/2", "cuda:1/3"]
+        assert [slot.key for slot in plan.slots][-1] == "uuid-1/3"
+
+    @pytest.mark.parametrize("asked", [{"workers": 1}, {"per_device": 1}, {"devices": "0,cpu"}])
+    def test_what_was_asked_for_counts_more_than_memory(self, asked: dict[str, Any]) -> None:
+        plan = plan_slots([gpu(0)], 2, bytes_each=GIB, **asked)
+        assert [slot.name for slot in plan.slots if slot.key] == ["cuda:0"]
 
     def test_few_workers_spread_over_the_gpus(self) -> None:
         assert names(plan_slots([gpu(0), gpu(1)], 16, per_device=2, workers=3)) == [

@@ -24,10 +24,11 @@ LAYERS = (
     """objectives objectives.*""",
     """search.training search.curve search.evaluation search.steps search.streams search.predictions
     search.batches search.layout search.checkpoints search.randomness search.failures search.snapshots
-    search.reporting search.loop search.micro_batches search.exactness search.micro_batch_size""",
+    search.reporting search.loop search.micro_batches search.exactness search.micro_batch_size
+    search.graphed search.python_state""",
     """search.strategy search.auto search.improvement search.curve_model search.curve_points search.grace
     search.recipe_space
-    search.samplers search.portfolio search.worker search.fleet search.devices
+    search.samplers search.portfolio search.worker search.fleet search.devices search.device_memory
     search.assignment search.interrupt
     search.keeper search.bare search.own_trial search.trainer search.loading
     search.pace search.preflight search.preload search.restarts search.preview search.reporter search.outbox
