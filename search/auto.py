@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from search.curve_points import Curves
 from search.grace import PROBES, grace
-from search.improvement import Improver
+from search.improvement import MODEL, RANDOM, Improver
 from search.strategy import GoOn, Left, Seen, SeenState, Start, Verdict
 
 Floats = NDArray[np.float64]
@@ -129,22 +129,26 @@ class Auto:
             if promoted is not None:
                 return promoted
             if may_start and len(seen) < self._rules.first:
-                return Start(None, "random")
+                return Start(None, RANDOM)
         candidates = [] if by_rank and may_start else paused
         chosen = self._improver.choose(seen, candidates, self._curves, self._length, may_start, rng)
         if isinstance(chosen, Start) and rng.random() < self._rules.random:
-            return Start(None, "random")
+            return Start(None, RANDOM)
         return chosen
 
     def _begin(self, seen: Sequence[Seen], paused: set[int], left: Left) -> Choice:
-        """Until one of the given recipes is trained out, the better half of those at a rung goes on before all else."""
-        origins = {start.origin for start in self._starts}
-        begun = [one.number for one in seen if one.origin in origins]
-        if not any(self._curves.reached(number) >= self._length for number in begun):
-            racing = self._promoted(seen, paused, begun)
+        """Until one of the given recipes is trained out, the better half of those at a rung goes on before all else.
+
+        Given is what is neither random nor the model's: by whom does not matter, a study may have enqueued it.
+        """
+        given = [one.number for one in seen if one.origin not in ("", RANDOM, MODEL)]
+        if not any(self._curves.reached(number) >= self._length for number in given):
+            racing = self._promoted(seen, paused, given)
             if racing is not None:
                 return racing
-        return self._starts[len(begun)] if left.trials > 0 and len(begun) < len(self._starts) else None
+        origins = {start.origin for start in self._starts}
+        begun = sum(one.origin in origins for one in seen)
+        return self._starts[begun] if left.trials > 0 and begun < len(self._starts) else None
 
     def _promoted(self, seen: Sequence[Seen], paused: set[int], among: Sequence[int] | None = None) -> GoOn | None:
         """Of the highest rung where one of the best third is paused, the best one.
@@ -210,4 +214,4 @@ class Ending:
 
 
 def _random(left: Left) -> Start | None:
-    return Start(None, "random") if left.trials > 0 else None
+    return Start(None, RANDOM) if left.trials > 0 else None

@@ -20,6 +20,8 @@ from search.strategy import GoOn, Seen, SeenState, Start
 
 Floats = NDArray[np.float64]
 
+# What a new trial was started for.
+RANDOM, MODEL = "random", "model"
 # Points that the model is fitted to: a decision takes the cube of their number.
 POINTS = 250
 # It is fitted anew when so many times the epochs are on record, in so many steps.
@@ -57,7 +59,7 @@ class Improver:
             return None
         known = [one for one in seen if one.state is not SeenState.FAILED and one.recipe]
         if not any(curves.reached(one.number) for one in known):
-            return Start(None, "random") if may_start else GoOn(paused[0].number)
+            return Start(None, RANDOM) if may_start else GoOn(paused[0].number)
         self._space.learn(known)
         rows = self._space.rows
         look = self._look(known, rows, curves, length, rng)
@@ -72,8 +74,8 @@ class Improver:
         if len(old) and (best < 0 or old.max() >= scores[best]):
             return GoOn(waiting[int(np.argmax(old))].number)
         if best < 0 or scores[best] < 0:
-            return Start(None, "random")
-        return Start(self._space.recipe(new[best]), "model")
+            return Start(None, RANDOM)
+        return Start(self._space.recipe(new[best]), MODEL)
 
     def _look(self, known: Sequence[Seen], rows: Floats, curves: Curves, length: int, rng: np.random.Generator) -> Look:
         """The model, conditioned on what is on record."""

@@ -87,6 +87,7 @@ def test_of_the_given_recipes_the_better_half_goes_on_first_until_one_is_trained
     beside = [trial(4 + n, [0.1, 0.05]) for n in range(9)]
     strategy = Auto(epochs=EPOCHS, seed=0, starts=starts, rules=RANKS)
     assert strategy.next([*given, *beside], Left()) == GoOn(3)
+    assert Auto(epochs=EPOCHS, seed=0, rules=RANKS).next([*given, *beside], Left()) == GoOn(3)  # enqueued ones
     running = [replace(one, state=SeenState.RUNNING) if one.number == 3 else one for one in given]
     assert strategy.next([*running, *beside], Left()) == GoOn(2)
     done = trial(3, [1.0 - epoch / EPOCHS for epoch in range(EPOCHS)], SeenState.COMPLETE, origin="won study A")
