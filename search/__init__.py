@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from search.objective import Objective, Task, supervised
     from search.optimizers import Optimizer
     from search.schedules import Schedule
+    from search.wishes import around
 
 __all__ = [
     "Data",
@@ -33,6 +34,7 @@ __all__ = [
     "Schedule",
     "Search",
     "Task",
+    "around",
     "balanced",
     "data_root",
     "find_dataset",
@@ -52,6 +54,7 @@ _MODULES = {
     "search.objective": ("Objective", "Task", "supervised"),
     "search.optimizers": ("Optimizer",),
     "search.schedules": ("Schedule",),
+    "search.wishes": ("around",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -140,6 +140,8 @@ class Search:
         budget: float | str | None = None,
         total_epochs: int | str | None = None,
         deadline: float | str | datetime | None = None,
+        min_gain: float | None = None,
+        was: Mapping[str, Any] | None = None,
         workers: int | None = None,
         devices: str | int | Sequence[str | int] | None = None,
         per_device: int | None = None,
@@ -152,6 +154,8 @@ class Search:
             trials: a new budget, or "+20" for so many more; None: what is left of the old one.
             objective: the objective, where this handle came from `load` and it is not a built-in one.
             until, budget, total_epochs, deadline: new limits; "+1h" of device time or "+100" epochs on top of the old.
+            min_gain: as `run`; 0 goes on whatever trials gain.
+            was: values that knobs added to the objective had in older trials, as {"layers": 2}.
             workers, devices, per_device, log, quiet: as `run`.
 
         Raises:
@@ -165,6 +169,8 @@ class Search:
             calls.lasting(budget),
             calls.more(total_epochs),
             calls.until_when(deadline),
+            dict(was or {}),
+            min_gain,
         )
         place = replace(
             self._place,
@@ -229,6 +235,7 @@ def run(
     budget: float | str | None = None,
     total_epochs: int | None = None,
     deadline: float | str | datetime | None = None,
+    min_gain: float | None = None,
     seed: int | None = None,
     data: str | Path | None = None,
     log: Iterable[str] = (),
@@ -251,11 +258,12 @@ def run(
         per_device: workers on each GPU, by default as many as its free memory holds, at most 4.
         sampler: tpe, gp, cmaes, qmc or random. pruner: hyperband, asha, median or none.
         fix: knobs with one value, as {"optimizer": "adamw"}.
-        ranges: knobs with a range (low, high) or a list of choices, as {"lr": (1e-4, 1e-2)}.
+        ranges: knobs with a range (low, high), a list of choices or `search.around(value)`: {"lr": (1e-4, 1e-2)}.
         until: stop when a trial reaches this value.
         budget: device time, in seconds or as "8h", after which the study stops.
         total_epochs: epochs of all trials together after which it stops.
         deadline: when it stops: "18:30", a datetime, or seconds or "2h" from now.
+        min_gain: end when 20 more trials are likely to improve the metric by less.
         seed: of sampling and training; by default a random one, which is stored.
         data: folder of data sets; by default $DIALIN_DATA, else ~/.cache/dialin.
         log: names of trackers, such as "tensorboard".
@@ -290,6 +298,7 @@ def run(
         total_epochs=total_epochs,
         deadline=calls.until_when(deadline),
         seed=seed,
+        min_gain=min_gain,
     )
     console = calls.console(quiet)
     try:

@@ -18,7 +18,7 @@ from search.failures import RaisedError
 from search.loading import being_imported
 from search.preflight import Placement
 from search.printing import Terminal
-from search.wishes import to_json
+from search.wishes import Around, to_json
 from storage.errors import UsageError
 from storage.urls import DEFAULT_URL
 
@@ -69,11 +69,11 @@ def placement(
 def space(fix: Mapping[str, Any], ranges: Mapping[str, Any]) -> dict[str, Any]:
     """Narrowed knobs as they are stored. UsageError: a knob has both, or the wrong one of two."""
     for name, value in fix.items():
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple | Around):
             raise UsageError(f"fix has {name}={value!r}, which is more than one value: put it into ranges")
     for name, value in ranges.items():
-        if not isinstance(value, list | tuple):
-            raise UsageError(f"ranges has {name}={value!r}: write (low, high), or a list of choices")
+        if not isinstance(value, list | tuple | Around):
+            raise UsageError(f"ranges has {name}={value!r}: write (low, high), a list of choices, or around(value)")
         if name in fix:
             raise UsageError(f"{name} is in fix and in ranges: leave one out")
     return to_json({**fix, **ranges})

@@ -56,6 +56,8 @@ def status(study: options.Study = None, as_json: options.Json = False, storage: 
             "epochs_trained": found.epochs_trained,
             "epochs_saved": found.epochs_saved,
             "seconds": found.seconds,
+            "constraints": asdict(found.kept) if found.kept is not None else None,
+            "outlook": asdict(found.outlook),
             "failures": [asdict(failure) for failure in found.failures],
             "best": printing.as_record(best[0], record) if best else None,
         }
@@ -78,6 +80,11 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
             printing.say(console, f"{heading}: {text}")
     if best:
         printing.say(console, printing.best_line(best[0], found))
+    if found.kept is not None:
+        nothing = found.kept.nearest is not None
+        printing.say(console, printing.none_feasible(found.kept) if nothing else printing.kept_line(found.kept))
+    if found.outlook.gain is not None or found.outlook.wanted is not None:
+        printing.say(console, f"outlook: {printing.outlook(found)}")
     saved = f", {found.epochs_saved} saved by pruning" if found.epochs_saved else ""
     cost = f"{counted(found.epochs_trained, 'epoch')} in {printing.duration(found.seconds)}"
     printing.say(console, f"outcomes: {printing.counts(found.counts)}; {cost}{saved}")
@@ -125,7 +132,7 @@ def best(
     checkpoints: options.Checkpoints = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
-    """The best parameters found. Only trials that trained to their end are ranked.
+    """The best parameters found. Only trials that trained to their end, and keep to their constraints, are ranked.
 
     "unconfirmed: best of 40" means: the best of 40 noisy numbers is partly luck.
     Train it again with other seeds before you rely on its last digits.
@@ -133,8 +140,13 @@ def best(
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     trials = queries.best(shared, record, top)
+    kept = queries.status(shared, record).kept
+    if not trials and kept is not None and kept.nearest is not None:
+        raise DialinError(f"{record.name}: {printing.none_feasible(kept)}")
     if not trials:
         raise DialinError(f"{record.name} has no complete trial yet: see `dialin status {record.name}`")
+    if kept is not None and kept.feasible < kept.complete:
+        typer.echo(printing.kept_line(kept), err=True)
     if weights is not None:
         root = options.files_root(files, storage)
         _write_weights(shared, record, trials[0].number, root, CheckpointSettings(checkpoints), weights)

@@ -16,7 +16,7 @@ from search.launch import Ending
 from search.loading import reference_here
 from search.preflight import Placement
 from search.samplers import quiet_optuna
-from search.wishes import parse_space, to_json
+from search.wishes import parse_space, parse_was, to_json
 from storage import queries, studies
 from storage.errors import UsageError
 from storage.shared import SharedStorage, open_storage
@@ -92,10 +92,12 @@ def run(
     pruner: Pruner = "hyperband",
     fix: options.Fix = None,
     ranges: options.Range = None,
+    around: options.Around = None,
     until: options.Until = None,
     budget: options.Budget = None,
     total_epochs: options.TotalEpochs = None,
     deadline: options.Deadline = None,
+    min_gain: options.MinGain = None,
     seed: Seed = None,
     data: options.DataFolder = None,
     log: options.Log = None,
@@ -119,12 +121,13 @@ def run(
         direction=direction,
         sampler=sampler,
         pruner=pruner,
-        space=to_json(parse_space(fix or (), ranges or ())),
+        space=to_json(parse_space(fix or (), ranges or (), around or ())),
         until=options.finite(until),
         budget_seconds=options.seconds_of(budget),
         total_epochs=total_epochs,
         deadline=deadline,
         seed=seed,
+        min_gain=min_gain,
     )
     placement = Placement(workers, devices, per_device)
     place = _place(storage, files, data, placement, log, hang, checkpoints, disk)
@@ -144,6 +147,8 @@ def resume(
     budget: options.MoreBudget = None,
     total_epochs: options.MoreTotalEpochs = None,
     deadline: options.NewDeadline = None,
+    min_gain: options.MinGain = None,
+    was: options.Was = None,
     objective: options.OwnObjective = None,
     workers: options.Workers = None,
     devices: options.Devices = None,
@@ -160,8 +165,10 @@ def resume(
 
     Sampler, pruner, seed, length, --fix and --range come from the study.
     A value of --until that was reached no longer stops it.
+    The objective may have been edited: what has changed in its space is said, and trials that still fit inform on.
     """
-    wanted = searches.MoreOfStudy(trials, options.finite(until), budget, total_epochs, deadline)
+    known = parse_was(was or ())
+    wanted = searches.MoreOfStudy(trials, options.finite(until), budget, total_epochs, deadline, known, min_gain)
     placement = Placement(workers, devices, per_device)
     place = _place(storage, files, data, placement, log, hang, checkpoints, disk)
     shared = options.open_existing(storage)

@@ -37,10 +37,11 @@ def preflight(
     placement: Placement,
     direction: str | None = None,
     space: Mapping[str, Any] = NOTHING,
+    known_sha256: str | None = None,
 ) -> Preflight:
     """Check an objective and this machine in a child process; `direction` is that of a bare function's study.
 
-    `space`: the study's narrowing, as it is stored.
+    `space`: the study's narrowing, as it is stored. `known_sha256`: of the source whose space the study has.
 
     Raises:
         RaisedError: what is wrong, in one line, perhaps with the person's own frames.
@@ -48,7 +49,9 @@ def preflight(
     """
     ours, theirs = multiprocessing.Pipe(duplex=False)
     file = _nameless_file()
-    child = children.start(look_in_child, theirs, objective, data, placement, direction, dict(space), file)
+    child = children.start(
+        look_in_child, theirs, objective, data, placement, direction, dict(space), file, known_sha256
+    )
     theirs.close()
     try:
         answer = ours.recv()

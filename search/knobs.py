@@ -27,7 +27,7 @@ class Knob:
     """One parameter of a trial.
 
     `name` is its name in Optuna. `default` is what practice starts from, None where nobody knows (a model's
-    own knob). `condition` says in words when it is sampled, "" for always.
+    own knob). `condition` says in words when it is sampled, "" for always. `varies`: its range depends on others.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Knob:
     default: CategoricalChoiceType = None
     text: str = ""
     condition: str = ""
+    varies: bool = False
 
     def __post_init__(self) -> None:
         d = self.distribution

@@ -27,6 +27,7 @@ from search.wishes import (
     COMPLEMENTS,
     LIMITS,
     PAIRS,
+    Around,
     Choices,
     Fixed,
     Range,
@@ -37,6 +38,7 @@ from search.wishes import (
     number_of,
     value_of,
     wish,
+    within_limits,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +76,10 @@ def narrow(knobs: Mapping[str, Any], name: str, distribution: BaseDistribution) 
     if isinstance(wanted, Fixed):
         value = _inside(name, wanted.value, distribution)
         return _numbers(distribution, value, value)
+    if isinstance(wanted, Around):
+        if not distribution.low <= wanted.center <= distribution.high:
+            raise NothingLeftError(f"{name} cannot be {wanted}: it is {_shown(name, distribution)}")
+        wanted = wanted.range
     low, high = max(wanted.low, distribution.low), min(wanted.high, distribution.high)
     if distribution.step:  # only what lies on the knob's own grid
         low = _grid_value(distribution, math.ceil(_steps_to(distribution, low) - 1e-9))
@@ -94,6 +100,8 @@ def _grid_value(distribution: FloatDistribution | IntDistribution, steps: int) -
 
 def _among(name: str, wanted: Wish, choices: Sequence[Any]) -> tuple[Any, ...]:
     """Those of a categorical knob's choices that a wish leaves, in the knob's own order."""
+    if isinstance(wanted, Around):
+        raise ObjectiveError(f"{name} cannot be {wanted}: it is one of {Choices(tuple(choices))}, not a range")
     if isinstance(wanted, Range):
         if not all(map(is_number, choices)):
             raise ObjectiveError(f"{name}={wanted} is a range, but {name} is one of {Choices(tuple(choices))}")
@@ -223,11 +231,12 @@ def narrow_knob(knobs: Mapping[str, Any], knob: Knob) -> Knob:
     if wanted is None:
         return knob
     if knob.name in LIMITS and isinstance(knob.distribution, FloatDistribution):
-        distribution = _of_limits(wanted, log=knob.distribution.log)
+        distribution = _of_limits(knob.name, wanted, log=knob.distribution.log)
     else:
         refuse_beyond(knob.name, wanted, knob.distribution)
         distribution = narrow({knob.name: value_of(wanted)}, knob.name, knob.distribution)
-    return replace(knob, distribution=distribution, default=nearest(knob.default, distribution))
+    default = wanted.center if isinstance(wanted, Around) else knob.default
+    return replace(knob, distribution=distribution, default=nearest(default, distribution))
 
 
 def real_knob(knobs: Mapping[str, Any], name: str, default: float, text: str) -> Knob | None:
@@ -235,13 +244,16 @@ def real_knob(knobs: Mapping[str, Any], name: str, default: float, text: str) ->
     wanted = _wish_for(knobs, name)
     if wanted is None:
         return None
-    distribution = _of_limits(wanted, log=True)
+    distribution = _of_limits(name, wanted, log=True)
+    default = wanted.center if isinstance(wanted, Around) else default
     return Knob(name, distribution, nearest(default, distribution), text)
 
 
-def _of_limits(wanted: Wish, log: bool) -> BaseDistribution:
+def _of_limits(name: str, wanted: Wish, log: bool) -> BaseDistribution:
     if isinstance(wanted, Choices):
         return CategoricalDistribution(wanted.values)
+    if isinstance(wanted, Around):
+        wanted = within_limits(name, wanted)
     low, high = (wanted.low, wanted.high) if isinstance(wanted, Range) else (wanted.value, wanted.value)
     return FloatDistribution(low, high, log=log and low > 0)
 
@@ -263,6 +275,14 @@ def nearest(default: Any, distribution: BaseDistribution) -> Any:
         return min(choices, key=lambda one: abs(float(one or 0) - default))
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     return None if default is None else min(max(default, distribution.low), distribution.high)
+
+
+def beliefs(knobs: Mapping[str, Any]) -> dict[str, Around]:
+    """Which values of which knobs, by the names they are sampled under, a person believes to be good."""
+    found = {name: wish(name, value) for name, value in knobs.items()}
+    near = {name: wanted for name, wanted in found.items() if isinstance(wanted, Around)}
+    ours = {COMPLEMENTS[name]: complement(wanted) for name, wanted in near.items() if name in COMPLEMENTS}
+    return {**near, **cast("dict[str, Around]", ours)}
 
 
 # -- Objectives
@@ -308,7 +328,7 @@ def model_wishes(objective: Objective) -> dict[str, Any]:
 
 def _sizes(wanted: Wish, sizes: Sequence[int]) -> tuple[int, ...]:
     """Batch sizes; one that the objective does not list is a person's wish all the same."""
-    if isinstance(wanted, Range):
+    if isinstance(wanted, Range | Around):
         return _among("batch_size", wanted, sizes)
     values = wanted.values if isinstance(wanted, Choices) else (wanted.value,)
     return tuple(int(number_of("batch_size", value, whole=True)) for value in values)

@@ -37,7 +37,10 @@ Groups: TypeAlias = Callable[[nn.Module], list[dict[str, Any]]]
 Precision = Literal["float32", "bf16", "fp16"]
 Value = Literal["best", "last"]
 # Options that a training loop of a person's own sees to itself.
-OF_DIALINS_LOOP = ("precision", "clip_norm", "accumulate", "ema", "epoch_batches", "parameters")
+OF_DIALINS_LOOP = ("precision", "clip_norm", "accumulate", "ema", "epoch_batches", "parameters", "at_most")
+# What Dialin measures of a trial, for a constraint: numbers that the network learns, the mean time of an epoch, and
+# bytes of a GPU's memory.
+MEASURED = ("parameters", "epoch_seconds", "memory")
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,12 @@ class Objective(NamedArguments):
     min(ema, (1 + t) / (10 + t)) at step t, as TensorFlow's ExponentialMovingAverage with num_updates.
     epoch_batches: an epoch is so many batches of an endless stream of shuffled passes over the data.
     parameters(net) -> torch parameter groups with "lr_scale" for relative rates, as Task has them.
-    knobs: narrows or fixes what is searched, by name: a value fixes, (low, high) is a range, a list chooses among.
+    knobs: narrows or fixes what is searched, by name: a value fixes, (low, high) is a range, a list chooses among,
+    `around(1e-3, factor=10)` searches most near a value.
     Names: optimizer, lr and weight_decay in torch's units, momentum, beta1, beta2, l2, batch_size, schedule, warmup,
     those of `dialin objectives NAME`, and the model's own.
+    at_most: constraints by name, "parameters", "epoch_seconds" and "memory" (bytes of a GPU): Dialin measures them and
+    sets `trial.set_constraint(name, measured / limit - 1)`.
     step_timeout: seconds without a finished batch after which a worker hangs and is ended (default: 600). With
     `train` or `function` seconds without a report (default: never). math.inf: never.
     description: one line for listings (default: the first line of the module's docstring).
@@ -153,6 +159,7 @@ class Objective(NamedArguments):
     function: Callable[[optuna.trial.Trial], float] | None = None
     knobs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     step_timeout: float | None = None
+    at_most: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in self._doors():
@@ -210,6 +217,9 @@ class Objective(NamedArguments):
         if self.step_timeout != math.inf:
             positive("step_timeout", self.step_timeout)
         positive("ema", self.ema, below=1)
+        for name, limit in self.at_most.items():
+            one_of("each name of at_most", name, MEASURED)
+            positive(f"at_most[{name!r}]", limit)
         if self.parameters is not None and not callable(self.parameters):
             raise ObjectiveError(f"parameters must be a function of the network, but got {self.parameters!r:.80}")
 
@@ -220,7 +230,8 @@ class Objective(NamedArguments):
         unused = OF_DIALINS_LOOP if self.train is not None else (*OF_DIALINS_LOOP, "patience", "value")
         defaults = {one.name: one.default for one in fields(self)}
         for name in unused:
-            if getattr(self, name) != defaults[name]:
+            default = defaults[name] if name != "at_most" else {}
+            if getattr(self, name) != default:
                 own = self._doors()[0]
                 raise ObjectiveError(f"{name} is for Dialin's training loop: leave it out, {own} does that itself")
 

@@ -126,6 +126,32 @@ Range = Annotated[
         "`dialin objectives OBJECTIVE` prints the names. May be repeated.",
     ),
 ]
+MinGain = Annotated[
+    float | None,
+    typer.Option(
+        "--min-gain",
+        min=0.0,
+        metavar="GAIN",
+        help="End when 20 more trials are likely to improve the metric by less than this (0: never); `dialin status` "
+        "says by how much.",
+    ),
+]
+Around = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--around",
+        metavar="NAME=VALUE[:FACTOR]",
+        help="Search this knob most near VALUE, give or take a FACTOR (10): lr=1e-3, width=64:4. May be repeated.",
+    ),
+]
+Was = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--was",
+        metavar="NAME=VALUE",
+        help="What a knob that was added to the objective had been in older trials: layers=2. May be repeated.",
+    ),
+]
 Until = Annotated[
     float | None,
     typer.Option("--until", metavar="VALUE", help="Stop as soon as a trial's metric is as good as this."),

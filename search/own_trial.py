@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import optuna
+from storage.suggesting import SuggestingTrial
 
 # User attributes in which a trial's page, `best` and the dashboard find what Dialin knows of it.
 RESERVED = frozenset(
@@ -17,11 +17,8 @@ RESERVED = frozenset(
 PREFIX = "own_"
 
 
-class OwnTrial(optuna.trial.Trial):
+class OwnTrial(SuggestingTrial):
     """Goes on with `trial` under another class, with what it has sampled already."""
-
-    def __init__(self, trial: optuna.trial.Trial) -> None:
-        self.__dict__.update(trial.__dict__)
 
     def set_user_attr(self, key: str, value: Any) -> None:
         """As Optuna's; `model` is stored as `own_model`, since Dialin keeps something else under that name."""

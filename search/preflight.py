@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from typing import Any
 from search.by_value import ByValue
 from search.devices import Gpu, SlotPlan, plan_slots, usable_cpus
 from search.shared_data import NamelessFile, NotPacked, Packed
+from search.space_changes import Space
 from storage.errors import DialinError, UsageError
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -62,6 +63,7 @@ class Preflight:
     notes: tuple[str, ...]
     shared: Packed | NotPacked | None = None
     folds: int = 1
+    space: Space = field(default_factory=Space)
 
 
 def look(
@@ -71,11 +73,13 @@ def look(
     direction: str | None = None,
     space: Mapping[str, Any] = NOTHING,
     file: NamelessFile | None = None,
+    known_sha256: str | None = None,
 ) -> Preflight:
     """Load the objective, plan the slots and train one batch on the first of them. Raises DialinErrors.
 
     What trains itself is only loaded; `direction` is that of a bare function, `space` the study's narrowing as stored.
     What `data` returned is packed into the file, when there is one and more than one worker will want it.
+    The space is told with the model's own knobs where the source is another than the one of `known_sha256`.
     """
     import torch
 
@@ -86,6 +90,7 @@ def look(
     from search.preview import build_task, load_data, try_out
     from search.settings import check_knobs, of_study
     from search.space import starting_points
+    from search.space_changes import describe
 
     loaded = resolve(given).to(direction)
     if loaded.undirected:
@@ -128,6 +133,7 @@ def look(
         notes=(*loaded.notes, *plan.notes),
         shared=shared,
         folds=folds,
+        space=describe(objective, loaded.source_sha256, known_sha256 not in (None, loaded.source_sha256)),
     )
 
 
@@ -139,10 +145,11 @@ def look_in_child(
     direction: str | None,
     space: Mapping[str, Any],
     file: NamelessFile | None,
+    known_sha256: str | None,
 ) -> None:
     """The body of the child process: sends a Preflight, or what is wrong (message, frames, exit status)."""
     try:
-        answer: Any = look(given, data, placement, direction, space, file)
+        answer: Any = look(given, data, placement, direction, space, file, known_sha256)
     except DialinError as error:
         answer = (str(error), getattr(error, "frames", ""), error.exit_status)
     with contextlib.suppress(BrokenPipeError):  # Ctrl-C before this process was up: nobody listens

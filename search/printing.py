@@ -22,6 +22,8 @@ from rich.table import Table
 
 from search.loading import builtin_objectives
 from search.wishes import from_json, wish
+from storage import stalling
+from storage.constraints import Kept
 from storage.limits import moment, past
 from storage.outcomes import Outcome
 from storage.queries import FailedTrial, RankedTrial, RunningTrial, SettledTrial, StudyStatus
@@ -146,7 +148,8 @@ def progress(status: StudyStatus) -> str:
 def state_of(status: StudyStatus) -> str:
     """What the study is doing, in a word or two."""
     if status.finished:
-        return "finished"
+        closed = status.study.state is StudyState.RUNNING and status.study.reason
+        return f"finished: {status.study.reason}" if closed else "finished"
     if status.study.state is StudyState.STOPPED:
         return f"stopped: {status.study.reason}" if status.study.reason else "stopped"
     if status.late and status.study.deadline is not None:
@@ -154,6 +157,32 @@ def state_of(status: StudyStatus) -> str:
     if any(not trial.adoptable for trial in status.running):
         return "running"
     return "waiting for a worker"
+
+
+def constraints(values: Mapping[str, float]) -> str:
+    """`parameters violated by 1.2e+04, epoch_seconds kept`."""
+    said = (f"{name} violated by {value:.3g}" if value > 0 else f"{name} kept" for name, value in values.items())
+    return ", ".join(said)
+
+
+def kept_line(kept: Kept) -> str:
+    """How many trials keep to the constraints, and which are violated; the nearest where none does."""
+    said = f"{kept.feasible} of {counted(kept.complete, 'complete trial')} keep to the constraints"
+    over = ", ".join(f"{name} is violated by {count}" for name, count in kept.violated.items())
+    return f"{said}; {over}" if over else said
+
+
+def none_feasible(kept: Kept) -> str:
+    """What `best` says where no trial may be ranked."""
+    assert kept.nearest is not None
+    number, violated = kept.nearest
+    return f"no complete trial keeps to its constraints: the nearest is trial {number} ({constraints(violated)})"
+
+
+def outlook(status: StudyStatus) -> str:
+    """What more trials are likely to gain, and the least for which the study goes on."""
+    said = stalling.in_words(status.outlook, status.study.metric)
+    return said if status.outlook.wanted is None else f"{said}; it ends below {status.outlook.wanted:g}"
 
 
 def best_line(trial: RankedTrial, status: StudyStatus) -> str:
@@ -234,6 +263,7 @@ def more(status: StudyStatus) -> str:
         ("--budget +1h", study.time_is_spent),
         ("--total-epochs +100", study.epochs_are_spent),
         ("--deadline 2h", status.late),
+        ("--min-gain 0", status.outlook.stalled),
     )
     return "".join(f" {option}" for option, is_needed in needed if is_needed)
 

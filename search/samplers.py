@@ -156,7 +156,7 @@ class OptunaStrategy:
         return Verdict.STOP if self._study.pruner.prune(self._study, trial) else Verdict.GO_ON
 
     def _read(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+        return next(trial for trial in self._study.get_trials(deepcopy=False) if trial.number == number)
 
 
 def quiet_optuna() -> None:

@@ -5,6 +5,7 @@ Everything is checked before a study is made, in an order that tells mistakes ea
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from search import children, fleet, launch, options, printing
+from search import children, fleet, launch, options, printing, space_changes
 from search.assignment import Assignment
 from search.by_value import ByValue
 from search.checkpoint_settings import CheckpointSettings
@@ -23,7 +24,7 @@ from search.launch import Ending
 from search.preflight import Placement, Preflight
 from search.samplers import check_names, quiet_optuna
 from search.shared_data import NotPacked, Packed
-from storage import queries, studies
+from storage import queries, stalling, studies
 from storage.errors import UsageError
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage, open_storage
@@ -106,6 +107,7 @@ class NewStudy:
     total_epochs: int | None = None
     deadline: str | None = None
     seed: int | None = None
+    min_gain: float | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("epochs", 1), ("total_epochs", 1), ("seed", 0)):
@@ -113,6 +115,7 @@ class NewStudy:
         if self.name == "":
             raise UsageError("--study is the new study's name, but got an empty one")
         _read(self.deadline)
+        _check_gain(self.min_gain)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ class MoreOfStudy:
         budget: "8h" of device time in all, or "+1h" on top of what there was.
         total_epochs: "500" epochs of all trials together, or "+100" on top of what there was.
         deadline: as `options.deadline_of` reads it, when the study goes on.
+        was: values that knobs added to the objective had in older trials.
+        min_gain: the least that more trials must be likely to gain; 0: go on whatever they gain.
     """
 
     trials: str | None = None
@@ -132,8 +137,11 @@ class MoreOfStudy:
     budget: str | None = None
     total_epochs: str | None = None
     deadline: str | None = None
+    was: Mapping[str, Any] = field(default_factory=dict)
+    min_gain: float | None = None
 
     def __post_init__(self) -> None:
+        _check_gain(self.min_gain)
         self.total_and_more()
         _total_and_more("total-epochs", self.total_epochs)
         self._seconds()
@@ -202,6 +210,9 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
     )
     first = found.first_trials[: spec.trials]
     study = studies.create(storage, spec, name=wanted.name, stem=found.name, first_trials=first)
+    space_changes.note(storage, study, found.space)
+    if wanted.min_gain:
+        stalling.want(storage, study, wanted.min_gain)
     return _ready(storage, study, objective, found, place)
 
 
@@ -225,11 +236,14 @@ def go_on(
     _refuse_finished(status, wanted)
     if status.workers and (line := printing.there_already(status.workers)):
         printing.say(console, line)
-    found = _preflight(console, objective, place, study.direction, study.space)
+    stored = space_changes.stored(storage, study)
+    known = study.objective_sha256 if stored is None else stored["sha256"]
+    found = _preflight(console, objective, place, study.direction, study.space, known)
     studies.check_same(study, found.reference, found.metric, found.direction)
     studies.check_folds(study, found.folds)
     if found.sha256 != study.objective_sha256:
         printing.say(console, f"{found.reference} has changed since {study.name} was made")
+    change = space_changes.of_study(storage, study, stored, found.space, wanted.was)
     studies.resume(
         storage,
         study.study_id,
@@ -240,6 +254,12 @@ def go_on(
         deadline=_deadline(storage, wanted.deadline),
         until=wanted.until,
     )
+    if wanted.min_gain is not None:
+        stalling.want(storage, study, wanted.min_gain or None)
+    if change is not None:
+        space_changes.note(storage, study, change.space)
+        for line in change.lines:
+            printing.say(console, line)
     return _ready(storage, studies.find(storage, study.name), objective, found, place)
 
 
@@ -277,11 +297,12 @@ def _preflight(
     place: Place,
     direction: str | None,
     space: Mapping[str, Any],
+    known_sha256: str | None = None,
 ) -> Preflight:
     data = options.data_root(place.data)
     children.warm_up(large_imports(objective))
     with console.status(f"checking {objective} on one batch"):
-        found = fleet.preflight(objective, data, place.placement, direction, space)
+        found = fleet.preflight(objective, data, place.placement, direction, space, known_sha256)
     for note in found.notes:
         printing.say(console, note)
     return found
@@ -304,6 +325,11 @@ def _read(deadline: str | None) -> None:
 
 def _deadline(storage: SharedStorage, said: str | None) -> float | None:
     return None if said is None else options.deadline_of(said, studies.clock(storage))
+
+
+def _check_gain(gain: float | None) -> None:
+    if gain is not None and not 0 <= gain < math.inf:
+        raise UsageError(f"--min-gain must be a number of at least 0, but got {gain}")
 
 
 def _refuse_beyond(name: str, value: Any, least: int) -> None:

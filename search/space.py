@@ -227,6 +227,15 @@ def recipe_knobs(objective: Objective) -> list[Knob]:
     return knobs + _conditional(schedule.name, shapes, objective)
 
 
+def units(objective: Objective) -> dict[str, dict[str, float]]:
+    """Of each optimizer what one unit of the knobs is in torch's units that are sampled in multiples."""
+    own = optimizers.resolve_all(objective.optimizers)
+    return {
+        name: {LR_MULTIPLE.name: row.base_lr, L2.name: DECOUPLED if row.decoupled else 1.0}
+        for name, row in {**optimizers.OPTIMIZERS, **own}.items()
+    }
+
+
 def _conditional(name: str, rows: Any, objective: Objective) -> list[Knob]:
     users: dict[Knob, list[str]] = {}
     for row in rows:
@@ -260,7 +269,7 @@ def _model_knob(name: str, distribution: BaseDistribution, seen: list[dict[str, 
     always = all(name in found for found in seen)
     varies = any(found.get(name, distribution) != distribution for found in seen)
     text = "the model's own" + ("; its range depends on the model's other knobs" if varies else "")
-    return Knob(name, distribution, text=text, condition="" if always else "some models")
+    return Knob(name, distribution, text=text, condition="" if always else "some models", varies=varies)
 
 
 def random_trials(count: int = MODELS_TRIED) -> Iterator[optuna.Trial]:

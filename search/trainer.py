@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from search.memory import give_back_freed
 from search.micro_batch_size import KILLS_IN_A_ROW, MicroBatchSize
 from search.micro_batches import free
 from search.narrowing import narrowed
-from search.objective import Objective
+from search.objective import Objective, Task
 from search.own_trial import OwnTrial
 from search.randomness import seed_everything
 from search.reporter import TrialReporter
@@ -40,7 +42,7 @@ from search.telling import Teller
 from search.training import train
 from search.watchdog import Watchdog
 from storage import queries
-from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
+from storage.claims import Checkpoint, DrawnMeanwhile, Lease, LeaseLost, Settlement
 from storage.file_names import trial_number
 from storage.optuna_internals import suggest_unless_asked
 from storage.outcomes import Outcome
@@ -49,6 +51,10 @@ from storage.queries import SettledTrial
 from storage.retention import WEIGHTS_KEPT, retire_weights, worth_keeping
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
+from storage.suggesting import CannotBeDrawn, SuggestingTrial
+
+# So often a recipe is drawn again that another worker has drawn at the same moment.
+MOST_DRAWS = 5
 
 
 @dataclass(frozen=True)
@@ -87,15 +93,16 @@ class Trainer:
             Interrupted: it is to be handed back. LeaseLost: it is another's. DatabaseAway: the database went away,
             and has not come back within the limit.
         """
-        teller = self.teller(trial, lease)
+        suggesting = SuggestingTrial(trial)
+        teller = self.teller(suggesting, lease)
         try:
-            return self._train_and_settle(trial, lease, folder, keeper, teller)
+            return self._train_and_settle(suggesting, lease, folder, keeper, teller)
         except BaseException:  # handed back, or another's
             teller.hand_back()
             raise
 
     def _train_and_settle(
-        self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper, teller: Teller
+        self, trial: SuggestingTrial, lease: Lease, folder: Path, keeper: LeaseKeeper, teller: Teller
     ) -> SettledTrial:
         reporter = TrialReporter(
             self.storage,
@@ -135,7 +142,9 @@ class Trainer:
                 free(self.device)  # for whoever else is on it
         return self._settle(trial, keeper, reporter, teller, result, frames)
 
-    def _train(self, trial: Trial, lease: Lease, reporter: TrialReporter, teller: Teller, folder: Path) -> Result:
+    def _train(
+        self, trial: SuggestingTrial, lease: Lease, reporter: TrialReporter, teller: Teller, folder: Path
+    ) -> Result:
         seed = trial_seed(self.record.seed, trial.number)
         seed_everything(seed)
         kills = self.storage.kills_in_a_row(lease)
@@ -156,7 +165,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
 
-    def _run(self, trial: Trial, seed: int, reporter: TrialReporter, folder: Path, lease: Lease) -> loop.Run:
+    def _run(self, trial: SuggestingTrial, seed: int, reporter: TrialReporter, folder: Path, lease: Lease) -> loop.Run:
         return loop.Run(
             OwnTrial(trial),
             self.objective,
@@ -169,36 +178,31 @@ class Trainer:
             recorded=lambda: self.storage.get_trial(lease.trial_id).intermediate_values,
         )
 
-    def _own_recipe(self, trial: Trial) -> Recipe:
+    def _own_recipe(self, trial: SuggestingTrial) -> Recipe:
         """The recipe of an own loop that asks for one: in a study's first trials its starting points."""
         with self.storage.sampling(trial):
             points = space.starting_points(self.objective)
             if trial.number < len(points):
                 suggest_unless_asked(trial, points[trial.number])
-            recipe = space.sample(trial, self.objective)
-            for key, value in self._told(recipe).items():
+            recipe, before = space.sample(trial, self.objective), trial.user_attrs
+            told = self._told(recipe)
+            if moved := _moved(before, told, trial.filled):
+                raise CannotBeDrawn(moved)
+            for key, value in told.items():
                 trial.set_user_attr(key, value)
         return recipe
 
     def _train_task(
-        self, trial: Trial, seed: int, reporter: TrialReporter, teller: Teller, micro_batch: MicroBatchSize
+        self, trial: SuggestingTrial, seed: int, reporter: TrialReporter, teller: Teller, micro_batch: MicroBatchSize
     ) -> Result:
         """Dialin's own loop: recipe and model are sampled in one transaction before it."""
-        raised: BaseException | None = None
-        with self.storage.sampling(trial):
-            recipe = space.sample(trial, self.objective)
-            seed_everything(seed)
-            try:
-                task = self.objective.task(trial)
-            except (Exception, SystemExit) as error:  # what was sampled is kept on record all the same
-                raised = error
-            for key, value in (self._told(recipe) | {"model": self._own_params(trial)}).items():
-                trial.set_user_attr(key, value)
-        if isinstance(raised, optuna.TrialPruned):
-            return Result(Outcome.PRUNED, reason=f"refused by the model: {raised}")
-        if raised is not None:
-            raise raised
+        drawn = self._draw(trial, seed)
+        if isinstance(drawn, Result):
+            return drawn
+        recipe, task = drawn
         assert self.data is not None
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         teller.trains(task, self.data, recipe.batch_size, self.device, self.objective.precision)
         return train(
             task,
@@ -211,6 +215,43 @@ class Trainer:
             new_task=lambda: self.objective.task(trial),
             micro_batch=micro_batch,
         )
+
+    def _draw(self, trial: SuggestingTrial, seed: int) -> tuple[Recipe, Task] | Result:
+        """A recipe and its model; drawn again where another worker has drawn the same meanwhile."""
+        new = not trial.asked and not trial.params
+        for _ in range(MOST_DRAWS):
+            with suppress(DrawnMeanwhile):
+                return self._drawn(trial, seed, once=new)
+            trial.start_over()
+        return self._drawn(trial, seed, once=False)
+
+    def _drawn(self, trial: SuggestingTrial, seed: int, once: bool) -> tuple[Recipe, Task] | Result:
+        before = trial.user_attrs
+        raised: BaseException | None = None
+        with self.storage.sampling(trial, once):
+            try:
+                recipe = space.sample(trial, self.objective)
+            except CannotBeDrawn as why:
+                return Result(Outcome.PRUNED, reason=str(why))
+            seed_everything(seed)
+            try:
+                task = self.objective.task(trial)
+            except CannotBeDrawn as why:
+                return Result(Outcome.PRUNED, reason=str(why))
+            except (Exception, SystemExit) as error:  # what was sampled is kept on record all the same
+                raised = error
+            else:
+                _keep_to(self.objective, trial, parameters=_count_of_parameters(task))
+            told = self._told(recipe) | {"model": self._own_params(trial)}
+            if moved := _moved(before, told, trial.filled):
+                return Result(Outcome.PRUNED, reason=moved)
+            for key, value in told.items():
+                trial.set_user_attr(key, value)
+        if isinstance(raised, optuna.TrialPruned):
+            return Result(Outcome.PRUNED, reason=f"refused by the model: {raised}")
+        if raised is not None:
+            raise raised
+        return recipe, task
 
     def _told(self, recipe: Recipe) -> dict[str, Any]:
         """What a trial's page says of its recipe."""
@@ -242,6 +283,9 @@ class Trainer:
         weights = self._save_weights(reporter, result) if leading else None
         teller.end(result, kept=leading)  # while the trial is still held: pictures are hung on running ones
         epochs, seconds = self.storage.cost(self.storage.lease_of(trial))
+        if epochs:
+            memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+            _keep_to(self.objective, trial, epoch_seconds=seconds / epochs, memory=memory)
         attrs: dict[str, Any] = {"outcome": result.outcome.value, "seconds": round(seconds, 3), "epochs": epochs}
         optional = {"reason": result.reason, "traceback": traceback, "best_epoch": result.best_epoch}
         attrs |= {key: value for key, value in optional.items() if value}
@@ -287,6 +331,34 @@ class Trainer:
             return self.storage.get_trial(trial_id).state.is_finished()
         except KeyError:
             return True
+
+
+def _keep_to(objective: Objective, trial: Trial, **measured: float | None) -> None:
+    """Set the constraints that an objective has on what was measured of a trial."""
+    for name, value in measured.items():
+        if name in objective.at_most and value is not None:
+            trial.set_constraint(name, value / objective.at_most[name] - 1)
+
+
+def _count_of_parameters(task: Task) -> int:
+    return sum(one.numel() for one in task.net.parameters() if one.requires_grad)
+
+
+def _moved(before: Mapping[str, Any], now: Mapping[str, Any], added: Mapping[str, Any]) -> str:
+    """Why a trial that was sampled already cannot go on: the objective does not draw its recipe any more.
+
+    `added`: knobs that it has had all along, without their being knobs.
+    """
+    for of in ("settings", "model"):
+        drawn = before.get(of)
+        if drawn is None or of not in now:
+            continue
+        today = json.loads(json.dumps(now[of]))
+        for name in {**drawn, **today}:
+            if drawn.get(name) != today.get(name) and not (name in added and name not in drawn):
+                said = f"{name} was {drawn[name]}" if name in drawn else f"{name} was not there"
+                return f"{said} when it was sampled, which is not searched any more"
+    return ""
 
 
 def own_folder(folder: Path, generation: int) -> Path:

@@ -35,6 +35,7 @@ def trial_as_json(study: StudyRecord, trial: TrialDetail, log: Path) -> dict[str
         "model": dict(trial.attrs.get("model", {})),
         "params": dict(trial.params),
         "enqueued": dict(trial.enqueued),
+        "constraints": dict(trial.constraints),
         "epochs": [asdict(epoch) for epoch in trial.epochs],
         "seconds": round(trial.seconds, 3),
         "owners": [asdict(owner) for owner in trial.owners],
@@ -49,7 +50,13 @@ def trial_as_json(study: StudyRecord, trial: TrialDetail, log: Path) -> dict[str
 def print_trial(console: Console, study: StudyRecord, trial: TrialDetail, log: Path, lines: Sequence[str]) -> None:
     """The page. `lines` are the last ones of its log."""
     printing.say(console, f"{study.name} trial {trial.number}: {_outcome(study, trial)}")
-    for text in (*_recipe(trial), *_curves(console, study, trial), *_folds(study, trial), *_cost(trial)):
+    for text in (
+        *_recipe(trial),
+        *_constraints(trial),
+        *_curves(console, study, trial),
+        *_folds(study, trial),
+        *_cost(trial),
+    ):
         printing.say(console, text)
     if lines:
         printing.say(console, f"log, its end (all of it: dialin logs {study.name} {trial.number}):")
@@ -80,6 +87,10 @@ def _recipe(trial: TrialDetail) -> list[str]:
         return [str(trial.attrs["recipe"]), *([f"model: {_in_words(own)}"] if own else [])]
     values = trial.params or trial.enqueued
     return [_in_words(values)] if values else []
+
+
+def _constraints(trial: TrialDetail) -> list[str]:
+    return [f"constraints: {printing.constraints(trial.constraints)}"] if trial.constraints else []
 
 
 def _in_words(values: Any) -> str:

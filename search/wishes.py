@@ -1,4 +1,4 @@
-"""What a person wishes for a knob, in Python, as text and as JSON: one value, a range, or some choices.
+"""What a person wishes for a knob, in Python, as text and as JSON: one value, a range, some choices, or about a value.
 
 `lr=0.01` and 0.01 fix, `lr=1e-4:1e-2` and (1e-4, 1e-2) are a range, `optimizer=adam,adamw` and a list choose among.
 `search.narrowing` makes distributions of them; the command line's `--fix` and `--range` come in here.
@@ -70,15 +70,48 @@ class Choices:
         return ",".join(map(str, self.values))
 
 
-Wish: TypeAlias = Fixed | Range | Choices
+@dataclass(frozen=True)
+class Around:
+    """Anywhere within two factors of `center`, and in 95 of 100 draws within one: log-normal, cut off at the ends."""
+
+    center: float
+    factor: float = 10.0
+
+    def __str__(self) -> str:
+        return f"around {self.center:g} (factor {self.factor:g})"
+
+    @property
+    def range(self) -> Range:
+        """What is searched where the knob has no narrower range of its own."""
+        return Range(self.center / self.factor**2, self.center * self.factor**2)
+
+
+def around(center: float, factor: float = 10.0) -> Around:
+    """For `Objective.knobs`: the knob's good values are believed to be near `center`, give or take a factor.
+
+    Draws are log-normal: 95 of 100 lie between center / factor and center * factor. Nothing beyond
+    center / factor**2 and center * factor**2 is searched, nor beyond the knob's own range. Of `momentum` and the betas
+    it is 1 - value that lies within the factor.
+
+    ObjectiveError: `center` is not above 0, or `factor` not above 1.
+    """
+    for name, value, least in (("center", center, 0.0), ("factor", factor, 1.0)):
+        if not is_number(value) or not least < value < math.inf:
+            raise ObjectiveError(f"around(center, factor): {name} must be a number above {least:g}, but got {value!r}")
+    return Around(float(center), float(factor))
+
+
+Wish: TypeAlias = Fixed | Range | Choices | Around
 
 
 def wish(name: str, value: Any) -> Wish:
-    """What a value of `Objective.knobs` means: a scalar fixes, (low, high) is a range, a list chooses among.
+    """What a value of `Objective.knobs` means: a scalar fixes, (low, high) is a range, a list chooses among, `around`.
 
     Raises:
         ObjectiveError: it is none of them, is out of order, or lists nothing.
     """
+    if isinstance(value, Around):
+        return around(value.center, value.factor)
     if isinstance(value, tuple) and len(value) == 2 and all(map(is_number, value)):
         low, high = value
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -133,6 +166,8 @@ def limited(name: str, wanted: Wish) -> Wish:
             raise ObjectiveError(f"{name} must be {at_least}{at_most}, but got {number:g}")
         return number
 
+    if isinstance(wanted, Around):
+        return Around(checked(wanted.center), wanted.factor)
     if isinstance(wanted, Range):
         return Range(checked(wanted.low), checked(wanted.high))
     if isinstance(wanted, Choices):
@@ -144,6 +179,8 @@ def complement(wanted: Wish) -> Wish:
     def other(value: float) -> float:
         return round(1 - value, 12)  # 0.1 and not 0.09999999999999998
 
+    if isinstance(wanted, Around):
+        return Around(other(wanted.center), wanted.factor)
     if isinstance(wanted, Range):
         return Range(other(wanted.high), other(wanted.low))
     if isinstance(wanted, Choices):
@@ -154,7 +191,16 @@ def complement(wanted: Wish) -> Wish:
 def value_of(wanted: Wish) -> Any:
     if isinstance(wanted, Range):
         return (wanted.low, wanted.high)
+    if isinstance(wanted, Around):
+        return wanted
     return list(wanted.values) if isinstance(wanted, Choices) else wanted.value
+
+
+def within_limits(name: str, wanted: Around) -> Range:
+    """What is searched of a knob that has limits and no range of its own."""
+    low, high, _with_low, with_high = LIMITS[name]
+    most = high if with_high or math.isinf(high) else 0.999 * high
+    return Range(max(wanted.range.low, low), min(wanted.range.high, most))
 
 
 def merged(knobs: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,18 +226,31 @@ def parse_fix(words: Iterable[str]) -> dict[str, Any]:
     return _by_name(words, "--fix NAME=VALUE", "--fix lr=0.05", _one_value)
 
 
+def parse_was(words: Iterable[str]) -> dict[str, Any]:
+    """What `--was NAME=VALUE` says. Raises ObjectiveError."""
+    return _by_name(words, "--was NAME=VALUE", "--was layers=2", _one_value)
+
+
 def parse_range(words: Iterable[str]) -> dict[str, Any]:
     """What `--range NAME=LOW:HIGH` (a tuple) or `--range NAME=A,B,C` (a list) says. Raises ObjectiveError."""
     return _by_name(words, "--range NAME=LOW:HIGH", "--range lr=1e-4:1e-2 or --range optimizer=adam,adamw", _several)
 
 
-def parse_space(fix: Iterable[str], ranges: Iterable[str]) -> dict[str, Any]:
-    """Both together, as `Objective.knobs` has them. Raises ObjectiveError, also when a name is in both."""
-    fixed, ranged = parse_fix(fix), parse_range(ranges)
-    both = sorted({*fixed} & {*ranged})
-    if both:
-        raise ObjectiveError(f"{both[0]} is given by --fix and by --range: leave one out")
-    return fixed | ranged
+def parse_around(words: Iterable[str]) -> dict[str, Any]:
+    """What `--around NAME=VALUE` or `--around NAME=VALUE:FACTOR` says. Raises ObjectiveError."""
+    return _by_name(words, "--around NAME=VALUE[:FACTOR]", "--around lr=1e-3:10", _around)
+
+
+def parse_space(fix: Iterable[str], ranges: Iterable[str], near: Iterable[str] = ()) -> dict[str, Any]:
+    """All together, as `Objective.knobs` has them. Raises ObjectiveError, also when a name is given twice."""
+    found: dict[str, Any] = {}
+    given: dict[str, str] = {}
+    for option, more in (("--fix", parse_fix(fix)), ("--range", parse_range(ranges)), ("--around", parse_around(near))):
+        for name, value in more.items():
+            if name in given:
+                raise ObjectiveError(f"{name} is given by {given[name]} and by {option}: leave one out")
+            found[name], given[name] = value, option
+    return found
 
 
 def to_json(knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -203,6 +262,8 @@ def to_json(knobs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             forms[name] = {"low": wanted.low, "high": wanted.high}
         elif isinstance(wanted, Choices):
             forms[name] = {"choices": list(wanted.values)}
+        elif isinstance(wanted, Around):
+            forms[name] = {"around": wanted.center, "factor": wanted.factor}
         else:
             forms[name] = {"fixed": wanted.value}
     return forms
@@ -214,6 +275,8 @@ def from_json(space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for name, form in space.items():
         if "fixed" in form:
             knobs[name] = form["fixed"]
+        elif "around" in form:
+            knobs[name] = Around(form["around"], form["factor"])
         else:
             knobs[name] = list(form["choices"]) if "choices" in form else (form["low"], form["high"])
     return knobs
@@ -237,6 +300,13 @@ def _one_value(name: str, text: str) -> Any:
     if ":" in text:
         raise ObjectiveError(f"{name}={text} is a range and not a value: --range {name}={text} searches it")
     return _literal(text)
+
+
+def _around(name: str, text: str) -> Any:
+    parts = [_literal(part.strip()) for part in text.split(":")]
+    if len(parts) > 2 or not all(map(is_number, parts)):
+        raise ObjectiveError(f"{name}={text} is not VALUE or VALUE:FACTOR: write numbers, as in {name}=1e-3:10")
+    return around(*parts)
 
 
 def _several(name: str, text: str) -> Any:

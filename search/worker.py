@@ -19,16 +19,15 @@ from typing import Any
 
 import optuna
 import torch
-from optuna.distributions import check_distribution_compatibility
 from optuna.trial import Trial
 
-from search import memory, samplers, space, watchdog
+from search import memory, narrowing, samplers, space_changes, watchdog
 from search.assignment import Assignment
 from search.data import Data, Folds
 from search.devices import Slot
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
-from search.loading import LoadedObjective, resolve
+from search.loading import resolve
 from search.objective import Objective
 from search.outbox import HAND_BACK_SECONDS
 from search.packing import shared_or_loaded
@@ -41,15 +40,18 @@ from search.trackers import make_trackers
 from search.trainer import Trainer
 from search.trial_log import printing_to
 from search.watchdog import Watchdog
-from storage import queries, studies, workers
+from storage import stalling, studies, workers
 from storage.claims import BudgetSpent, Claimant, GivenUp, Lease, LeaseLost, StudyStopped
-from storage.errors import DialinError, UsageError
+from storage.closing import close
+from storage.errors import DialinError
 from storage.file_names import trial_folder
 from storage.patience import DatabaseAway, patiently, waiting
 from storage.queries import SettledTrial
 from storage.retention import make_room
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord
+from storage.suggesting import EXHAUSTED
+from storage.unseen import is_exhausted
 
 # While other workers train the last trials, how often to look whether one of them left something to adopt.
 WAIT_SECONDS = 1.0
@@ -81,7 +83,8 @@ def load_work(assignment: Assignment, storage: SharedStorage, record: StudyRecor
     searched = loaded.objective.searched
     studies.check_same(record, loaded.reference, searched.name, searched.direction)
     loaded = replace(loaded, objective=of_study(loaded.objective, record.space))
-    check_space(storage, record, loaded)
+    now = space_changes.describe(loaded.objective, loaded.source_sha256, whole=False)
+    space_changes.open_for(storage, record, now, narrowing.beliefs(loaded.objective.knobs), _log.warning)
     # The study's length, which `--epochs` may have set, is the horizon of every schedule.
     objective = replace(loaded.objective, epochs=record.epochs)
     if objective.trains_itself:
@@ -119,6 +122,7 @@ class Worker:
             lambda said: watchdog.end_process(said, last_words),
             step="report" if work.objective.trains_itself else "batch",
         )
+        self._min_gain = stalling.wanted(self._storage, self._record)
         self._slot = self._register(assignment)
         self._files, self._folder = assignment.files, assignment.files / self._record.folder
         self._shelf = self._open_shelf(assignment)
@@ -244,6 +248,7 @@ class Worker:
                 continue
             if found is not None:
                 return Trial(self._study, found.trial_id)
+            self._close_if_done()
             try:
                 return self._study.ask()
             except StudyStopped:
@@ -261,6 +266,15 @@ class Worker:
             over = False
             time.sleep(WAIT_SECONDS)
         return None
+
+    def _close_if_done(self) -> None:
+        """A study may come to an end before its budget does: no trial is started to find that out."""
+        storage, study_id = self._storage, self._record.study_id
+        assert storage.view is not None
+        if not storage.view.endless and is_exhausted(storage.view.today(storage.recorded(study_id))):
+            close(storage, study_id, EXHAUSTED)
+        elif self._min_gain is not None:
+            stalling.close_if_stalled(storage, self._record)
 
     def _give_up(self, lost: GivenUp) -> None:
         """A trial that kills its workers is settled: nobody will need its checkpoints."""
@@ -294,26 +308,6 @@ class Worker:
             why = f"another program told it {told.name}"
             self._shelf.discard(trial_folder(trial.number))
         _log.warning("trial %d: %s; going on with another", trial.number, why)
-
-
-def check_space(storage: SharedStorage, record: StudyRecord, loaded: LoadedObjective) -> None:
-    """Can the study's samplers go on with the recipe's knobs as the objective has them now?
-
-    Raises:
-        UsageError: choices were added or dropped, which Optuna cannot mix in one study.
-    """
-    if loaded.objective.trains_itself:
-        return  # what it suggests under a name of the recipe's may be its own
-    stored = queries.param_distributions(storage, record)
-    for knob in space.recipe_knobs(loaded.objective):
-        try:
-            if knob.name in stored:
-                check_distribution_compatibility(stored[knob.name], knob.distribution)
-        except ValueError:
-            raise UsageError(
-                f"{knob.name} of {loaded.reference} is now among {knob.range}, which is not what study "
-                f"{record.name!r} was made with: start a new study for that"
-            ) from None
 
 
 def run_in_fleet(assignment: Assignment, connection: Any) -> None:

@@ -32,6 +32,10 @@ class EpochsSpent(StudyStopped):
     """The study's budget of epochs is on record: the one to be recorded is beyond it, and its trial is handed back."""
 
 
+class DrawnMeanwhile(DialinError):
+    """Another worker has put the same recipe on record since this one began to draw. Nothing is written."""
+
+
 class LeaseLost(DialinError):
     """This worker no longer owns the trial: adopted, settled or deleted by another. It must record nothing."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -69,7 +69,7 @@ class TrialDetail:
     `value`: the final one, of a pruned trial its last epoch's; None while there is none and for several objectives.
     `enqueued`: what it was told to suggest. `attrs`: the recipe and whatever else the worker noted. `seconds` of all
     epochs together. Times are seconds since 1970, None for what has not come. `weights` of the best epoch and the
-    newest `checkpoint` are files that are recorded and not yet retired.
+    newest `checkpoint` are files that are recorded and not yet retired. A constraint above 0 is violated.
     """
 
     trial_id: int
@@ -89,6 +89,7 @@ class TrialDetail:
     seconds: float
     weights: Checkpoint | None
     checkpoint: Checkpoint | None
+    constraints: Mapping[str, float] = field(default_factory=dict)
 
 
 @patient
@@ -131,6 +132,7 @@ def trial(storage: SharedStorage, study: StudyRecord | str, number: int) -> Tria
         seconds=sum(epoch.seconds for epoch in epochs),
         weights=weights,
         checkpoint=checkpoint,
+        constraints=frozen.constraints,
     )
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Float, Integer, bindparam, or_, select, up
 from sqlalchemy.orm import Session
 
 from storage.claims import EpochsSpent, Lease
+from storage.constraints import feasible
 from storage.engine import database_now
 from storage.errors import UsageError
 from storage.optuna_internals import models
@@ -118,6 +119,7 @@ def value_reached(session: Session, lease: Lease, value: float) -> None:
         .join(directed, directed.study_id == study.study_id)
         .join(trial, trial.study_id == study.study_id)
         .where(
+            feasible(trial.trial_id),
             study.study_id == lease.study_id,
             study.state == StudyState.RUNNING,
             study.until.is_not(None),
@@ -133,7 +135,7 @@ def value_reached(session: Session, lease: Lease, value: float) -> None:
 
 
 def reached_by(session: Session, study_id: int, until: float) -> tuple[int, float] | None:
-    """Number and value of the best COMPLETE trial where it is as good as `until`."""
+    """Number and value of the best COMPLETE trial that keeps to its constraints, where it is as good as `until`."""
     value, trial, directed = models.TrialValueModel, models.TrialModel, models.StudyDirectionModel
     direction = session.scalar(select(directed.direction).where(directed.study_id == study_id))
     order = value.value.desc() if direction == StudyDirection.MAXIMIZE else value.value.asc()
@@ -144,6 +146,7 @@ def reached_by(session: Session, study_id: int, until: float) -> tuple[int, floa
             trial.study_id == study_id,
             trial.state == TrialState.COMPLETE,
             value.value_type == models.TrialValueModel.TrialValueType.FINITE,
+            feasible(trial.trial_id),
         )
         .order_by(order, trial.number)
         .limit(1)

@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Row, func, select
 from sqlalchemy.orm import Session
 
+from storage.constraints import feasible
 from storage.engine import database_now
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
@@ -119,12 +120,16 @@ def _counts(session: Session) -> dict[int, _Counts]:
 
 
 def _ranges(session: Session) -> dict[int, tuple[float, float]]:
-    """Lowest and highest value of each study's COMPLETE trials."""
+    """Lowest and highest value of each study's COMPLETE trials that keep to their constraints."""
     trial, value = models.TrialModel, models.TrialValueModel
     rows = session.execute(
         select(trial.study_id, func.min(value.value), func.max(value.value))
         .join(value, value.trial_id == trial.trial_id)
-        .where(trial.state == TrialState.COMPLETE, value.value_type == value.TrialValueType.FINITE)
+        .where(
+            trial.state == TrialState.COMPLETE,
+            value.value_type == value.TrialValueType.FINITE,
+            feasible(trial.trial_id),
+        )
         .group_by(trial.study_id)
     )
     return {study_id: (lowest, highest) for study_id, lowest, highest in rows}

@@ -8,6 +8,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
+# Under Hyperband samplers see the trials of one bracket.
+from optuna.pruners import _filter_study
+from optuna.search_space import IntersectionSearchSpace
+
 # The cache that Optuna puts before its SQL storage. `storage.trial_cache` reads into it in its own way: it overrides
 # `get_trial` and `get_all_trials`, and calls `_add_trials_to_cache` and `_get_cached_trial`.
 from optuna.storages._cached_storage import _CachedStorage as CachedStorage
@@ -19,15 +23,29 @@ from optuna.storages._rdb import models as _models
 # Schema versions (alembic) of Optuna's tables.
 from optuna.storages._rdb.storage import _VersionManager
 
+# What a constraint is kept under.
+from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
     from optuna.trial import BaseTrial, FrozenTrial, Trial
 
 # Besides these names `storage.backend` overrides and calls methods of `RDBStorage` that are private:
 #   _create_new_trial, _get_prepared_new_trial   a trial is made inside ONE session, where the claim joins in
 #   _set_trial_*_without_commit                  writes that leave the commit to the caller
+# and `storage.suggesting` overrides `Trial._suggest` and looks at what a trial keeps for it (`_fixed_params`,
+# `_cached_frozen_trial`), and makes a sampler forget the search space that it has inferred,
 # and relies on the system attribute "fixed_params", in which `enqueue_trial` leaves what a WAITING trial will suggest.
+
+# Names (or how they begin) of the system attributes in which samplers keep their own state with a trial: CMA-ES its
+# optimizer, TPE and GP what they have drawn together.
+SAMPLERS_NOTES = ("cma:", "sepcma:", "cmawm:", "x_for_tell", "tpe:relative_params", "gp:relative_params")
+
+# How the system attributes are called in which `Trial.set_constraint` leaves a constraint's value.
+CONSTRAINT = f"{_CONSTRAINTS_KEY}:"
 
 models: Any = _models  # their columns are declared without types
 
@@ -47,9 +65,13 @@ class VersionManager(_VersionManager):
 
 
 __all__ = [
+    "CONSTRAINT",
+    "SAMPLERS_NOTES",
     "CachedStorage",
     "CachedStudy",
     "VersionManager",
+    "draw_alone",
+    "forget_space",
     "forget_study",
     "forget_trial",
     "frozen_of",
@@ -73,6 +95,20 @@ def forget_trial(storage: CachedStorage, study_id: int, number: int) -> None:
     trial_id = storage._study_id_and_number_to_trial_id.pop((study_id, number), None)
     if trial_id is not None and storage._trial_id_to_study_id_and_number.get(trial_id) == (study_id, number):
         del storage._trial_id_to_study_id_and_number[trial_id]
+
+
+def draw_alone(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
+    """What the study's sampler draws for one knob by itself, as `Trial._suggest` asks it."""
+    frozen = trial._get_latest_trial()
+    return trial.study.sampler.sample_independent(_filter_study(trial.study, frozen), frozen, name, distribution)
+
+
+def forget_space(sampler: BaseSampler) -> None:
+    """Have a sampler infer anew what all trials have in common: it only ever takes away from what it found before."""
+    for name, pruned_too in (("_search_space", True), ("_search_space", False), ("_intersection_search_space", False)):
+        known = getattr(sampler, name, None)
+        if isinstance(known, IntersectionSearchSpace) and known._include_pruned is pruned_too:
+            setattr(sampler, name, IntersectionSearchSpace(include_pruned=pruned_too))
 
 
 def trial_id_of(trial: BaseTrial) -> int:

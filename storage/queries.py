@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from storage import roster
+from storage import constraints, roster, stalling
 from storage.details import EpochLine, Owner, TrialDetail, trial
 from storage.engine import database_now
 from storage.listing import StudyLine, listing, logged
@@ -103,7 +103,10 @@ class SettledTrial:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """Where a study stands. `epochs_saved` by pruning; `seconds` of training summed over all trials."""
+    """Where a study stands. `epochs_saved` by pruning; `seconds` of training summed over all trials.
+
+    `kept`: how trials keep to constraints; None where there are none. `outlook`: what more trials would gain.
+    """
 
     study: StudyRecord
     counts: Mapping[str, int]
@@ -116,6 +119,8 @@ class StudyStatus:
     failures: tuple[FailedTrial, ...]
     workers: tuple[roster.WorkerLine, ...] = ()
     handovers: roster.Handovers = field(default_factory=roster.Handovers)
+    kept: constraints.Kept | None = None
+    outlook: stalling.Outlook = field(default_factory=stalling.Outlook)
 
     @property
     def settled(self) -> int:
@@ -156,6 +161,8 @@ def status(storage: SharedStorage, study: StudyRecord) -> StudyStatus:
             failures=_failures(session, study.study_id),
             workers=roster.workers(session, study.study_id),
             handovers=roster.handovers(session, study.study_id),
+            kept=constraints.kept(session, study.study_id),
+            outlook=stalling.look(session, study),
         )
 
 
@@ -282,7 +289,7 @@ def _failures(session: Session, study_id: int, most: int = 3) -> tuple[FailedTri
 
 
 def ranking(study: StudyRecord) -> Select[Any]:
-    """COMPLETE trials (id, number, value, best epoch), best first, of equals the lower number."""
+    """COMPLETE trials that keep to their constraints (id, number, value, best epoch), best first, then by number."""
     value = models.TrialValueModel
     order = value.value.desc() if study.direction == "maximize" else value.value.asc()
     return (
@@ -293,6 +300,7 @@ def ranking(study: StudyRecord) -> Select[Any]:
             models.TrialModel.study_id == study.study_id,
             models.TrialModel.state == TrialState.COMPLETE,
             value.value_type == models.TrialValueModel.TrialValueType.FINITE,
+            constraints.feasible(models.TrialModel.trial_id),
         )
         .order_by(order, models.TrialModel.number)
     )
@@ -300,7 +308,10 @@ def ranking(study: StudyRecord) -> Select[Any]:
 
 @patient
 def best(storage: SharedStorage, study: StudyRecord, top: int = 1) -> list[RankedTrial]:
-    """The `top` COMPLETE trials by value, best first. A pruned trial's value is no final one and is not ranked."""
+    """The `top` COMPLETE trials by value, best first. A pruned trial's value is no final one and is not ranked.
+
+    Nor is a trial that violates a constraint.
+    """
     with storage.backend.read() as session:
         return [_ranked(session, *row) for row in session.execute(ranking(study).limit(top)).all()]
 
@@ -315,17 +326,17 @@ def leaders(storage: SharedStorage, study: StudyRecord, top: int) -> list[tuple[
 
 @patient
 def param_distributions(storage: SharedStorage, study: StudyRecord) -> dict[str, distributions.BaseDistribution]:
-    """The distribution under which each parameter of the study was sampled first."""
+    """The distribution under which each parameter of the study was sampled last: its space may have changed."""
     param = models.TrialParamModel
     query = (
         select(param.param_name, param.distribution_json)
         .join(models.TrialModel, models.TrialModel.trial_id == param.trial_id)
         .where(models.TrialModel.study_id == study.study_id)
-        .order_by(param.param_id.desc())
+        .order_by(param.param_id)
     )
     with storage.backend.read() as session:
         rows = session.execute(query).all()
-    # Of several the first: it is written last.
+    # Of several the last: it is written last.
     return {name: distributions.json_to_distribution(text) for name, text in rows}
 
 

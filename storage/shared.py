@@ -18,13 +18,14 @@ from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from storage import epochs, leases, limits, owners, state_files
+from storage import epochs, leases, limits, owners, state_files, twins
 from storage.backend import Backend
 from storage.claims import Checkpoint, Claimant, Epoch, GivenUp, Lease, LeaseLost, Settlement
 from storage.epochs import Written
 from storage.optuna_internals import frozen_of, models, trial_id_of
 from storage.outcomes import Outcome
 from storage.patience import patient
+from storage.space_view import SpaceView
 from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, StudyRow, StudyState
 from storage.trial_cache import TrialCache
 
@@ -42,6 +43,8 @@ class SharedStorage(TrialCache):
         self._noting: tuple[int, dict[str, Any]] | None = None
         self._ids: dict[str, int] = {}
         self._got_further: str | None = None  # the claim whose owner is known to have left something
+        # Set where trials are trained: what samplers see of trials from another space. Then any space goes on record.
+        self.view: SpaceView | None = None
 
     @property
     def backend(self) -> Backend:
@@ -55,21 +58,30 @@ class SharedStorage(TrialCache):
     # -- A recipe is sampled in memory and written in one transaction.
 
     @contextmanager
-    def sampling(self, trial: Trial) -> Iterator[None]:
+    def sampling(self, trial: Trial, once: bool = False) -> Iterator[None]:
         """Parameters and attributes set on a claimed trial in this block are written together at its end.
 
         Reads by this process see them at once. Nothing is written when the block raises.
+
+        Raises:
+            DrawnMeanwhile: `once`, and another worker has drawn the same parameters meanwhile. Nothing is written.
         """
         before = frozen_of(trial)
         self._sampling = copy.deepcopy(before)
         try:
             yield
             sampled = self._sampling
+            # Of a range without an end of values two workers do not draw the same: that need not be looked for.
+            may_have_a_twin = once and self.view is not None and not self.view.endless
+            seen = self._sampling_from.get(self.lease_of(trial).study_id) if may_have_a_twin else None
         finally:
             self._sampling, self._sampling_from = None, {}
-        self._write_sampled(self.lease_of(trial), before, sampled)
+        self._write_sampled(self.lease_of(trial), before, sampled, seen)
 
-    def _write_sampled(self, lease: Lease, before: FrozenTrial, sampled: FrozenTrial) -> None:
+    def _write_sampled(
+        self, lease: Lease, before: FrozenTrial, sampled: FrozenTrial, seen: list[FrozenTrial] | None
+    ) -> None:
+        """`seen`: the trials that were on record when the recipe was drawn, none of which has the same."""
         names = [name for name in sampled.params if name not in before.params]
         rows = [
             {
@@ -84,6 +96,8 @@ class SharedStorage(TrialCache):
         system_attrs = {k: v for k, v in sampled.system_attrs.items() if before.system_attrs.get(k) != v}
 
         def attempt(session: Session, again: bool) -> None:
+            if rows and seen is not None and not again:
+                twins.refuse(session, lease, rows, seen)
             self._check_and_renew(session, lease)
             param = models.TrialParamModel
             mine = select(param.param_name).where(param.trial_id == lease.trial_id, param.param_name.in_(names))
@@ -103,6 +117,10 @@ class SharedStorage(TrialCache):
         distribution: distributions.BaseDistribution,
     ) -> None:
         trial = self._sampled(trial_id)
+        if trial is None and self.view is not None:
+            of_before = distribution  # what it may differ from: Optuna takes no other choices than those on record
+            self._backend._set_trial_param(trial_id, param_name, param_value_internal, distribution, of_before)
+            return
         if trial is None:
             super().set_trial_param(trial_id, param_name, param_value_internal, distribution)
             return
@@ -133,14 +151,22 @@ class SharedStorage(TrialCache):
     def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
         """While a recipe is sampled all reads see what the first one saw: one is as good for all its parameters."""
         sampled = self._sampling
-        if sampled is None:
+        if sampled is None and (self.view is None or self._noting is not None):  # pruners judge by all trials
             return super().get_all_trials(study_id, deepcopy, states)
+        trials = [trial for trial in self.recorded(study_id) if states is None or trial.state in states]
+        trials = trials if self.view is None else self.view(trials)
+        if sampled is not None:
+            mine = trial_id_of(sampled)
+            trials = [copy.deepcopy(sampled) if trial_id_of(t) == mine else t for t in trials]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def recorded(self, study_id: int) -> list[FrozenTrial]:
+        """All trials as they are on record, whatever samplers see of them. They are not to be changed."""
+        if self._sampling is None:
+            return super().get_all_trials(study_id, deepcopy=False)
         if study_id not in self._sampling_from:
             self._sampling_from[study_id] = super().get_all_trials(study_id, deepcopy=False)
-        mine = trial_id_of(sampled)
-        trials = [t for t in self._sampling_from[study_id] if states is None or t.state in states]
-        trials = [copy.deepcopy(sampled) if trial_id_of(t) == mine else t for t in trials]
-        return copy.deepcopy(trials) if deepcopy else trials
+        return self._sampling_from[study_id]
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """Hyperband asks at every parameter and decision: of a study whose trial is held here the id is known."""

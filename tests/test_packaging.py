@@ -34,7 +34,8 @@ LAYERS = (
     search.pace search.preflight search.preload search.restarts search.preview search.reporter search.outbox
     search.checkpointer search.shelf search.checkpoint_settings search.foresight search.uncompiled
     search.trial_log search.by_value search.children search.artifacts search.telling search.trackers search.trackers.*
-    search.shared_data search.module_state search.packing search.memory search.sizes search.watchdog""",
+    search.shared_data search.module_state search.packing search.memory search.sizes search.watchdog
+    search.space_changes""",
     """search.cli search.cli_train search.cli_one search.cli_studies search.cli_look search.cli_storage
     search.foreground search.chart search.trial_page search.logs search.options search.live search.feed search.launch
     search.solo search.searches search.views search.notebook search.api search.calls search.detached
