@@ -126,7 +126,7 @@ class TestWhatCannotBe:
             ({"seed": -1}, "seed must be an integer of at least 0, but got -1"),
             ({"seed": 2**31}, "seed must be at most 2147483647, but got 2147483648"),
             ({"fix": {"lr": (1, 2)}}, "more than one value: put it into ranges"),
-            ({"ranges": {"lr": 0.1}}, r"write \(low, high\), or a list"),
+            ({"ranges": {"lr": 0.1}}, r"write \(low, high\), a list of choices, or around"),
             ({"fix": {"lr": 0.1}, "ranges": {"lr": (0.1, 0.2)}}, "lr is in fix and in ranges"),
             ({"budget": "long"}, "must be a time such as"),
             ({"log": ["paper"]}, "must be one of tensorboard"),

@@ -33,6 +33,7 @@ from search import Objective
 
 def train(run):
     name = run.trial.suggest_categorical("optimizer", ["Adam", "RMSprop"])
+    run.trial.suggest_float("rate", 0, 1)
     for epoch in run.epochs:
         run.report(accuracy=len(name) / 10)
 
