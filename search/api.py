@@ -237,6 +237,7 @@ def run(
     deadline: float | str | datetime | None = None,
     min_gain: float | None = None,
     seed: int | None = None,
+    transfer: bool = True,
     data: str | Path | None = None,
     log: Iterable[str] = (),
     files: str | Path | None = None,
@@ -265,6 +266,8 @@ def run(
         deadline: when it stops: "18:30", a datetime, or seconds or "2h" from now.
         min_gain: end when 20 more trials are likely to improve the metric by less.
         seed: of sampling and training; by default a random one, which is stored.
+        transfer: start with recipes that won in finished studies of this database, and with those that come with
+            Dialin; False: with the optimizers' defaults only.
         data: folder of data sets; by default $DIALIN_DATA, else ~/.cache/dialin.
         log: names of trackers, such as "tensorboard".
         files: folder of checkpoints and logs; by default $DIALIN_FILES, else beside a SQLite file.
@@ -299,6 +302,7 @@ def run(
         deadline=calls.until_when(deadline),
         seed=seed,
         min_gain=min_gain,
+        transfer=transfer,
     )
     console = calls.console(quiet)
     try:

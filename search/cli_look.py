@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -17,8 +18,9 @@ from rich.table import Table
 from search import options, printing
 from search.checkpoint_settings import CheckpointSettings
 from search.loading import builtin_objectives
-from storage import queries, studies
+from storage import first_trials, queries, studies
 from storage.errors import DialinError, UsageError
+from storage.first_trials import FirstTrial
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
@@ -42,6 +44,7 @@ def status(study: options.Study = None, as_json: options.Json = False, storage: 
     record = studies.find(shared, study)
     found = queries.status(shared, record)
     best = queries.best(shared, record)
+    first = first_trials.noted(shared, record.study_id)
     if as_json:
         answer = {
             "study": asdict(record),
@@ -49,6 +52,7 @@ def status(study: options.Study = None, as_json: options.Json = False, storage: 
             "settled": found.settled,
             "counts": dict(found.counts),
             "waiting": found.waiting,
+            "first_trials": [{"trial": number, "origin": one.origin} for number, one in enumerate(first)],
             "running": [asdict(trial) for trial in found.running],
             "adoptable": [trial.number for trial in found.running if trial.adoptable],
             "workers": [asdict(worker) for worker in found.workers],
@@ -63,10 +67,12 @@ def status(study: options.Study = None, as_json: options.Json = False, storage: 
         }
         typer.echo(printing.as_json(answer))
         return
-    _print_status(found, best, storage)
+    _print_status(found, best, first, storage)
 
 
-def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: str) -> None:
+def _print_status(
+    found: StudyStatus, best: list[queries.RankedTrial], first: Sequence[FirstTrial], storage: str
+) -> None:
     console, record = printing.Terminal(), found.study
 
     printing.say(console, f"{record.name}: {printing.state_of(found)}, {printing.progress(found)}")
@@ -75,7 +81,12 @@ def _print_status(found: StudyStatus, best: list[queries.RankedTrial], storage: 
         f"objective {record.objective}, {record.direction} {record.metric}, {printing.length(record)}, "
         f"{record.sampler} + {record.pruner}, seed {record.seed}; {shown(storage)}",
     )
-    for heading, text in (("narrowed to", printing.narrowing(record)), ("limits", printing.limits(record))):
+    told = (
+        ("narrowed to", printing.narrowing(record)),
+        ("limits", printing.limits(record)),
+        ("first trials", printing.first_trials(first)),
+    )
+    for heading, text in told:
         if text:
             printing.say(console, f"{heading}: {text}")
     if best:

@@ -78,6 +78,15 @@ Seed = Annotated[
     ),
 ]
 
+Transfer = Annotated[
+    bool,
+    typer.Option(
+        "--transfer/--no-transfer",
+        help="Start with recipes that won in finished studies of this database, and with those that come with Dialin; "
+        "without, with the optimizers' defaults only.",
+    ),
+]
+
 
 def run(
     objective: options.ObjectiveName,
@@ -99,6 +108,7 @@ def run(
     deadline: options.Deadline = None,
     min_gain: options.MinGain = None,
     seed: Seed = None,
+    transfer: Transfer = True,
     data: options.DataFolder = None,
     log: options.Log = None,
     hang: options.Hang = None,
@@ -128,6 +138,7 @@ def run(
         deadline=deadline,
         seed=seed,
         min_gain=min_gain,
+        transfer=transfer,
     )
     placement = Placement(workers, devices, per_device)
     place = _place(storage, files, data, placement, log, hang, checkpoints, disk)

@@ -21,7 +21,7 @@ from search.by_value import ByValue
 from search.devices import Slot
 from search.failures import RaisedError
 from search.memory import OomKills
-from search.preflight import NOTHING, Placement, Preflight, look_in_child
+from search.preflight import NEW_DATABASE, NOTHING, Known, Placement, Preflight, look_in_child
 from search.restarts import Restarts
 from search.shared_data import NamelessFile, Packed
 from storage import workers
@@ -37,11 +37,11 @@ def preflight(
     placement: Placement,
     direction: str | None = None,
     space: Mapping[str, Any] = NOTHING,
-    known_sha256: str | None = None,
+    known: Known = NEW_DATABASE,
 ) -> Preflight:
     """Check an objective and this machine in a child process; `direction` is that of a bare function's study.
 
-    `space`: the study's narrowing, as it is stored. `known_sha256`: of the source whose space the study has.
+    `space`: the study's narrowing, as it is stored. `known`: what its first trials may be chosen from.
 
     Raises:
         RaisedError: what is wrong, in one line, perhaps with the person's own frames.
@@ -49,9 +49,7 @@ def preflight(
     """
     ours, theirs = multiprocessing.Pipe(duplex=False)
     file = _nameless_file()
-    child = children.start(
-        look_in_child, theirs, objective, data, placement, direction, dict(space), file, known_sha256
-    )
+    child = children.start(look_in_child, theirs, objective, data, placement, direction, dict(space), file, known)
     theirs.close()
     try:
         answer = ours.recv()

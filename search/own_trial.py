@@ -11,7 +11,20 @@ from storage.suggesting import SuggestingTrial
 
 # User attributes in which a trial's page, `best` and the dashboard find what Dialin knows of it.
 RESERVED = frozenset(
-    ["recipe", "settings", "model", "lr", "device", "outcome", "seconds", "epochs", "reason", "traceback", "best_epoch"]
+    [
+        "recipe",
+        "settings",
+        "model",
+        "lr",
+        "device",
+        "outcome",
+        "seconds",
+        "epochs",
+        "reason",
+        "traceback",
+        "best_epoch",
+        "origin",
+    ]
 )
 # What a person's attribute of such a name is stored under.
 PREFIX = "own_"

@@ -18,6 +18,8 @@ from search.devices import Gpu, SlotPlan, plan_slots, usable_cpus
 from search.shared_data import NamelessFile, NotPacked, Packed
 from search.space_changes import Space
 from storage.errors import DialinError, UsageError
+from storage.first_trials import FirstTrial
+from storage.history import PastStudy
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -58,12 +60,28 @@ class Preflight:
     direction: str
     epochs: int
     trials: int
-    first_trials: tuple[dict[str, Any], ...]
+    first_trials: tuple[FirstTrial, ...]
     plan: SlotPlan
     notes: tuple[str, ...]
     shared: Packed | NotPacked | None = None
     folds: int = 1
     space: Space = field(default_factory=Space)
+    trains_itself: bool = False
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known before an objective is looked at. `transfer`: a new study starts with what served elsewhere.
+
+    `past`: the finished studies of the database. `sha256`: of the source whose space a study has that goes on.
+    """
+
+    past: tuple[PastStudy, ...] = ()
+    transfer: bool = True
+    sha256: str | None = None
+
+
+NEW_DATABASE = Known()
 
 
 def look(
@@ -73,23 +91,23 @@ def look(
     direction: str | None = None,
     space: Mapping[str, Any] = NOTHING,
     file: NamelessFile | None = None,
-    known_sha256: str | None = None,
+    known: Known = NEW_DATABASE,
 ) -> Preflight:
     """Load the objective, plan the slots and train one batch on the first of them. Raises DialinErrors.
 
     What trains itself is only loaded; `direction` is that of a bare function, `space` the study's narrowing as stored.
     What `data` returned is packed into the file, when there is one and more than one worker will want it.
-    The space is told with the model's own knobs where the source is another than the one of `known_sha256`.
+    The space is told with the model's own knobs where the source is another than the one of `known`.
     """
     import torch
 
     from search.device_memory import bytes_each
     from search.devices import gpus
+    from search.first_trials import first_trials
     from search.loading import resolve
     from search.packing import load_to_share
     from search.preview import build_task, load_data, try_out
     from search.settings import check_knobs, of_study
-    from search.space import starting_points
     from search.space_changes import describe
 
     loaded = resolve(given).to(direction)
@@ -128,12 +146,13 @@ def look(
         direction=objective.searched.direction,
         epochs=objective.epochs,
         trials=objective.trials,
-        first_trials=() if objective.trains_itself else tuple(starting_points(objective)),
+        first_trials=first_trials(objective, loaded.reference, known.past, known.transfer),
         plan=plan,
         notes=(*loaded.notes, *plan.notes),
         shared=shared,
         folds=folds,
-        space=describe(objective, loaded.source_sha256, known_sha256 not in (None, loaded.source_sha256)),
+        space=describe(objective, loaded.source_sha256, known.sha256 not in (None, loaded.source_sha256)),
+        trains_itself=objective.trains_itself,
     )
 
 
@@ -145,11 +164,11 @@ def look_in_child(
     direction: str | None,
     space: Mapping[str, Any],
     file: NamelessFile | None,
-    known_sha256: str | None,
+    known: Known,
 ) -> None:
     """The body of the child process: sends a Preflight, or what is wrong (message, frames, exit status)."""
     try:
-        answer: Any = look(given, data, placement, direction, space, file, known_sha256)
+        answer: Any = look(given, data, placement, direction, space, file, known)
     except DialinError as error:
         answer = (str(error), getattr(error, "frames", ""), error.exit_status)
     with contextlib.suppress(BrokenPipeError):  # Ctrl-C before this process was up: nobody listens

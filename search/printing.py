@@ -14,6 +14,7 @@ import pprint
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import yaml
@@ -24,6 +25,7 @@ from search.loading import builtin_objectives
 from search.wishes import from_json, wish
 from storage import stalling
 from storage.constraints import Kept
+from storage.first_trials import FirstTrial
 from storage.limits import moment, past
 from storage.outcomes import Outcome
 from storage.queries import FailedTrial, RankedTrial, RunningTrial, SettledTrial, StudyStatus
@@ -224,6 +226,16 @@ def length(study: StudyRecord) -> str:
 def narrowing(study: StudyRecord) -> str:
     """What --fix and --range said: `lr=0.0001:0.01, optimizer=adamw`; empty when all of the space is searched."""
     return ", ".join(f"{name}={wish(name, value)}" for name, value in from_json(study.space).items())
+
+
+def first_trials(trials: Sequence[FirstTrial]) -> str:
+    """Where the first trials are from: `0 won study digits-1, 1 to 3 default of adam`; empty without any."""
+    said: list[str] = []
+    for origin, group in groupby(enumerate(trials), key=lambda one: one[1].origin):
+        numbers = [number for number, _ in group]
+        which = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+        said.append(f"{which} {origin}".rstrip())
+    return "; ".join(said)
 
 
 def limits(study: StudyRecord) -> str:

@@ -21,10 +21,10 @@ from search.checkpoint_settings import CheckpointSettings
 from search.devices import Slot
 from search.foresight import large_imports
 from search.launch import Ending
-from search.preflight import Placement, Preflight
+from search.preflight import NEW_DATABASE, Known, Placement, Preflight
 from search.samplers import check_names, quiet_optuna
 from search.shared_data import NotPacked, Packed
-from storage import queries, stalling, studies
+from storage import history, queries, stalling, studies
 from storage.errors import UsageError
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage, open_storage
@@ -90,7 +90,8 @@ class Place:
 class NewStudy:
     """What a person says of a study to be made; None is the objective's own, or a free name, or a random seed.
 
-    `deadline` as `options.deadline_of` reads it, when the study is made.
+    `deadline` as `options.deadline_of` reads it, when the study is made. `transfer`: start with recipes that served
+    other studies, and those that ship with the package.
 
     UsageError: a number is no integer that a database's column holds, or the deadline cannot be read.
     """
@@ -108,6 +109,7 @@ class NewStudy:
     deadline: str | None = None
     seed: int | None = None
     min_gain: float | None = None
+    transfer: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("epochs", 1), ("total_epochs", 1), ("seed", 0)):
@@ -185,8 +187,10 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
     """
     quiet_optuna()
     check_names(wanted.sampler, wanted.pruner)
-    _refuse_early(place.storage, wanted.name)
-    found = _preflight(console, objective, place, wanted.direction, wanted.space)
+    there = _refuse_early(place.storage, wanted.name)
+    past = tuple(history.past_studies(there)) if there is not None and wanted.transfer else ()
+    known = Known(past, wanted.transfer)
+    found = _preflight(console, objective, place, wanted.direction, wanted.space, known)
     _refuse_foreign_options(found, wanted)
     # Nothing is made before the objective is known to work.
     place.make_folders()
@@ -209,7 +213,8 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
         space=wanted.space,
     )
     first = found.first_trials[: spec.trials]
-    study = studies.create(storage, spec, name=wanted.name, stem=found.name, first_trials=first)
+    enqueue = not found.trains_itself  # what a loop of a person's own suggests is known only when it trains
+    study = studies.create(storage, spec, name=wanted.name, stem=found.name, first=first, enqueue=enqueue)
     space_changes.note(storage, study, found.space)
     if wanted.min_gain:
         stalling.want(storage, study, wanted.min_gain)
@@ -237,7 +242,7 @@ def go_on(
     if status.workers and (line := printing.there_already(status.workers)):
         printing.say(console, line)
     stored = space_changes.stored(storage, study)
-    known = study.objective_sha256 if stored is None else stored["sha256"]
+    known = Known(sha256=study.objective_sha256 if stored is None else stored["sha256"])
     found = _preflight(console, objective, place, study.direction, study.space, known)
     studies.check_same(study, found.reference, found.metric, found.direction)
     studies.check_folds(study, found.folds)
@@ -297,12 +302,12 @@ def _preflight(
     place: Place,
     direction: str | None,
     space: Mapping[str, Any],
-    known_sha256: str | None = None,
+    known: Known = NEW_DATABASE,
 ) -> Preflight:
     data = options.data_root(place.data)
     children.warm_up(large_imports(objective))
     with console.status(f"checking {objective} on one batch"):
-        found = fleet.preflight(objective, data, place.placement, direction, space, known_sha256)
+        found = fleet.preflight(objective, data, place.placement, direction, space, known)
     for note in found.notes:
         printing.say(console, note)
     return found
@@ -351,14 +356,18 @@ def _refuse_foreign_options(found: Preflight, wanted: NewStudy) -> None:
         raise UsageError(f"{found.reference} is a function, which trains as long as it will: leave --epochs out")
 
 
-def _refuse_early(url: str, name: str | None) -> None:
-    """A database that does not open, or a name that is taken, is said before anything slow; makes no SQLite file."""
+def _refuse_early(url: str, name: str | None) -> SharedStorage | None:
+    """A database that does not open, or a name that is taken, is said before anything slow; makes no SQLite file.
+
+    None: there is no database yet.
+    """
     file = sqlite_file(parse(url))
     if file is not None and file.parent.is_dir() and not file.exists():
-        return
+        return None
     storage = open_storage(url)
     if name is not None and name in studies.names(storage):
         raise studies.taken(name)
+    return storage
 
 
 def _refuse_finished(status: StudyStatus, wanted: MoreOfStudy) -> None:

@@ -166,17 +166,17 @@ def starting_points(objective: Objective) -> list[dict[str, Any]]:
     points = []
     for name in names[: len(STARTS)]:
         schedule, warmup = usual.get(name, ("cosine", 0.0))
-        points.append(_params({"optimizer": name, "schedule": schedule, "warmup": warmup}, objective))
+        points.append(nearest_params({"optimizer": name, "schedule": schedule, "warmup": warmup}, objective))
     return points
 
 
 def default_params(objective: Objective) -> dict[str, Any]:
     """The parameters of a trial in which every knob of the recipe takes its default."""
-    return _params({}, objective)
+    return nearest_params({}, objective)
 
 
-def _params(wanted: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
-    """The parameters a trial would suggest if each knob took its value in `wanted`, else its default."""
+def nearest_params(wanted: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
+    """The parameters a trial suggests if each knob takes what is nearest to its value in `wanted`, else its default."""
     params: dict[str, Any] = {}
 
     def ask(knob: Knob) -> Any:

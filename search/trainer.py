@@ -44,6 +44,7 @@ from search.watchdog import Watchdog
 from storage import queries
 from storage.claims import Checkpoint, DrawnMeanwhile, Lease, LeaseLost, Settlement
 from storage.file_names import trial_number
+from storage.first_trials import FirstTrial
 from storage.optuna_internals import suggest_unless_asked
 from storage.outcomes import Outcome
 from storage.patience import DATABASE_ERRORS, DatabaseAway
@@ -69,6 +70,7 @@ class Trainer:
         teller: makes what tells the trackers of a trial.
         sizes: how much of a batch has fitted into memory.
         watchdog: ends the process when training hangs.
+        first_trials: what an own loop's recipe is in the study's first trials.
     """
 
     storage: SharedStorage
@@ -85,6 +87,7 @@ class Trainer:
     teller: Callable[[Trial, Lease], Teller]
     sizes: StoredSizes
     watchdog: Watchdog
+    first_trials: tuple[FirstTrial, ...] = ()
 
     def train(self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper) -> SettledTrial:
         """Train a trial held under `lease` and settle it; `folder` is the trial's own.
@@ -179,11 +182,11 @@ class Trainer:
         )
 
     def _own_recipe(self, trial: SuggestingTrial) -> Recipe:
-        """The recipe of an own loop that asks for one: in a study's first trials its starting points."""
+        """The recipe of an own loop that asks for one: in a study's first trials those that it starts with."""
         with self.storage.sampling(trial):
-            points = space.starting_points(self.objective)
-            if trial.number < len(points):
-                suggest_unless_asked(trial, points[trial.number])
+            first = self.first_trials[trial.number] if trial.number < len(self.first_trials) else None
+            if first is not None and suggest_unless_asked(trial, first.params):
+                trial.set_user_attr("origin", first.origin)
             recipe, before = space.sample(trial, self.objective), trial.user_attrs
             told = self._told(recipe)
             if moved := _moved(before, told, trial.filled):

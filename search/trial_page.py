@@ -36,6 +36,7 @@ def trial_as_json(study: StudyRecord, trial: TrialDetail, log: Path) -> dict[str
         "params": dict(trial.params),
         "enqueued": dict(trial.enqueued),
         "constraints": dict(trial.constraints),
+        "origin": trial.attrs.get("origin", ""),
         "epochs": [asdict(epoch) for epoch in trial.epochs],
         "seconds": round(trial.seconds, 3),
         "owners": [asdict(owner) for owner in trial.owners],
@@ -82,6 +83,11 @@ def _outcome(study: StudyRecord, trial: TrialDetail) -> str:
 
 
 def _recipe(trial: TrialDetail) -> list[str]:
+    origin = trial.attrs.get("origin")
+    return [*_knobs(trial), *([f"from: {origin}"] if origin else [])]
+
+
+def _knobs(trial: TrialDetail) -> list[str]:
     own = trial.attrs.get("model", {})
     if trial.attrs.get("recipe"):
         return [str(trial.attrs["recipe"]), *([f"model: {_in_words(own)}"] if own else [])]

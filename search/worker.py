@@ -40,7 +40,7 @@ from search.trackers import make_trackers
 from search.trainer import Trainer
 from search.trial_log import printing_to
 from search.watchdog import Watchdog
-from storage import stalling, studies, workers
+from storage import first_trials, stalling, studies, workers
 from storage.claims import BudgetSpent, Claimant, GivenUp, Lease, LeaseLost, StudyStopped
 from storage.closing import close
 from storage.errors import DialinError
@@ -141,7 +141,8 @@ class Worker:
         )
 
     def _make_trainer(self, work: Work, data_root: Path) -> Trainer:
-        device = torch.device(self._slot.devices[0])
+        device, record = torch.device(self._slot.devices[0]), self._record
+        own_loop = work.objective.train is not None
         return Trainer(
             storage=self._storage,
             study=self._study,
@@ -157,6 +158,7 @@ class Worker:
             teller=self._teller,
             sizes=StoredSizes(self._storage, device),
             watchdog=self._watchdog,
+            first_trials=first_trials.noted(self._storage, record.study_id) if own_loop else (),
         )
 
     def _open(self, url: str) -> SharedStorage:

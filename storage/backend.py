@@ -208,13 +208,19 @@ class Backend(PatientStorage):
         if lease is not None:
             self.leases[trial_id] = lease
 
-    def enqueue(self, session: Session, study_id: int, params: Mapping[str, Any], key: str = "") -> int:
+    def enqueue(
+        self, session: Session, study_id: int, params: Mapping[str, Any], key: str = "", origin: str = ""
+    ) -> int:
         """A WAITING trial that will suggest `params`, as `enqueue_trial` makes it, in the caller's transaction.
 
         Its number in return. `key`: a UUID by which `enqueued` finds it when the answer to the COMMIT was lost.
+        `origin`: what it is for, as people are told.
         """
         noted = {_ENQUEUED: key} if key else {}
-        template = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": dict(params)} | noted)
+        told = {"origin": origin} if origin else {}
+        template = create_trial(
+            state=TrialState.WAITING, user_attrs=told, system_attrs={"fixed_params": dict(params)} | noted
+        )
         trial = self._get_prepared_new_trial(study_id, template, session)
         session.flush()
         return int(trial.number)

@@ -124,6 +124,12 @@ def frozen_of(trial: Trial) -> FrozenTrial:
     return copy.deepcopy(trial._cached_frozen_trial)
 
 
-def suggest_unless_asked(trial: Trial, params: Mapping[str, Any]) -> None:
-    """Have a trial suggest `params`, as one that was enqueued with them; one that was enqueued with others stays so."""
-    trial._fixed_params = trial._fixed_params or dict(params)
+def suggest_unless_asked(trial: Trial, params: Mapping[str, Any]) -> bool:
+    """Have a trial suggest `params`, as one that was enqueued with them; one that was enqueued with others stays so.
+
+    Whether it will.
+    """
+    if trial._fixed_params:
+        return False
+    trial._fixed_params = dict(params)
+    return True

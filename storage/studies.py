@@ -20,10 +20,11 @@ from sqlalchemy import Row, Select, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from storage import limits
+from storage import first_trials, limits
 from storage.claims import new_uuid
 from storage.engine import database_now
 from storage.errors import UsageError
+from storage.first_trials import FirstTrial
 from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
@@ -111,9 +112,12 @@ def create(
     *,
     name: str | None = None,
     stem: str,
-    first_trials: Sequence[Mapping[str, Any]] = (),
+    first: Sequence[FirstTrial] = (),
+    enqueue: bool = True,
 ) -> StudyRecord:
-    """A new study with its first trials enqueued, named `name` or `<stem>-<n>` with the next free n.
+    """A new study named `name`, or `<stem>-<n>` with the next free n, and its first trials on record.
+
+    Unless they are `enqueue`d, which whoever samples must take as they are, it is theirs who trains to suggest them.
 
     Raises:
         UsageError: a study called `name` exists.
@@ -121,7 +125,7 @@ def create(
     while True:
         chosen = name or f"{stem}-{_next_number(storage, stem)}"
         try:
-            storage.backend.write_once(partial(_insert, storage, spec, chosen, first_trials, new_uuid()))
+            storage.backend.write_once(partial(_insert, storage, spec, chosen, first, enqueue, new_uuid()))
         except IntegrityError:
             if name is None:
                 continue  # another process took the number
@@ -186,7 +190,8 @@ def _insert(
     storage: SharedStorage,
     spec: StudySpec,
     name: str,
-    first: Sequence[Mapping[str, Any]],
+    first: Sequence[FirstTrial],
+    enqueue: bool,
     uid: str,
     session: Session,
     again: bool,
@@ -201,9 +206,10 @@ def _insert(
     del columns["direction"]
     columns["space"] = json.dumps(columns["space"])
     session.add(StudyRow(study_id=study.study_id, uid=uid, created_at=database_now(), **columns))
+    first_trials.note(session, study.study_id, first)
     session.flush()
-    for params in first:
-        storage.backend.enqueue(session, study.study_id, params)
+    for trial in first if enqueue else ():
+        storage.backend.enqueue(session, study.study_id, trial.params, origin=trial.origin)
 
 
 @patient

@@ -18,6 +18,7 @@ from sqlalchemy.pool import Pool
 
 from storage import studies
 from storage.claims import LEASE_SECONDS, Claimant, Epoch, GivenUp, Lease, Settlement, new_uuid
+from storage.first_trials import FirstTrial
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
@@ -56,8 +57,8 @@ def connections_closed() -> Iterator[None]:
 
 def make_study(storage: SharedStorage, *, first: int = 0, **changes: Any) -> StudyRecord:
     """A study of a name of its own, as SPEC has it but for `changes`, with `first` enqueued trials."""
-    enqueued = [{"x": float(number)} for number in range(first)]
-    return studies.create(storage, replace(SPEC, **changes), stem=f"s{new_uuid()[:8]}", first_trials=enqueued)
+    enqueued = [FirstTrial({"x": float(number)}) for number in range(first)]
+    return studies.create(storage, replace(SPEC, **changes), stem=f"s{new_uuid()[:8]}", first=enqueued)
 
 
 def worker_on(url: str, lease_seconds: float = LEASE_SECONDS) -> SharedStorage:

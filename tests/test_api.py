@@ -23,6 +23,7 @@ from search.failures import RaisedError
 from search.loading import resolve
 from storage import studies
 from storage.errors import DialinError, UsageError
+from storage.first_trials import FirstTrial
 from storage.shared import open_storage
 
 FAST: dict[str, Any] = {"workers": 1, "pruner": "none", "quiet": True}
@@ -81,8 +82,8 @@ class TestTheHandle:
 
     @pytest.mark.parametrize("waiting", [0, 2])
     def test_before_the_first_trial_has_ended_nothing_fails(self, storage_url: str, waiting: int) -> None:
-        first = [{"optimizer": "adam"}] * waiting
-        studies.create(open_storage(storage_url), SPEC, name="none", stem="", first_trials=first)
+        first = [FirstTrial({"optimizer": "adam"}, "default of adam")] * waiting
+        studies.create(open_storage(storage_url), SPEC, name="none", stem="", first=first)
         found = search.load("none", storage=storage_url)
         frame = found.trials()
         assert frame.shape == (waiting, 6)

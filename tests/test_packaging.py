@@ -28,7 +28,8 @@ LAYERS = (
     search.graphed search.python_state""",
     """search.strategy search.auto search.improvement search.curve_model search.curve_points search.grace
     search.recipe_space
-    search.samplers search.portfolio search.worker search.fleet search.devices search.device_memory
+    search.samplers search.portfolio search.transfer search.first_trials search.worker search.fleet search.devices
+    search.device_memory
     search.assignment search.interrupt
     search.keeper search.bare search.own_trial search.trainer search.loading
     search.pace search.preflight search.preload search.restarts search.preview search.reporter search.outbox

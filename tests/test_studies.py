@@ -16,6 +16,7 @@ from storage_places import DONE, SPEC, fresh, make_study, optuna_study, rows, ru
 from storage import studies, workers
 from storage.claims import LEASE_SECONDS, Lease, new_uuid
 from storage.errors import UsageError
+from storage.first_trials import FirstTrial
 from storage.shared import SharedStorage, open_storage
 from storage.tables import StudyRow, StudyState, WorkerRow
 
@@ -72,17 +73,18 @@ def test_a_taken_name_is_an_error_that_names_resume(storage: SharedStorage) -> N
 def test_a_study_is_stored_as_asked(storage: SharedStorage) -> None:
     spec = replace(SPEC, direction="minimize", metric="loss", epochs=7, trials=9, seed=2**31 - 1, objective="./ä.py")
     spec = replace(spec, folds=5, until=0.25, budget_seconds=1.5, space={"lr": {"low": 1e-4, "high": 0.5}})
-    made = studies.create(storage, spec, stem="asked", first_trials=[{"x": 0.5, "c": "a"}])
+    made = studies.create(storage, spec, stem="asked", first=[FirstTrial({"x": 0.5, "c": "a"}, "default of a")])
     assert {name: getattr(made, name) for name in vars(spec)} == vars(spec)
     assert (made.taken, made.returned, made.state, made.reason) == (0, 0, StudyState.RUNNING, "")
     assert studies.find(storage, made.name) == made
     (trial,) = storage.get_all_trials(made.study_id)
     assert (trial.state, trial.system_attrs) == (TrialState.WAITING, {"fixed_params": {"x": 0.5, "c": "a"}})
+    assert trial.user_attrs == {"origin": "default of a"}
 
 
 def test_a_study_and_its_first_trials_are_one_transaction(empty: SharedStorage) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
-        studies.create(empty, SPEC, stem="digits", first_trials=[{"x": 0.5}, {"x": object()}])
+        studies.create(empty, SPEC, stem="digits", first=[FirstTrial({"x": 0.5}), FirstTrial({"x": object()})])
     assert studies.names(empty) == []
     assert rows(empty, StudyRow) == []
 

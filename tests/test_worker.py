@@ -62,7 +62,7 @@ def moody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moody]:
     with place_for_a_module(tmp_path_factory) as folder:
         dialin = Dialin(folder)
         url = f"sqlite:///{folder / 'dialin.db'}"
-        run = dialin("run", MOODY, "--workers", 1, "--pruner", "none", "--seed", 3)
+        run = dialin("run", MOODY, "--workers", 1, "--pruner", "none", "--seed", 3, "--no-transfer")
         yield Moody(folder, url, run, trials(url, "moody-1"))
 
 
@@ -134,7 +134,9 @@ class TestOnRecord:
             assert {*json.loads(metrics)} == {"accuracy", "train_loss", "lr"}
             assert (samples, device) == (96, "cpu")
 
-    def test_a_study_starts_from_momentum_adam_and_adamw_at_their_base_rates(self, moody: Moody) -> None:
+    def test_without_transfer_a_study_starts_from_momentum_adam_and_adamw_at_their_base_rates(
+        self, moody: Moody
+    ) -> None:
         first = [(trial.user_attrs["settings"]["optimizer"], trial.user_attrs["lr"]) for trial in moody.trials[:3]]
         assert first == [("momentum", 0.01), ("adam", 0.001), ("adamw", 0.001)]
 
