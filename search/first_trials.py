@@ -72,8 +72,9 @@ def _fitted(proposals: Sequence[Proposal], objective: Objective) -> Iterator[Fir
 
 
 def _model_knobs(objective: Objective) -> list[Knob]:
+    """Those whose range is always the same: of the others nobody knows what they can be beside the rest."""
     try:
-        return space.model_knobs(objective)
+        return [knob for knob in space.model_knobs(objective) if not knob.varies]
     except Exception:  # a model that cannot be made of some rare combination is searched all the same
         return []
 
