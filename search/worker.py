@@ -250,8 +250,8 @@ class Worker:
                 continue
             if found is not None:
                 return Trial(self._study, found.trial_id)
-            self._close_if_done()
             try:
+                self._close_if_done()
                 return self._study.ask()
             except StudyStopped:
                 return None
