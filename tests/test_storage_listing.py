@@ -210,6 +210,7 @@ def test_a_deleted_study_leaves_nothing_and_its_name_is_free(storage_url: str) -
     assert studies.names(worker) == [kept.name]
     with pytest.raises(LeaseLost):
         worker.record_epoch(lease, an_epoch(2))
+    worker.let_go(lease)
     again = studies.create(worker, SPEC, name=study.name, stem="")
     assert run_trial(worker, again).number == 0
 
