@@ -83,7 +83,7 @@ def test_what_is_not_finite_is_null_in_json(
 class TestShow:
     def test_a_trial_on_a_page(self, inside: Inside, storage_url: str) -> None:
         at = ("--storage", storage_url)
-        assert inside(*RUN, "--trials", 2, *at).status == 0
+        assert inside(*RUN, "--trials", 2, "--no-transfer", *at).status == 0
         best = json.loads(inside("best", "--format", "json", *at).out)[0]
         page = inside("show", *at)
         assert page.status == 0, page.err

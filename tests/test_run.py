@@ -99,8 +99,8 @@ class TestOptions:
 
     def test_epochs_are_the_length_and_the_horizon_of_every_schedule(self, inside: Inside, tmp_path: Path) -> None:
         """The third starting point falls along a cosine: over eight epochs, not over the four of the objective."""
-        options = ("--pruner", "none", "--trials", 3, "--epochs", 8, "--workers", 1, "--study", "longer")
-        assert inside("run", TINY, *options).status == 0
+        options = ("--pruner", "none", "--trials", 3, "--epochs", 8, "--workers", 1, "--no-transfer")
+        assert inside("run", TINY, *options, "--study", "longer").status == 0
         url = f"sqlite:///{tmp_path / 'dialin.db'}"
         found = assert_settled(url, "longer", 3)
         assert all(len(trial.intermediate_values) == 8 for trial in found)
