@@ -33,14 +33,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Row:
-    """One tracker: `make` is its class below this package, `library` what that imports, `install` what pip is told.
+    """One tracker: `make` is its class below this package, `module` what that imports, `install` what pip is told.
 
     One in the background may be as slow as the network; one that is not has the worker wait for it.
     """
 
     name: str
     make: str
-    library: str
+    module: str
     install: str
     text: str
     background: bool = True
@@ -68,8 +68,8 @@ def check(names: Iterable[str]) -> tuple[str, ...]:
         if name not in TRACKERS:
             raise UsageError(f"--log must be one of {', '.join(TRACKERS)}, but got {name!r}")
         row = TRACKERS[name]
-        if importlib.util.find_spec(row.library) is None:
-            raise UsageError(f"--log {name} needs {row.library}, which is not installed: pip install '{row.install}'")
+        if importlib.util.find_spec(row.module) is None:
+            raise UsageError(f"--log {name} needs {row.module}, which is not installed: pip install '{row.install}'")
     return chosen
 
 
