@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,8 @@ class Inside:
         self._capsys.readouterr()
         self._patch.setattr(sys, "argv", ["dialin", *map(str, arguments)])
         if arguments[:1] in (("run",), ("resume",)):
-            children.warm_up(USUAL_IMPORTS)
+            with chdir(OBJECTIVES):  # torch cannot be imported in a folder that is gone, as this test's soon is
+                children.warm_up(USUAL_IMPORTS)
         with engines_disposed(), pytest.raises(SystemExit) as ended:
             main()
         said = self._capsys.readouterr()
