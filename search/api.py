@@ -84,9 +84,9 @@ class Search:
     def trials(self) -> pandas.DataFrame:
         """A row for each trial in whatever state, by number: COLUMNS, then a column for each knob, in real units.
 
-        `outcome` is complete, pruned, diverged, out_of_memory, lost or error; running, adoptable or waiting before.
-        `value` of a pruned trial is its last epoch's. `seconds` of training. A knob that a trial has not is empty; a
-        model's knob with a name that is taken is called model.NAME.
+        `outcome` is complete, pruned, diverged, out_of_memory, lost or error; before that running, paused, adoptable
+        or waiting. `value` of a pruned trial is its last epoch's. `seconds` of training. A knob that a trial has not is
+        empty; a model's knob with a name that is taken is called model.NAME.
         """
         import pandas
 

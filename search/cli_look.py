@@ -55,6 +55,7 @@ def status(study: options.Study = None, as_json: options.Json = False, storage: 
             "first_trials": [{"trial": number, "origin": one.origin} for number, one in enumerate(first)],
             "running": [asdict(trial) for trial in found.running],
             "adoptable": [trial.number for trial in found.running if trial.adoptable],
+            "paused": [asdict(trial) for trial in found.paused],
             "workers": [asdict(worker) for worker in found.workers],
             **asdict(found.handovers),
             "epochs_trained": found.epochs_trained,
@@ -101,6 +102,8 @@ def _print_status(
     printing.say(console, f"outcomes: {printing.counts(found.counts)}; {cost}{saved}")
     if found.waiting:
         printing.say(console, f"waiting: {found.waiting} enqueued")
+    if found.paused:
+        printing.say(console, f"paused: {printing.paused(found)}")
     if handed_on := printing.handovers_line(found):
         printing.say(console, f"handed on: {handed_on}")
     if found.running or found.workers:

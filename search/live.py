@@ -89,9 +89,10 @@ class Drawing:
         return f"{status.study.metric} {'↑' if status.study.direction == 'maximize' else '↓'}"
 
     def outcomes(self, status: StudyStatus) -> str:
-        """How trials ended, and what pruning saved."""
+        """How trials ended, how many are paused, and what pruning saved."""
         saved = f"; {counted(status.epochs_saved, 'epoch')} saved by pruning" if status.epochs_saved else ""
-        return printing.counts(status.counts) + saved
+        paused = f"; {len(status.paused)} paused" if status.paused else ""
+        return printing.counts(status.counts) + paused + saved
 
     def times(self, status: StudyStatus) -> str:
         """Time since the start, and a guess of what is left."""
@@ -100,7 +101,7 @@ class Drawing:
         elapsed = self._clock() - self._started
         done = status.settled - self._settled_at_start
         left = status.study.trials - status.settled
-        if done <= 0 or left <= 0:
+        if done <= 0 or left <= 0 or status.paused:  # a paused trial may be settled at once or train for long
             return f"{printing.duration(elapsed)} {self._doing}"
         return f"{printing.duration(elapsed)} {self._doing}, about {printing.duration(elapsed / done * left)} left"
 

@@ -33,7 +33,7 @@ from search.failures import first_line, out_of_memory
 from search.narrowing import narrowed
 from search.objective import Objective
 from search.randomness import random_state, restore_random_state
-from search.reporting import EpochResult, Interrupted, Reporter, Result, Verdict
+from search.reporting import EpochResult, Interrupted, Paused, Reporter, Result, Verdict
 from search.snapshots import copied
 from search.space import Recipe
 from storage.outcomes import Outcome
@@ -197,7 +197,7 @@ class Run:
 
         epoch: its number from 1, for a framework that counts itself; by default the next. The searched metric
         must be among `metrics`, which become floats. Raises optuna.TrialPruned when others do better, and what
-        ends the loop when the trial was handed back or has diverged: let them pass.
+        ends the loop when the trial was handed back, is paused or has diverged: let them pass.
         ObjectiveError: the searched metric is missing, or one is no number.
         """
         number = epoch if epoch is not None else self._last + 1
@@ -209,9 +209,12 @@ class Run:
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
         self._last = number
         value = self._judge(values[self._metric.name])
-        verdict = self._reporter.report(EpochResult(number, value, values, seconds, 0), self._state)
+        result = EpochResult(number, value, values, seconds, 0, resumable=bool(self._kept))
+        verdict = self._reporter.report(result, self._state)
         if math.isnan(value):
             raise Diverged
+        if verdict is Verdict.PAUSE and not self.over:
+            raise Paused
         if verdict is Verdict.HAND_BACK:
             raise Interrupted
         if verdict is Verdict.PRUNE and number < self.length:

@@ -126,6 +126,16 @@ def handovers_line(status: StudyStatus) -> str:
     return ", ".join(said)
 
 
+def paused(status: StudyStatus) -> str:
+    """How many trials are paused, and the best of them."""
+    said = counted(len(status.paused), "trial")
+    values = [(one.best, one) for one in status.paused if one.best is not None]
+    if not values:
+        return said
+    best = (max if status.study.direction == "maximize" else min)(values, key=lambda pair: pair[0])[1]
+    return f"{said}, the best {number(best.best)} in trial {best.number} after epoch {best.epoch}"
+
+
 def worker_line(worker: WorkerLine) -> str:
     """Which process a worker is, and how long ago it gave a sign."""
     sign = "no sign for" if worker.silent else "seen"

@@ -11,8 +11,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, Trial
 
+from search import strategy
 from search.checkpointer import Checkpointer, State
 from search.interrupt import Interrupt
+from search.judge import Judge
 from search.outbox import Outbox
 from search.reporting import EpochResult, Verdict
 from search.telling import Listener
@@ -38,8 +40,12 @@ class TrialReporter:
         interrupt: Interrupt,
         listener: Listener | None = None,
         beat: Callable[[], None] = lambda: None,
+        judge: Judge | None = None,
     ) -> None:
-        """`beat` is called before each batch and after each epoch: training makes steps."""
+        """`beat` is called before each batch and after each epoch: training makes steps.
+
+        `judge`: says whether the trial goes on; by default the study's pruner does.
+        """
         self._storage = storage
         self._trial = trial
         self._lease = lease
@@ -52,6 +58,7 @@ class TrialReporter:
         self._outbox = Outbox(storage, lease, interrupt)
         self._recorded_at = time.monotonic()
         self._epoch = 0  # the last one reported, or that training goes on after
+        self._judge = judge or Judge(storage, trial.study)
         self._losing = False
         self._known: FrozenTrial | None = None  # the trial as its pruner sees it
 
@@ -72,11 +79,15 @@ class TrialReporter:
         ending = self._interrupt.requested
         self._epoch = result.epoch
         self.checkpointer.check()
-        if ending and state is not None:
+        verdict, noted = (strategy.Verdict.GO_ON, {}) if ending else self._asked(result)
+        checkpoint = None
+        # In a checkpoint or not at all: what cannot be gone on with is trained on.
+        pausing = verdict is strategy.Verdict.PAUSE and result.resumable and result.epoch < self._epochs
+        if (ending or pausing) and state is not None:
             checkpoint = self.checkpointer.save(result.epoch, 0, state)
-        else:
+        pausing = pausing and checkpoint is not None
+        if checkpoint is None and not (ending and state is not None):
             checkpoint = self.checkpointer.take_unrecorded()
-        noted = {} if ending else self._judge(result)
         cost = result.seconds, result.samples, self._device
         study = self._outbox.record(Epoch(result.epoch, result.value, result.metrics, *cost, noted=noted), checkpoint)
         if study is not None and checkpoint is not None:
@@ -95,9 +106,11 @@ class TrialReporter:
         if result.epoch >= self._epochs:
             return Verdict.GO_ON
         if stopped:  # an epoch more would be one beyond the limit that this one has reached
-            if state is not None:
+            if state is not None and not pausing:
                 self.checkpointer.save_and_record(result.epoch, 0, state)
             return Verdict.HAND_BACK
+        if pausing and study is not None:
+            return Verdict.PAUSE
         if state is not None:
             self._keep_if_due(0, state, ahead=result.seconds)
         return Verdict.GO_ON
@@ -111,29 +124,29 @@ class TrialReporter:
         self.checkpointer.wait()
         self._outbox.flush()
 
-    def _judge(self, result: EpochResult) -> dict[str, Any]:
-        """What `Trial.should_prune` asks, before the epoch is recorded: what the pruner notes goes with it.
+    def _asked(self, result: EpochResult) -> tuple[strategy.Verdict, dict[str, Any]]:
+        """What the strategy says, before the epoch is recorded: what a pruner notes goes with it.
 
-        An owner before this one may have got further than its last checkpoint: that is not looked at. Not losing,
-        where the database is away or goes away before it has answered: training does not wait.
+        An owner before this one may have got further than its last checkpoint: that is not looked at. It goes on, where
+        the database is away or goes away before there is an answer: training does not wait.
         """
+        go_on: tuple[strategy.Verdict, dict[str, Any]] = strategy.Verdict.GO_ON, {}
         if result.value is None:
-            return {}
+            return go_on
         known = self._known = self._known or frozen_of(self._trial)
         before = {step: one for step, one in known.intermediate_values.items() if step < result.epoch}
         known.intermediate_values = before | {result.epoch: result.value}
         if self._outbox.behind or self._losing:
-            return {}
-        study = self._trial.study
+            return go_on
 
-        def prune() -> tuple[bool, dict[str, Any]]:
-            with self._storage.noting(self._lease.trial_id) as noted:
-                losing = study.pruner.prune(study, known)
+        def ask() -> tuple[strategy.Verdict, dict[str, Any]]:
+            said, noted = self._judge.verdict(known, last=0 < self._epochs <= result.epoch)
             known.system_attrs = known.system_attrs | noted
-            return losing, noted
+            return said, noted
 
-        self._losing, noted = unless_away(prune) or (False, {})
-        return noted
+        said, noted = unless_away(ask) or go_on
+        self._losing = said is strategy.Verdict.STOP
+        return said, noted
 
     @property
     def unrecorded_seconds(self) -> float:

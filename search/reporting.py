@@ -18,6 +18,7 @@ class Verdict(Enum):
 
     GO_ON = "go on"
     PRUNE = "prune"
+    PAUSE = "pause"
     HAND_BACK = "hand back"
 
 
@@ -28,11 +29,15 @@ class Interrupted(BaseException):
     """
 
 
+class Paused(Interrupted):
+    """The trial is let go for now, all of it on record and in a checkpoint."""
+
+
 @dataclass(frozen=True)
 class EpochResult:
     """One epoch (from 1) on record. `metrics`: every metric by name, `train_loss`, `lr` of the last step.
 
-    `value` None: nothing that a pruner should look at.
+    `value` None: nothing that a pruner should look at. `resumable`: its state holds all that training goes on from.
     """
 
     epoch: int
@@ -40,6 +45,7 @@ class EpochResult:
     metrics: dict[str, float]
     seconds: float
     samples: int
+    resumable: bool = True
 
 
 class Reporter(Protocol):

@@ -25,6 +25,7 @@ from search.checkpointer import Checkpointer
 from search.data import Data, Folds
 from search.failures import failure, from_storage
 from search.interrupt import Interrupt
+from search.judge import Judge
 from search.keeper import LeaseKeeper
 from search.memory import give_back_freed
 from search.micro_batch_size import KILLS_IN_A_ROW, MicroBatchSize
@@ -70,6 +71,7 @@ class Trainer:
         teller: makes what tells the trackers of a trial.
         sizes: how much of a batch has fitted into memory.
         watchdog: ends the process when training hangs.
+        judge: says after each epoch whether a trial goes on.
         first_trials: what an own loop's recipe is in the study's first trials.
     """
 
@@ -87,14 +89,15 @@ class Trainer:
     teller: Callable[[Trial, Lease], Teller]
     sizes: StoredSizes
     watchdog: Watchdog
+    judge: Judge
     first_trials: tuple[FirstTrial, ...] = ()
 
     def train(self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper) -> SettledTrial:
         """Train a trial held under `lease` and settle it; `folder` is the trial's own.
 
         Raises:
-            Interrupted: it is to be handed back. LeaseLost: it is another's. DatabaseAway: the database went away,
-            and has not come back within the limit.
+            Interrupted: it is to be handed back, or Paused. LeaseLost: it is another's. DatabaseAway: the database went
+            away, and has not come back within the limit.
         """
         suggesting = SuggestingTrial(trial)
         teller = self.teller(suggesting, lease)
@@ -124,6 +127,7 @@ class Trainer:
             interrupt=self.interrupt,
             listener=teller,
             beat=self.watchdog.beat,
+            judge=self.judge,
         )
         try:
             with self.watchdog.watching(trial.number):

@@ -23,7 +23,7 @@ from search.failures import first_line, out_of_memory
 from search.micro_batch_size import MicroBatchSize
 from search.objective import Objective, Task
 from search.randomness import seed_everything
-from search.reporting import Interrupted, Reporter, Result, Verdict
+from search.reporting import Interrupted, Paused, Reporter, Result, Verdict
 from search.space import Recipe
 from storage.outcomes import Outcome
 
@@ -44,14 +44,14 @@ def train(
 
     A diverged epoch is reported with the value NaN, and its verdict is ignored. PRUNE is also ignored after
     the last epoch, when there is nothing left to save. Raises Interrupted when the reporter takes the trial
-    back, and whatever the objective raises, but for want of memory: that is an outcome, where smaller parts of a
-    batch, as `micro_batch` knows them, are no way out.
+    back, Paused when it is to go on later, and whatever the objective raises, but for want of memory: that is an
+    outcome, where smaller parts of a batch, as `micro_batch` knows them, are no way out.
 
     With Folds, `task` trains on the first and a `new_task()`, of the same knobs, on each of the others, after
     `seed_everything(fold_seed(seed, fold))`. Epochs are reported as (fold - 1) * objective.epochs + epoch. The
     last of a fold has the mean value of the folds so far, and its verdict counts; the others have None and can
-    only hand the trial back. The result's value is the mean over all folds, its weights are those of each by
-    name: "fold-1" and so on.
+    only hand the trial back. It is never paused. The result's value is the mean over all folds, its weights are
+    those of each by name: "fold-1" and so on.
     """
     micro_batch = micro_batch or MicroBatchSize()
     try:
@@ -85,6 +85,8 @@ def _train(
             return curve.result(Outcome.DIVERGED, curve.why_diverged(result.metrics))
         if verdict is Verdict.HAND_BACK:
             raise Interrupted
+        if verdict is Verdict.PAUSE and not curve.over:
+            raise Paused
         if verdict is Verdict.PRUNE and result.epoch < objective.epochs:
             return curve.result(Outcome.PRUNED, f"pruned after epoch {result.epoch} of {objective.epochs}")
     return curve.result(Outcome.COMPLETE, curve.why_over())
@@ -135,7 +137,7 @@ class _FoldedTrial:
         for result in curve.epochs(self.reporter.interrupted, between):
             diverged = result.value is None or math.isnan(result.value)
             value = math.nan if diverged else self._mean_with(curve) if curve.over else None
-            told = replace(result, epoch=before + result.epoch, value=value)
+            told = replace(result, epoch=before + result.epoch, value=value, resumable=False)
             verdict = self.reporter.report(told, lambda: whole(curve.state()))
             if diverged:
                 return self._result(Outcome.DIVERGED, f"{curve.why_diverged(result.metrics)} of fold {fold}")

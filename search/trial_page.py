@@ -70,7 +70,10 @@ def print_trial(console: Console, study: StudyRecord, trial: TrialDetail, log: P
 def _outcome(study: StudyRecord, trial: TrialDetail) -> str:
     if trial.state == "waiting":
         return "waiting for a worker, which starts it with the values below"
-    words = {"adoptable": "its worker is gone; it goes on with the next one that is free"}
+    words = {
+        "adoptable": "its worker is gone; it goes on with the next one that is free",
+        "paused": "it keeps what it has learned, and goes on when that is worth more than another trial",
+    }
     said = words.get(trial.state, trial.state.replace("_", " "))
     if trial.outcome is None:
         of = f" of {study.length}" if study.length else ""

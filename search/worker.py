@@ -23,15 +23,18 @@ from optuna.trial import Trial
 
 from search import memory, narrowing, samplers, space_changes, watchdog
 from search.assignment import Assignment
+from search.chooser import Chooser
 from search.data import Data, Folds
 from search.devices import Slot
 from search.interrupt import Interrupt
+from search.judge import Judge, MakeStrategy
 from search.keeper import LeaseKeeper
 from search.loading import resolve
 from search.objective import Objective
 from search.outbox import HAND_BACK_SECONDS
 from search.packing import shared_or_loaded
-from search.reporting import Interrupted
+from search.reporting import Interrupted, Paused
+from search.samplers import OptunaStrategy
 from search.settings import of_study
 from search.shelf import Shelf, open_store
 from search.sizes import StoredSizes
@@ -40,8 +43,8 @@ from search.trackers import make_trackers
 from search.trainer import Trainer
 from search.trial_log import printing_to
 from search.watchdog import Watchdog
-from storage import first_trials, stalling, studies, workers
-from storage.claims import BudgetSpent, Claimant, GivenUp, Lease, LeaseLost, StudyStopped
+from storage import first_trials, pausing, stalling, studies, workers
+from storage.claims import Claimant, GivenUp, Lease, LeaseLost
 from storage.closing import close
 from storage.errors import DialinError
 from storage.file_names import trial_folder
@@ -53,8 +56,6 @@ from storage.studies import StudyRecord
 from storage.suggesting import EXHAUSTED
 from storage.unseen import is_exhausted
 
-# While other workers train the last trials, how often to look whether one of them left something to adopt.
-WAIT_SECONDS = 1.0
 # How long a database that is away is waited for at the end: with HAND_BACK_SECONDS before it that is less than 5 s.
 SIGN_OFF_SECONDS = 1.0
 
@@ -103,6 +104,7 @@ class Worker:
         interrupt: Interrupt,
         tell: Callable[[SettledTrial], None] = lambda _settled: None,
         last_words: Callable[[str], None] = lambda _line: None,
+        make_strategy: MakeStrategy = OptunaStrategy,
     ) -> None:
         """Opens everything, and registers. `last_words`: told why the process ends, when training hangs.
 
@@ -127,6 +129,8 @@ class Worker:
         self._files, self._folder = assignment.files, assignment.files / self._record.folder
         self._shelf = self._open_shelf(assignment)
         self._study = self._open_study()
+        self._judge = Judge(self._storage, self._study, make_strategy)
+        self._chooser = Chooser(self._storage, self._study, self._judge, interrupt, self._give_up, self._close_if_done)
         self._trainer = self._make_trainer(work, assignment.data)
         self._trackers = make_trackers(assignment.log, self._folder)
 
@@ -158,6 +162,7 @@ class Worker:
             teller=self._teller,
             sizes=StoredSizes(self._storage, device),
             watchdog=self._watchdog,
+            judge=self._judge,
             first_trials=first_trials.noted(self._storage, record.study_id) if own_loop else (),
         )
 
@@ -194,7 +199,7 @@ class Worker:
                 waiting(stop=self._ends_while_waiting),
                 LeaseKeeper(self._storage, self._record.study_id, self.interrupt, sentinel, self._back_at) as keeper,
             ):
-                while not self.interrupt.requested and (trial := self._next(keeper)) is not None:
+                while not self.interrupt.requested and (trial := self._chooser.next(keeper)) is not None:
                     self._work_on(trial, keeper)
         finally:
             self._sign_off()
@@ -236,38 +241,10 @@ class Worker:
         """Hardly waited for: a worker that is not seen for a lease's length has ended too."""
         try:
             with waiting(SIGN_OFF_SECONDS):
+                self._tidy_paused()
                 workers.end(self._storage, self._claimant.worker_id)
         except DatabaseAway as error:
             _log.info("the worker ends without signing off: %s", error)
-
-    def _next(self, keeper: LeaseKeeper) -> Trial | None:
-        """A trial left by another worker, or a new one; None when the study is done or stopped."""
-        over = False
-        while not self.interrupt.requested:
-            found = None if keeper.returning else self._storage.adopt(self._record.study_id)
-            if isinstance(found, GivenUp):
-                self._give_up(found)
-                continue
-            if found is not None:
-                return Trial(self._study, found.trial_id)
-            try:
-                self._close_if_done()
-                return self._study.ask()
-            except StudyStopped:
-                return None
-            except KeyError:
-                if self._storage.study_state(self._record.study_id) is not None:
-                    raise
-                return None  # Optuna's way to say that the study was deleted
-            except BudgetSpent:
-                if not self._storage.anything_leased(self._record.study_id):
-                    if over:
-                        return None
-                    over = True  # unless the last trial returned its ticket since: asked once more
-                    continue
-            over = False
-            time.sleep(WAIT_SECONDS)
-        return None
 
     def _close_if_done(self) -> None:
         """A study may come to an end before its budget does: no trial is started to find that out."""
@@ -292,6 +269,8 @@ class Worker:
             with printing_to(folder / "log.txt"):
                 settled = self._trainer.train(trial, lease, folder, keeper)
             self._tell(settled)
+        except Paused:
+            self._pause(trial, lease, keeper)
         except Interrupted:
             if self.interrupt.lost:
                 self._let_go(trial, lease, self.interrupt.reason)
@@ -303,6 +282,24 @@ class Worker:
         finally:
             keeper.lease = None
 
+    def _pause(self, trial: Trial, lease: Lease, keeper: LeaseKeeper) -> None:
+        keeper.lease = None  # first: it must not renew what is let go
+        try:
+            paused = pausing.pause(self._storage, lease)
+        except LeaseLost as lost:
+            self._let_go(trial, lease, str(lost))
+            return
+        if paused:
+            self._shelf.trim()
+        else:
+            self._shelf.discard(trial_folder(trial.number))
+
+    def _tidy_paused(self) -> None:
+        """Whoever settled trials that were paused, in a transaction, left their files."""
+        if self._storage.study_state(self._record.study_id) is not None:
+            for number in pausing.settled_in_a_pause(self._storage, self._record.study_id):
+                self._shelf.discard(trial_folder(number))
+
     def _let_go(self, trial: Trial, lease: Lease, why: str) -> None:
         """The lease is lost; where another program told the trial, that goes on record and its checkpoints go."""
         told = self._storage.let_go(lease)
@@ -312,7 +309,7 @@ class Worker:
         _log.warning("trial %d: %s; going on with another", trial.number, why)
 
 
-def run_in_fleet(assignment: Assignment, connection: Any) -> None:
+def run_in_fleet(assignment: Assignment, connection: Any, make_strategy: MakeStrategy = OptunaStrategy) -> None:
     """The body of a forked worker. What stops it from working goes to `connection` as one line.
 
     Its exit status is 2 for a mistake of the person's, which starting again would not mend, and 1 for all else.
@@ -322,7 +319,7 @@ def run_in_fleet(assignment: Assignment, connection: Any) -> None:
     interrupt.on_signals(signal.SIGTERM, then=signal.SIG_IGN)  # a parent that has lost patience kills
     with printing_to(assignment.files / "workers.log"):
         try:
-            Worker(assignment, interrupt, last_words=connection.send).work()
+            Worker(assignment, interrupt, last_words=connection.send, make_strategy=make_strategy).work()
         except DialinError as error:
             _last_words(connection, str(error), error.exit_status)
         except Exception as error:  # a bug of ours or a database that went away: the parent must hear of it

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -19,19 +17,18 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import func, select
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from storage import epochs, leases, limits, owners, urls
+from storage import attributes, epochs, leases, limits, new_trials, owners, urls
 from storage.claims import Claimant, GivenUp, Lease, Settlement, new_uuid
-from storage.engine import asked_first, insert_for, make_engine, writing
+from storage.engine import asked_first, make_engine, writing
 from storage.optuna_internals import models, trial_id_of
 from storage.outcomes import Outcome
 from storage.patience import Patience, is_back_soon, patient
 from storage.schema import StorageUnavailable, prepare
-from storage.tables import StudyRow
 from storage.transactions import PatientStorage, as_patient
 
 
@@ -44,10 +41,6 @@ def _as_writer(method: Callable[..., Any]) -> Any:
             return method(*args, **kwargs)
 
     return write
-
-
-# The system attribute that tells trials apart which were enqueued with the same parameters.
-_ENQUEUED = "dialin:enqueued"
 
 
 class _Missed(Enum):
@@ -73,6 +66,7 @@ class Backend(PatientStorage):
         self.claimant = claimant
         self.leases: dict[int, Lease] = {}
         self.settlements: dict[int, Settlement] = {}
+        self.beginning: tuple[Mapping[str, Any], str] | None = None  # what a trial that is claimed next is for
         self._open()
 
     def _open(self) -> None:
@@ -178,8 +172,9 @@ class Backend(PatientStorage):
             trial: Any = self._get_prepared_new_trial(study_id, template_trial, session)
             session.flush()
             if template_trial is None and self.claimant is not None:
+                new_trials.note_beginning(session, trial.trial_id, self.beginning)
                 lease = leases.take(session, self.claimant, study_id, trial.trial_id, *ids)
-            return _frozen(trial, template_trial)
+            return new_trials.frozen(trial, template_trial)
 
         if template_trial is None:
             created = self.write_once(attempt)
@@ -192,21 +187,25 @@ class Backend(PatientStorage):
     def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Session) -> Any:
         """As Optuna's, which counts trials for a number: after one was deleted it gave a number twice."""
         if template_trial is None:
-            number, start = _next_number(session, study_id), datetime.now()
+            number, start = new_trials.next_number(session, study_id), datetime.now()
             trial: Any = models.TrialModel(study_id=study_id, number=number, state=TrialState.RUNNING)
             trial.datetime_start = start
             session.add(trial)
             return trial
         trial = super()._get_prepared_new_trial(study_id, template_trial, session)
         with session.no_autoflush:  # its row has no number yet
-            trial.number = _next_number(session, study_id)
+            trial.number = new_trials.next_number(session, study_id)
         return trial
 
     def _hold(self, trial_id: int, lease: Lease | None) -> None:
         """Under which lease this process trains it; under none, as SQLite gives the ids of deleted trials again."""
         self.leases.pop(trial_id, None)
         if lease is not None:
-            self.leases[trial_id] = lease
+            self.hold(lease)
+
+    def hold(self, lease: Lease) -> None:
+        """This process trains the lease's trial from now on."""
+        self.leases[lease.trial_id] = lease
 
     def enqueue(
         self, session: Session, study_id: int, params: Mapping[str, Any], key: str = "", origin: str = ""
@@ -216,21 +215,14 @@ class Backend(PatientStorage):
         Its number in return. `key`: a UUID by which `enqueued` finds it when the answer to the COMMIT was lost.
         `origin`: what it is for, as people are told.
         """
-        noted = {_ENQUEUED: key} if key else {}
-        told = {"origin": origin} if origin else {}
-        template = create_trial(
-            state=TrialState.WAITING, user_attrs=told, system_attrs={"fixed_params": dict(params)} | noted
-        )
+        template = new_trials.waiting(params, key, origin)
         trial = self._get_prepared_new_trial(study_id, template, session)
         session.flush()
         return int(trial.number)
 
     def enqueued(self, session: Session, study_id: int, key: str) -> int | None:
         """The number of the trial that was enqueued with this key, where its COMMIT has arrived."""
-        trial, attr = models.TrialModel, models.TrialSystemAttributeModel
-        query = select(trial.number).join(attr, attr.trial_id == trial.trial_id)
-        mine = query.where(trial.study_id == study_id, attr.key == _ENQUEUED, attr.value_json == json.dumps(key))
-        return session.scalar(mine)
+        return new_trials.enqueued(session, study_id, key)
 
     def check_trial_is_updatable(self, trial_id: int, trial_state: TrialState) -> None:
         """As Optuna's, but without a second look at the database, which would wait for its own transaction."""
@@ -320,7 +312,7 @@ class Backend(PatientStorage):
         while (found := self.write_once(attempt)) is _Missed.MISSED:
             pass
         if isinstance(found, Lease):
-            self._hold(found.trial_id, found)
+            self.hold(found)
         return found
 
     @patient
@@ -358,22 +350,7 @@ class Backend(PatientStorage):
         self, session: Session, trial_id: int, attrs: Mapping[str, Any], table: Any = models.TrialUserAttributeModel
     ) -> None:
         """Attributes of a trial, a user's or Optuna's own, inside the caller's transaction."""
-        if not attrs:
-            return
-        statement = insert_for(self.engine.name, table.__table__)
-        replaced = {"value_json": statement.excluded.value_json}
-        upsert = statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=replaced)
-        rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attrs.items()]
-        session.connection().execute(upsert, rows)
-
-
-def _next_number(session: Session, study_id: int) -> int:
-    """One that no trial of the study has or, where all were claimed by workers, ever had."""
-    trial = models.TrialModel
-    last = select(func.max(trial.number)).where(trial.study_id == study_id).scalar_subquery()
-    claimed = select(StudyRow.taken + StudyRow.returned).where(StudyRow.study_id == study_id).scalar_subquery()
-    highest, claims = session.execute(select(last, claimed)).one()
-    return max(-1 if highest is None else highest, (claims or 0) - 1) + 1
+        attributes.write(session, [(trial_id, attrs)], table)
 
 
 def _set_state(session: Session, trial: Any, state: TrialState) -> None:
@@ -384,11 +361,3 @@ def _set_state(session: Session, trial: Any, state: TrialState) -> None:
         trial.datetime_complete = datetime.now()
     trial.state = state
     session.flush()
-
-
-def _frozen(trial: Any, template: FrozenTrial | None) -> FrozenTrial:
-    """A trial that was made this moment as Optuna hands it out, without reading it."""
-    frozen: Any = copy.deepcopy(template) if template is not None else create_trial(state=TrialState.RUNNING)
-    frozen.number, frozen.datetime_start, frozen._trial_id = trial.number, trial.datetime_start, trial.trial_id
-    made: FrozenTrial = frozen
-    return made

@@ -65,7 +65,8 @@ class Owner:
 class TrialDetail:
     """A trial in any state.
 
-    `state`: its outcome's name, else "running", "adoptable" (its worker is gone) or "waiting" (enqueued, not started).
+    `state`: its outcome's name, else "running", "adoptable" (its worker is gone), "paused" or "waiting" (enqueued, not
+    started).
     `value`: the final one, of a pruned trial its last epoch's; None while there is none and for several objectives.
     `enqueued`: what it was told to suggest. `attrs`: the recipe and whatever else the worker noted. `seconds` of all
     epochs together. Times are seconds since 1970, None for what has not come. `weights` of the best epoch and the
@@ -117,7 +118,7 @@ def trial(storage: SharedStorage, study: StudyRecord | str, number: int) -> Tria
     return TrialDetail(
         trial_id=trial_id,
         number=number,
-        state=state_of(frozen.state, outcome, expired),
+        state=state_of(frozen.state, outcome, expired, row.paused if row is not None else None),
         outcome=Outcome(outcome or Outcome.of(frozen.state)) if frozen.state.is_finished() else None,
         reason=row.reason if row is not None else "",
         value=frozen.values[0] if frozen.values is not None and len(frozen.values) == 1 else None,

@@ -129,6 +129,7 @@ def torn_trials(session: Session, key: int | None) -> Iterator[Fault]:
             models.StudyModel.study_name,
             TrialRow.ticket,
             TrialRow.outcome,
+            TrialRow.paused,
             lease.claim,
         )
         .join(models.StudyModel, models.StudyModel.study_id == trial.study_id)
@@ -139,7 +140,8 @@ def torn_trials(session: Session, key: int | None) -> Iterator[Fault]:
             or_(
                 TrialRow.ticket.is_(None),
                 and_(TrialRow.outcome.is_(None), trial.state != TrialState.RUNNING),
-                and_(TrialRow.outcome.is_(None), lease.claim.is_(None)),
+                and_(TrialRow.outcome.is_(None), lease.claim.is_(None), TrialRow.paused.is_(None)),
+                and_(TrialRow.paused.is_not(None), or_(lease.claim.is_not(None), TrialRow.outcome.is_not(None))),
                 and_(TrialRow.outcome.is_not(None), trial.state == TrialState.RUNNING),
                 and_(TrialRow.outcome.is_not(None), lease.claim.is_not(None)),
             )
@@ -162,7 +164,15 @@ def _torn(row: Any) -> _Way:
             trial_id=row.trial_id, study_id=row.study_id, ticket=new_uuid(), reason="", started_at=database_now()
         )
         return "is leased and has no ticket", "it has one", _runs(ticket)
+    if row.paused is not None and row.state == TrialState.RUNNING and row.claim is not None:
+        return "is paused and still leased", "whoever has its lease goes on with it", _runs(_no_pause(row))
+    if row.paused is not None and row.state.is_finished() and row.outcome is not None:
+        return "is settled and still paused", "it is paused no longer", _runs(_no_pause(row))
     return _unsettled(row) if row.outcome is None else _settled(row)
+
+
+def _no_pause(row: Any) -> Any:
+    return update(TrialRow).where(TrialRow.trial_id == row.trial_id).values(paused=None)
 
 
 def _unsettled(row: Any) -> _Way:
@@ -193,7 +203,7 @@ def _settled(row: Any) -> _Way:
         ended = ended.values(state=outcome.state, datetime_complete=datetime.now())
         return what, f"it is {outcome.state.name}", _runs(ended, lease)
     unsettled = update(TrialRow).where(TrialRow.trial_id == row.trial_id)
-    unsettled = unsettled.values(outcome=None, settlement=None, settled_at=None, reason="")
+    unsettled = unsettled.values(outcome=None, settlement=None, settled_at=None, paused=None, reason="")
 
     def leave(session: Session) -> None:  # a complete trial has a value, and this one's is not known
         _runs(unsettled, lease)(session)

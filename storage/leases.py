@@ -60,17 +60,7 @@ def take(session: Session, claimant: Claimant, study_id: int, trial_id: int, tic
             trial_id=trial_id, study_id=study_id, ticket=ticket, reason="", started_at=database_now()
         )
     )
-    session.execute(
-        insert(LeaseRow).values(
-            trial_id=trial_id,
-            study_id=study_id,
-            worker_id=lease.worker_id,
-            generation=lease.generation,
-            claim=lease.claim,
-            expires_at=database_now() + claimant.lease_seconds,
-        )
-    )
-    owners.began(session, lease)
+    begin(session, lease, claimant.lease_seconds)
     taken = _count(
         session,
         update(StudyRow)
@@ -85,6 +75,21 @@ def take(session: Session, claimant: Claimant, study_id: int, trial_id: int, tic
     if not taken:
         _refuse_ticket(session, study_id)
     return lease
+
+
+def begin(session: Session, lease: Lease, seconds: float) -> None:
+    """A lease of a trial that has none, for so long."""
+    session.execute(
+        insert(LeaseRow).values(
+            trial_id=lease.trial_id,
+            study_id=lease.study_id,
+            worker_id=lease.worker_id,
+            generation=lease.generation,
+            claim=lease.claim,
+            expires_at=database_now() + seconds,
+        )
+    )
+    owners.began(session, lease)
 
 
 def _refuse_ticket(session: Session, study_id: int) -> None:
@@ -115,7 +120,7 @@ def fence(session: Session, trial_id: int, lease: Lease | None) -> None:
     """Lets a process write to a trial that it holds, or that nobody ever claimed, until its transaction ends.
 
     Raises:
-        LeaseLost: the trial is another's, was handed back, settled or deleted.
+        LeaseLost: the trial is another's, was handed back, paused, settled or deleted.
     """
     state = lock(session, trial_id)
     query = select(LeaseRow.worker_id, LeaseRow.generation, LeaseRow.expires_at)
@@ -125,6 +130,8 @@ def fence(session: Session, trial_id: int, lease: Lease | None) -> None:
     mine = (lease.worker_id, lease.generation) if lease is not None else None
     if row is not None and ((row[0], row[1]) != mine or row[2] == HANDED_BACK):
         raise LeaseLost("it is no longer this worker's")
+    if row is None and session.scalar(select(TrialRow.paused).where(TrialRow.trial_id == trial_id)) is not None:
+        raise LeaseLost("it is paused")
 
 
 def renew(session: Session, lease: Lease, seconds: float) -> None:
@@ -293,7 +300,13 @@ def record_told(session: Session, trial_id: int, state: TrialState) -> None:
     session.execute(
         update(TrialRow)
         .where(TrialRow.trial_id == trial_id, TrialRow.outcome.is_(None))
-        .values(settlement=new_uuid(), outcome=Outcome.of(state), reason=TOLD_ELSEWHERE, settled_at=database_now())
+        .values(
+            settlement=new_uuid(),
+            outcome=Outcome.of(state),
+            reason=TOLD_ELSEWHERE,
+            paused=None,
+            settled_at=database_now(),
+        )
     )
     forget_states(session, trial_id)
 

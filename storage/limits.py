@@ -1,7 +1,8 @@
 """What ends a study before its trials are spent: a value that is good enough, or a budget or a time that is used up.
 
 Called inside the transactions that settle a trial and record an epoch, after all else: everybody locks our study last.
-The first to reach a limit stops the study with its reason; whoever comes later finds it stopped.
+The first to reach a limit stops the study with its reason, and settles what is paused; whoever comes later finds it
+stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, Float, Integer, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
+from storage import paused
 from storage.claims import EpochsSpent, Lease
 from storage.constraints import feasible
 from storage.engine import database_now
@@ -67,7 +69,7 @@ def spend(session: Session, study_id: int, seconds: float, epochs: int = 0) -> S
         return None
     reason = _reached(row)
     if reason and row.state == StudyState.RUNNING:
-        _stop(session, study_id, reason)
+        stop(session, study_id, reason)
         return StudyState.STOPPED
     return StudyState(row.state)
 
@@ -108,7 +110,7 @@ def stop_at_deadline(session: Session, study_id: int) -> None:
     """Stop a study whose deadline is past."""
     deadline = session.scalar(select(StudyRow.deadline).where(StudyRow.study_id == study_id, ~in_time()))
     if deadline is not None:
-        _stop(session, study_id, past(deadline))
+        stop(session, study_id, past(deadline))
 
 
 def value_reached(session: Session, lease: Lease, value: float) -> None:
@@ -131,7 +133,7 @@ def value_reached(session: Session, lease: Lease, value: float) -> None:
         return
     until, metric, direction, number = row
     if _as_good(value, until, direction):
-        _stop(session, lease.study_id, f"{metric} reached {until:g} in trial {number}")
+        stop(session, lease.study_id, f"{metric} reached {until:g} in trial {number}")
 
 
 def reached_by(session: Session, study_id: int, until: float) -> tuple[int, float] | None:
@@ -162,12 +164,15 @@ def _as_good(value: float, until: float, direction: StudyDirection | None) -> bo
     return reached and math.isfinite(value)
 
 
-def _stop(session: Session, study_id: int, reason: str) -> None:
-    session.execute(
+def stop(session: Session, study_id: int, reason: str) -> None:
+    """End a study that is running; what is paused settles PRUNED. The first reason stands."""
+    stopped: Any = session.execute(
         update(StudyRow)
         .where(StudyRow.study_id == study_id, StudyRow.state == StudyState.RUNNING)
         .values(state=StudyState.STOPPED, reason=reason)
     )
+    if stopped.rowcount:
+        paused.settle(session, study_id, reason)
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ class StudyLine:
     """One study. Plain Optuna's have no objective, state, budget, metric or time of their making.
 
     `settled` trials count towards the budget of `trials`; `running` ones are open, `held` of them by a worker that
-    lives; `waiting` ones are enqueued. `best` is the best COMPLETE trial's value; None without one, and for a study of
-    several objectives, whose `direction` lists them all.
+    lives and `paused` ones by nobody; `waiting` ones are enqueued. `best` is the best COMPLETE trial's value; None
+    without one, and for a study of several objectives, whose `direction` lists them all.
     """
 
     name: str
@@ -47,6 +47,7 @@ class StudyLine:
     best: float | None
     created_at: float | None
     held: int = 0
+    paused: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class _Counts:
     waiting: int = 0
     leased: int = 0
     held: int = 0
+    paused: int = 0
 
 
 @patient
@@ -92,9 +94,10 @@ def _line(
         settled=count.settled - (study.returned if study is not None else 0),
         running=count.running,
         held=count.held,
+        paused=count.paused,
         waiting=count.waiting,
         trials=study.trials if study is not None else None,
-        finished=study is not None and study.taken >= study.trials and not count.leased,
+        finished=study is not None and study.taken >= study.trials and not count.leased + count.paused,
         metric=study.metric if study is not None else None,
         direction=", ".join(direction.name.lower() for direction in directions),
         best=best,
@@ -112,8 +115,10 @@ def _counts(session: Session) -> dict[int, _Counts]:
             func.count().filter(trial.state == TrialState.WAITING),
             func.count(LeaseRow.trial_id).filter(trial.state == TrialState.RUNNING),
             func.count().filter(trial.state == TrialState.RUNNING, LeaseRow.expires_at >= database_now()),
+            func.count(TrialRow.paused).filter(trial.state == TrialState.RUNNING),
         )
         .outerjoin(LeaseRow, LeaseRow.trial_id == trial.trial_id)
+        .outerjoin(TrialRow, TrialRow.trial_id == trial.trial_id)
         .group_by(trial.study_id)
     )
     return {row[0]: _Counts(*row[1:]) for row in rows}
@@ -149,27 +154,28 @@ def _directions(session: Session) -> dict[int, list[StudyDirection]]:
 def logged(storage: SharedStorage, study: StudyRecord) -> list[tuple[int, str]]:
     """Number and state of every trial that was started, the newest first: those that may have a log.
 
-    The state is an outcome's name ("complete", "out_of_memory", ...), "running" or "adoptable" (its worker is gone).
+    The state is an outcome's name ("complete", "out_of_memory", ...), "running", "paused" or "adoptable" (its worker is
+    gone).
     """
     trial = models.TrialModel
     query = (
-        select(trial.number, trial.state, TrialRow.outcome, LeaseRow.expires_at < database_now())
+        select(trial.number, trial.state, TrialRow.outcome, LeaseRow.expires_at < database_now(), TrialRow.paused)
         .outerjoin(TrialRow, TrialRow.trial_id == trial.trial_id)
         .outerjoin(LeaseRow, LeaseRow.trial_id == trial.trial_id)
         .where(trial.study_id == study.study_id, trial.state != TrialState.WAITING)
         .order_by(trial.number.desc())
     )
     with storage.backend.read() as session:
-        return [
-            (number, state_of(state, outcome, expired)) for number, state, outcome, expired in session.execute(query)
-        ]
+        return [(number, state_of(*said)) for number, *said in session.execute(query)]
 
 
-def state_of(state: TrialState, outcome: str | None, expired: bool | None) -> str:
-    """A trial's state in a word: its outcome, else "running", "adoptable" or "waiting".
+def state_of(state: TrialState, outcome: str | None, expired: bool | None, paused: int | None) -> str:
+    """A trial's state in a word: its outcome, else "running", "adoptable", "paused" or "waiting".
 
-    `expired`: whether its lease has; None without a lease.
+    `expired`: whether its lease has; None without a lease. `paused`: the generation that let it go.
     """
     if state.is_finished():
         return outcome or Outcome.of(state).value
+    if paused is not None:
+        return "paused"
     return "adoptable" if state == TrialState.RUNNING and expired else state.name.lower()

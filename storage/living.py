@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import ColumnElement, Connection, func, select
 from sqlalchemy.orm import Session
 
@@ -18,3 +20,8 @@ def alive() -> ColumnElement[bool]:
 def count(connection: Connection | Session, *conditions: ColumnElement[bool]) -> int:
     """How many are alive, of those that the conditions choose."""
     return connection.scalar(select(func.count()).select_from(WorkerRow).where(alive(), *conditions)) or 0
+
+
+def of_study(study_id: int) -> Any:
+    """How many of a study's are alive, as a part of another statement."""
+    return select(func.count()).select_from(WorkerRow).where(alive(), WorkerRow.study_id == study_id).scalar_subquery()

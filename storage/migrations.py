@@ -142,4 +142,10 @@ def _count_epochs(connection: Connection) -> None:
     connection.execute(update(studies).values(spent_epochs=spent))
 
 
-_STEPS: Mapping[int, Callable[[Connection], None]] = {1: _to_version_2, 2: _to_version_3}
+def _to_version_4(connection: Connection) -> None:
+    """Trials that are paused."""
+    connection.execute(ColumnName("dialin_leases", "tenure", "reign"))
+    Operations(MigrationContext.configure(connection)).add_column("dialin_trials", Column("paused", Integer))
+
+
+_STEPS: Mapping[int, Callable[[Connection], None]] = {1: _to_version_2, 2: _to_version_3, 3: _to_version_4}

@@ -47,6 +47,8 @@ SAMPLERS_NOTES = ("cma:", "sepcma:", "cmawm:", "x_for_tell", "tpe:relative_param
 # How the system attributes are called in which `Trial.set_constraint` leaves a constraint's value.
 CONSTRAINT = f"{_CONSTRAINTS_KEY}:"
 
+FIXED_PARAMS = "fixed_params"
+
 models: Any = _models  # their columns are declared without types
 
 
@@ -66,6 +68,7 @@ class VersionManager(_VersionManager):
 
 __all__ = [
     "CONSTRAINT",
+    "FIXED_PARAMS",
     "SAMPLERS_NOTES",
     "CachedStorage",
     "CachedStudy",

@@ -29,7 +29,8 @@ _FINITE = models.TrialValueModel.TrialValueType.FINITE
 class TrialLine:
     """A trial in any state.
 
-    `state`: its outcome's name, else "running", "adoptable" (its worker is gone) or "waiting" (enqueued, not started).
+    `state`: its outcome's name, else "running", "adoptable" (its worker is gone), "paused" or "waiting" (enqueued, not
+    started).
     `value`: the final one, of a pruned trial its last epoch's. `recipe` in real units, and the `model`'s own knobs;
     of a trial without a recipe, such as a bare function's, what it has suggested. Both empty before a trial starts.
     """
@@ -55,6 +56,7 @@ def overview(storage: SharedStorage, study: StudyRecord) -> list[TrialLine]:
             trial.state,
             TrialRow.outcome,
             LeaseRow.expires_at < database_now(),
+            TrialRow.paused,
             value.value,
             TrialRow.best_epoch,
         )
@@ -69,11 +71,11 @@ def overview(storage: SharedStorage, study: StudyRecord) -> list[TrialLine]:
         cost, knobs = _cost(session, study.study_id), _knobs(session, study.study_id)
         sampled = _sampled(session, study.study_id)
     lines = []
-    for trial_id, number, state, outcome, expired, final, best_epoch in rows:
+    for trial_id, number, state, outcome, expired, paused, final, best_epoch in rows:
         epochs, seconds = cost.get(trial_id, (0, 0.0))
         own = knobs[trial_id]
         recipe, model = own.get("settings", sampled[trial_id]), own.get("model", {})
-        said = state_of(state, outcome, expired)
+        said = state_of(state, outcome, expired, paused)
         lines.append(TrialLine(number, said, final, best_epoch, epochs, seconds, recipe, model))
     return lines
 

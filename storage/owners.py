@@ -79,9 +79,10 @@ def poisoned(session: Session, trial_id: int) -> bool:
 
 
 def kills_in_a_row(session: Session, lease: Lease) -> int:
-    """How many owners just before this one were killed for want of memory, one after the other."""
+    """How many owners just before this one were killed for want of memory, one after the other, but for pauses."""
     owner = OwnerRow
-    before = select(owner.ending).where(owner.trial_id == lease.trial_id, owner.generation < lease.generation)
+    earlier = owner.trial_id == lease.trial_id, owner.generation < lease.generation
+    before = select(owner.ending).where(*earlier, owner.ending != OwnerEnding.PAUSED)
     endings = session.scalars(before.order_by(owner.generation.desc()))
     return sum(1 for _ in takewhile(lambda ending: ending == OwnerEnding.OUT_OF_MEMORY, endings))
 

@@ -27,6 +27,7 @@ __all__ = [
     "EpochLine",
     "FailedTrial",
     "Owner",
+    "PausedTrial",
     "RankedTrial",
     "RunningTrial",
     "SettledTrial",
@@ -63,6 +64,16 @@ class RunningTrial:
     pid: int
     seen_ago: float
     adoptable: bool
+
+
+@dataclass(frozen=True)
+class PausedTrial:
+    """A trial that nobody trains until the strategy goes on with it, after so many epochs."""
+
+    number: int
+    epoch: int
+    now: float | None
+    best: float | None
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,7 @@ class StudyStatus:
     handovers: roster.Handovers = field(default_factory=roster.Handovers)
     kept: constraints.Kept | None = None
     outlook: stalling.Outlook = field(default_factory=stalling.Outlook)
+    paused: tuple[PausedTrial, ...] = ()
 
     @property
     def settled(self) -> int:
@@ -141,7 +153,7 @@ class StudyStatus:
     @property
     def finished(self) -> bool:
         """All tickets taken, and no started trial left open."""
-        return self.study.taken >= self.study.trials and not self.running
+        return self.study.taken >= self.study.trials and not self.running and not self.paused
 
 
 @patient
@@ -163,6 +175,7 @@ def status(storage: SharedStorage, study: StudyRecord) -> StudyStatus:
             handovers=roster.handovers(session, study.study_id),
             kept=constraints.kept(session, study.study_id),
             outlook=stalling.look(session, study),
+            paused=_paused(session, study),
         )
 
 
@@ -216,6 +229,21 @@ def _running(session: Session, study: StudyRecord) -> tuple[RunningTrial, ...]:
         RunningTrial(number, epoch, now, best, slot or "?", host or "?", pid or 0, ago or 0.0, bool(adoptable))
         for number, epoch, best, now, slot, host, pid, ago, adoptable in rows
     )
+
+
+def _paused(session: Session, study: StudyRecord) -> tuple[PausedTrial, ...]:
+    trial, value = models.TrialModel, models.TrialIntermediateValueModel
+    mine = value.trial_id == trial.trial_id, value.intermediate_value_type == _FINITE
+    best = select((func.max if study.direction == "maximize" else func.min)(value.intermediate_value)).where(*mine)
+    last = select(value.intermediate_value).where(*mine).order_by(value.step.desc()).limit(1)
+    epoch = select(func.max(EpochRow.epoch)).where(EpochRow.trial_id == trial.trial_id)
+    rows = session.execute(
+        select(trial.number, *(part.correlate(trial).scalar_subquery() for part in (epoch, last, best)))
+        .join(TrialRow, TrialRow.trial_id == trial.trial_id)
+        .where(TrialRow.study_id == study.study_id, TrialRow.paused.is_not(None), trial.state == TrialState.RUNNING)
+        .order_by(trial.number)
+    ).all()
+    return tuple(PausedTrial(number, epoch or 0, now, best) for number, epoch, now, best in rows)
 
 
 def _waiting(session: Session, study_id: int) -> int:

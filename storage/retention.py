@@ -6,16 +6,19 @@ Called by workers, as they settle and as they write.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import and_, delete, func, select
 from sqlalchemy.orm import Session
 
+from storage import paused
 from storage.optuna_internals import models
 from storage.patience import patient
 from storage.queries import leaders, ranking
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
-from storage.tables import CheckpointKind, CheckpointRow
+from storage.tables import CheckpointKind, CheckpointRow, TrialRow
 
 WEIGHTS_KEPT = 5
 
@@ -54,15 +57,18 @@ def retire_weights(storage: SharedStorage, study: StudyRecord) -> list[str]:
 
 @patient
 def make_room(storage: SharedStorage, study: StudyRecord, limit: int, last_too: bool) -> list[str]:
-    """Forget states until what the study has on record is at most `limit` bytes; their files, for the caller to remove.
+    """Forget states until the study has on record at most `limit` bytes; their files, for the caller to remove.
 
     What a trial can spare goes first, the least promising trial's before others' and the older before the newer;
-    then, where `last_too` says so, the last state of trials that are not settled. Weights stay. Nothing is forgotten
-    that a worker has just replaced: its row is gone already.
+    then, where `last_too` says so, the last state of trials in training, which they need only if their worker dies;
+    and then those of paused ones, which are settled PRUNED: to go on with one would be to train it again. Weights stay.
+    Nothing is forgotten that a worker has just replaced: its row is gone already.
     """
     row, of_study = CheckpointRow, models.TrialModel.study_id == study.study_id
-    files = select(row.checkpoint_id, row.trial_id, row.kind, row.size).join(
-        models.TrialModel, models.TrialModel.trial_id == row.trial_id
+    files = (
+        select(row.checkpoint_id, row.trial_id, row.kind, row.size, TrialRow.paused)
+        .join(models.TrialModel, models.TrialModel.trial_id == row.trial_id)
+        .outerjoin(TrialRow, TrialRow.trial_id == row.trial_id)
     )
     with storage.backend.read() as session:
         rows = session.execute(files.where(of_study).order_by(row.checkpoint_id)).all()
@@ -70,17 +76,25 @@ def make_room(storage: SharedStorage, study: StudyRecord, limit: int, last_too: 
         if over <= 0:
             return []
         promise = _promise(session, study)
+    chosen = []
+    for one in _first_to_go(rows, promise, last_too):
+        if over <= 0:
+            break
+        chosen.append(one)
+        over -= one.size or 0
+    return _forget(storage, study, chosen)
+
+
+def _first_to_go(rows: Sequence[Any], promise: Mapping[int, float], last_too: bool) -> list[Any]:
+    """States in the order in which they are forgotten."""
     states = [one for one in rows if one.kind == CheckpointKind.STATE]
     last = {one.trial_id: one.checkpoint_id for one in states}
-    spare = [one for one in states if one.checkpoint_id != last[one.trial_id]]
-    kept = [one for one in states if one.checkpoint_id == last[one.trial_id]] if last_too else []
-    chosen = []
-    for group in (spare, kept):
-        for one in sorted(group, key=lambda one: promise.get(one.trial_id, -math.inf)):
-            if over > 0:
-                chosen.append(one.checkpoint_id)
-                over -= one.size or 0
-    return _forget(storage, chosen)
+
+    def place(one: Any) -> tuple[bool, bool, float]:
+        needed = one.checkpoint_id == last[one.trial_id]
+        return needed, needed and one.paused is not None, promise.get(one.trial_id, -math.inf)
+
+    return sorted((one for one in states if last_too or not place(one)[0]), key=place)
 
 
 def _promise(session: Session, study: StudyRecord) -> dict[int, float]:
@@ -96,12 +110,17 @@ def _promise(session: Session, study: StudyRecord) -> dict[int, float]:
     return {trial_id: best if maximize else -best for trial_id, best in found}
 
 
-def _forget(storage: SharedStorage, chosen: list[int]) -> list[str]:
-    statement = (
-        delete(CheckpointRow)
-        .where(CheckpointRow.checkpoint_id.in_(chosen))
-        .returning(CheckpointRow.path)
-        .execution_options(synchronize_session=False)
-    )
+def _forget(storage: SharedStorage, study: StudyRecord, chosen: list[Any]) -> list[str]:
+    """Those states, and all of trials that cannot go on without them: such a one is settled."""
+    row, trial = CheckpointRow, models.TrialModel
+    ids, states = {one.trial_id for one in chosen}, {one.checkpoint_id for one in chosen}
+    mine = and_(row.trial_id.in_(ids), row.kind == CheckpointKind.STATE)
+    gone = delete(row).where(row.checkpoint_id.in_(states)).returning(row.path)
+    locked = select(trial.trial_id).where(trial.trial_id.in_(ids)).order_by(trial.trial_id).with_for_update()
     with storage.backend.write() as session:
-        return list(session.scalars(statement).all())
+        session.execute(locked)  # whoever lets one pause has done so before this, or finds its checkpoint gone
+        rows = session.execute(select(row.trial_id, row.checkpoint_id, row.path).where(mine)).all()
+        ended = ids - {one.trial_id for one in rows if one.checkpoint_id not in states}
+        settled = paused.settle(session, study.study_id, "the limit of the disk left no room for it", only=ended)
+        paths = [one.path for one in rows if one.trial_id in settled]
+        return [*paths, *session.scalars(gone.execution_options(synchronize_session=False))]

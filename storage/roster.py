@@ -6,6 +6,7 @@ Asked by `storage.queries` for a study's status, by the live view, and by whoeve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.trial import TrialState
 from sqlalchemy import and_, func, or_, select
@@ -19,7 +20,7 @@ from storage.outcomes import Outcome
 from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
-from storage.tables import DEATHS, EpochRow, LeaseRow, OwnerRow, TrialRow, WorkerRow
+from storage.tables import DEATHS, EpochRow, LeaseRow, OwnerEnding, OwnerRow, TrialRow, WorkerRow
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,14 @@ def workers(session: Session, study_id: int) -> tuple[WorkerLine, ...]:
 
 def handovers(session: Session, study_id: int) -> Handovers:
     """How often trials were left by a death, how often they were taken over, and which were lost."""
+    before = aliased(OwnerRow)
     row = session.execute(
         select(
             func.count().filter(OwnerRow.ending.in_(DEATHS)),
-            func.count().filter(OwnerRow.generation > 1),
+            func.count().filter(OwnerRow.generation > 1, _took_over(before)),
         )
         .join(TrialRow, TrialRow.trial_id == OwnerRow.trial_id)
+        .outerjoin(before, and_(before.trial_id == OwnerRow.trial_id, before.generation == OwnerRow.generation - 1))
         .where(TrialRow.study_id == study_id)
     ).one()
     trial = models.TrialModel
@@ -103,6 +106,11 @@ def handovers(session: Session, study_id: int) -> Handovers:
         .order_by(trial.number)
     ).all()
     return Handovers(row[0], row[1], tuple(lost))
+
+
+def _took_over(before: Any) -> Any:
+    """The condition that the owner before did not pause the trial: to go on with it then is no adoption."""
+    return or_(before.ending.is_(None), before.ending != OwnerEnding.PAUSED)
 
 
 @patient
@@ -128,7 +136,12 @@ def adoptions(storage: SharedStorage, study: StudyRecord, since: float) -> list[
         .join(OwnerRow, OwnerRow.trial_id == trial.trial_id)
         .outerjoin(WorkerRow, WorkerRow.worker_id == OwnerRow.worker_id)
         .outerjoin(before, and_(before.trial_id == OwnerRow.trial_id, before.generation == OwnerRow.generation - 1))
-        .where(trial.study_id == study.study_id, OwnerRow.generation > 1, OwnerRow.began_at >= since)
+        .where(
+            trial.study_id == study.study_id,
+            OwnerRow.generation > 1,
+            OwnerRow.began_at >= since,
+            _took_over(before),
+        )
         .order_by(OwnerRow.began_at, trial.number)
     )
     with storage.backend.read() as session:

@@ -24,7 +24,7 @@ from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
-from storage.tables import CheckpointKind, CheckpointRow, LeaseRow
+from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, TrialRow
 from storage.words import counted
 
 # A study's folder: its name and the beginning of its UUID.
@@ -170,15 +170,17 @@ def _writable(storage: SharedStorage, record: StudyRecord) -> dict[int, float]:
     """The lowest generation of each trial that may still record a file: infinity for one that has ended."""
     trial, lease = models.TrialModel, LeaseRow
     query = (
-        select(trial.number, trial.state, lease.generation, lease.expires_at)
+        select(trial.number, trial.state, lease.generation, lease.expires_at, TrialRow.paused)
         .outerjoin(lease, lease.trial_id == trial.trial_id)
+        .outerjoin(TrialRow, TrialRow.trial_id == trial.trial_id)
         .where(trial.study_id == record.study_id, trial.state != TrialState.WAITING)
     )
     with storage.backend.read() as session:
         rows = session.execute(query).all()
-    return {
-        row.number: (row.generation or 0) + (row.expires_at == HANDED_BACK)
-        if row.state == TrialState.RUNNING
-        else math.inf
-        for row in rows
-    }
+    return {row.number: _lowest(row) if row.state == TrialState.RUNNING else math.inf for row in rows}
+
+
+def _lowest(row: Any) -> float:
+    if row.paused is not None:
+        return float(row.paused + 1)
+    return float((row.generation or 0) + (row.expires_at == HANDED_BACK))

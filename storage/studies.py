@@ -28,7 +28,7 @@ from storage.first_trials import FirstTrial
 from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
-from storage.tables import LeaseRow, StudyRow, StudyState
+from storage.tables import StudyRow, StudyState, TrialRow
 from storage.words import counted
 
 # How the stored reference of an objective begins that no file holds: it was written in a notebook.
@@ -262,14 +262,14 @@ def newest_open(storage: SharedStorage, without: Collection[int] = ()) -> StudyR
     """
     with storage.backend.read() as session:
         trial = models.TrialModel
-        leased = (  # one that was told elsewhere keeps its lease
-            select(LeaseRow.study_id)
-            .join(trial, trial.trial_id == LeaseRow.trial_id)
+        unsettled = (  # one that was told elsewhere is not settled yet
+            select(TrialRow.study_id)
+            .join(trial, trial.trial_id == TrialRow.trial_id)
             .where(trial.state == TrialState.RUNNING)
         )
         query = _records().where(
             StudyRow.state == StudyState.RUNNING,
-            (StudyRow.taken < StudyRow.trials) | StudyRow.study_id.in_(leased),
+            (StudyRow.taken < StudyRow.trials) | StudyRow.study_id.in_(unsettled),
             limits.in_time(),
             StudyRow.study_id.not_in(without),
         )
@@ -334,7 +334,9 @@ def enqueue(storage: SharedStorage, record: StudyRecord, params: Mapping[str, An
     def attempt(session: Session, again: bool) -> int:
         models.StudyModel.find_or_raise_by_id(record.study_id, session, for_update=True)  # one number a trial
         landed = storage.backend.enqueued(session, record.study_id, key) if again else None
-        return storage.backend.enqueue(session, record.study_id, params, key) if landed is None else landed
+        if landed is not None:
+            return landed
+        return storage.backend.enqueue(session, record.study_id, params, key, origin="asked for")
 
     try:
         return storage.backend.write_once(attempt)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from storage.optuna_internals import models
 
-SCHEMA_VERSION = 3  # `storage.migrations` has the steps from older ones
+SCHEMA_VERSION = 4  # `storage.migrations` has the steps from older ones
 
 _UUID = String(32)
 _NAME = String(512)
@@ -42,13 +42,14 @@ class StudyState(StrEnum):
 
 
 class OwnerEnding(StrEnum):
-    """How an owner's time with a trial ended: it settled it, gave it back, or was given up for dead.
+    """How an owner's time with a trial ended: it settled it, gave it back, let it pause, or was given up for dead.
 
     OUT_OF_MEMORY is a death too: the system killed it, and somebody saw that it was for want of memory.
     """
 
     SETTLED = "settled"
     HANDED_BACK = "handed_back"
+    PAUSED = "paused"
     DIED = "died"
     OUT_OF_MEMORY = "out_of_memory"
 
@@ -120,12 +121,17 @@ class WorkerRow(Base):
 
 
 class TrialRow(Base):
-    """A started trial: its ticket, and once it is settled how it ended."""
+    """A started trial: its ticket, and once it is settled how it ended.
+
+    `paused`: the generation of the owner that let it go, to be gone on with by whoever the strategy says; None while it
+    is trained, may be adopted, or has ended. A paused trial has no lease, and is RUNNING for Optuna.
+    """
 
     __tablename__ = "dialin_trials"
     trial_id: Mapped[int] = mapped_column(_trial_key(), primary_key=True, autoincrement=False)
     study_id: Mapped[int] = mapped_column(_study_key(), index=True)
     ticket: Mapped[str] = mapped_column(_UUID, unique=True)
+    paused: Mapped[int | None] = mapped_column(Integer)
     settlement: Mapped[str | None] = mapped_column(_UUID, unique=True)
     outcome: Mapped[str | None] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(Text, default="")
@@ -146,7 +152,7 @@ class LeaseRow(Base):
     trial_id: Mapped[int] = mapped_column(_trial_key(), primary_key=True, autoincrement=False)
     study_id: Mapped[int] = mapped_column(_study_key(), index=True)
     worker_id: Mapped[str] = mapped_column(_UUID, index=True)
-    generation: Mapped[int] = mapped_column("tenure", Integer, key="generation")
+    generation: Mapped[int] = mapped_column("reign", Integer, key="generation")
     claim: Mapped[str] = mapped_column(_UUID, unique=True)
     expires_at: Mapped[float] = mapped_column(_DOUBLE)
 

@@ -2,23 +2,28 @@
 
 `storage.shared.SharedStorage` is built on it. Optuna's own cache reads every unfinished trial again each time, and all
 of them as objects of its ORM.
+
+Samplers of a worker are shown a paused trial as PRUNED with its values so far. As RUNNING it would be a bad one to TPE
+(its constant liar), one more point to GP over whose unknown value it integrates, and nothing to CMA-ES. (Optuna 5.0.
+Of PRUNED ones GP sees none. That is the best of three: a value halfway is not comparable to COMPLETE ones.)
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import and_, or_
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from storage.backend import Backend
 from storage.optuna_internals import CachedStorage, CachedStudy, forget_study, forget_trial, models, trial_id_of
 from storage.patience import patient
-from storage.tables import StudyRow
+from storage.tables import EpochRow, StudyRow, TrialRow
 from storage.trial_rows import frozen, heads
 
 # The most trials that are looked for by their ids in one statement.
@@ -27,11 +32,31 @@ _MANY = 10_000
 
 @dataclass
 class _Seen:
-    """How far a study has been read: which one it was, its last trial, and the numbers, by id, of those unfinished."""
+    """How far a study has been read: which one it was, its last trial, and the numbers, by id, of those unfinished.
+
+    `paused`: by the number of each that is, the generation that let it go.
+    """
 
     uid: str | None = None
     last: int = -1
     unfinished: dict[int, int] = field(default_factory=dict)
+    paused: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A trial as it is on record, not to be changed, and how long it has trained.
+
+    `paused`: the generation that let it go; None where it is not paused.
+    """
+
+    trial: FrozenTrial
+    paused: int | None
+    seconds: float
+
+    def is_like(self, other: Observed) -> bool:
+        """Whether nothing has happened to it in between."""
+        return self.trial is other.trial and (self.paused, self.seconds) == (other.paused, other.seconds)
 
 
 class TrialCache(CachedStorage):
@@ -47,6 +72,10 @@ class TrialCache(CachedStorage):
         super().__init__(backend)
         self._seen: dict[int, _Seen] = {}
         self._noted: set[int] = set()
+        self._read_paused: dict[int, int] = {}  # by id, the generation that had let it go when it was read
+        self._shown: dict[int, FrozenTrial] = {}  # by id, as samplers are shown those
+        self._seconds: dict[int, float] = {}  # by id, of those unfinished
+        self._uncounted: set[int] = set()  # ids of those that may have trained since
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """A finished one may be of the cache, as Optuna's: it is not to be changed."""
@@ -61,9 +90,49 @@ class TrialCache(CachedStorage):
             self._catch_up(study_id, states is None or TrialState.RUNNING in states)
             trials = self._studies[study_id].trials
             found = [trials[number] for number in sorted(trials)]
+            if self._backend.claimant is not None and (paused := self._seen[study_id].paused):
+                found = [self._as_pruned(trial) if trial.number in paused else trial for trial in found]
         if states is not None:
             found = [trial for trial in found if trial.state in states]
         return copy.deepcopy(found) if deepcopy else found
+
+    def observe(self, study_id: int) -> list[Observed]:
+        """All trials by number, as a strategy looks at them: paused ones for what they are."""
+        with self._lock:
+            self._catch_up(study_id, running_too=True)
+            self._count_seconds()
+            trials, paused = self._studies[study_id].trials, self._seen[study_id].paused
+            return [
+                Observed(trial, paused.get(number), self._seconds_of(trial)) for number, trial in sorted(trials.items())
+            ]
+
+    def _seconds_of(self, trial: FrozenTrial) -> float:
+        told = trial.user_attrs.get("seconds") if trial.state.is_finished() else None
+        return float(told) if isinstance(told, int | float) else self._seconds.get(trial_id_of(trial), 0.0)
+
+    @patient
+    def _count_seconds(self) -> None:
+        """Of those that are trained, which a trial that has ended says itself."""
+        if not self._uncounted:
+            return
+        query = select(EpochRow.trial_id, func.sum(EpochRow.seconds)).group_by(EpochRow.trial_id)
+        with self._backend.read() as session:
+            ids = [*self._uncounted]
+            for first in range(0, len(ids), _MANY):
+                found = session.execute(query.where(EpochRow.trial_id.in_(ids[first : first + _MANY])))
+                self._seconds |= {trial_id: float(seconds) for trial_id, seconds in found}
+        self._uncounted.clear()
+
+    def _as_pruned(self, trial: FrozenTrial) -> FrozenTrial:
+        trial_id = trial_id_of(trial)
+        shown = self._shown.get(trial_id)
+        if shown is None:
+            shown = copy.copy(trial)
+            shown.state, shown.datetime_complete = TrialState.PRUNED, trial.datetime_start
+            value = trial.intermediate_values[trial.last_step] if trial.last_step is not None else math.nan
+            shown.values = None if math.isnan(value) else [value]
+            self._shown[trial_id] = shown
+        return shown
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
         super().set_trial_user_attr(trial_id, key, value)
@@ -98,16 +167,28 @@ class TrialCache(CachedStorage):
                 uid, rows = _changed(session, study_id, seen)
             self._studies.setdefault(study_id, CachedStudy())
             stale = [row for row in rows if self._is_stale(study_id, row, running_too)]
-            for trial in frozen(session, stale):
+            for row, trial in zip(stale, frozen(session, stale), strict=True):
                 self._add_trials_to_cache(study_id, [trial])
-                self._noted.discard(trial_id_of(trial))
+                self._remember(row)
         unfinished = {row.trial_id: row.number for row in rows if not row.state.is_finished()}
         there = {row.trial_id for row in rows}
         for trial_id, number in seen.unfinished.items():
             if trial_id not in there:
                 forget_trial(self, study_id, number)
         seen.uid, seen.unfinished = uid, unfinished
+        seen.paused = {row.number: row.paused for row in rows if row.trial_id in unfinished and row.paused is not None}
         seen.last = max([seen.last, *there])
+
+    def _remember(self, row: Any) -> None:
+        """That a trial was read, as it was then."""
+        trial_id, state = row.trial_id, row.state
+        self._noted.discard(trial_id)
+        self._shown.pop(trial_id, None)
+        self._read_paused.pop(trial_id, None)
+        if row.paused is not None:
+            self._read_paused[trial_id] = row.paused
+        if state == TrialState.RUNNING:
+            self._uncounted.add(trial_id)
 
     def _is_replaced(self, study_id: int, seen: _Seen, uid: str | None, rows: list[Any]) -> bool:
         """Whether an id stands for something else now: SQLite gives those of deleted studies and trials again."""
@@ -128,6 +209,8 @@ class TrialCache(CachedStorage):
             return True
         if known.state != row.state or row.trial_id in self._noted:
             return True
+        if row.paused is not None:  # nothing happens to it
+            return self._read_paused.get(row.trial_id) != row.paused
         return running_too and row.state == TrialState.RUNNING
 
 
@@ -144,10 +227,11 @@ def _changed(session: Session, study_id: int, seen: _Seen) -> tuple[str | None, 
         changed = or_(changed, trial.trial_id.in_(list(seen.unfinished)))
     query = (
         heads()
-        .add_columns(StudyRow.uid)
+        .add_columns(TrialRow.paused, StudyRow.uid)
         .select_from(study)
         .outerjoin(StudyRow, StudyRow.study_id == study.study_id)
         .outerjoin(trial, and_(trial.study_id == study.study_id, changed))
+        .outerjoin(TrialRow, TrialRow.trial_id == trial.trial_id)
         .where(study.study_id == study_id)
     )
     rows = session.execute(query).all()

@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import halving
 from postgres_server import PostgresServer
 from sqlalchemy import Engine, NullPool, create_engine, text
 from studies import OBJECTIVES, optuna_url
@@ -53,6 +54,7 @@ class Plan:
         frozen: seconds that a worker is frozen, from least to most.
         step_seconds: least time of a batch.
         tempo: constants of the workers' modules ("module:NAME") that are other than for people.
+        pauses: whether the strategy is that of `halving`.
     """
 
     workers: int
@@ -70,6 +72,7 @@ class Plan:
     pruner: str = "none"
     seed: int = 0
     tempo: Mapping[str, float] = field(default_factory=dict)
+    pauses: bool = False
     limit_seconds: float = 600.0
 
 
@@ -165,7 +168,7 @@ class Chaos:
             lease_seconds=self.plan.lease_seconds,
         )
         steps = {"CHAOS_STEPS": str(self.steps), "CHAOS_STEP_SECONDS": str(self.plan.step_seconds)}
-        process = children.start(work, theirs, assignment, steps, dict(self.plan.tempo))
+        process = children.start(work, theirs, assignment, steps, dict(self.plan.tempo), self.plan.pauses)
         theirs.close()
         self._members.append(Member(process, assignment.worker_id, ours))
         self.report.started += 1
@@ -251,8 +254,10 @@ def looking(url: str) -> Iterator[Engine]:
         engine.dispose()
 
 
-def work(connection: Connection, assignment: Assignment, steps: dict[str, str], tempo: dict[str, float]) -> None:
-    """The body of a worker process: `search.worker`'s, with the test's environment and tempo."""
+def work(
+    connection: Connection, assignment: Assignment, steps: dict[str, str], tempo: dict[str, float], pauses: bool
+) -> None:
+    """The body of a worker process: `search.worker`'s, with the test's environment, tempo and strategy."""
     from search.worker import run_in_fleet
 
     os.environ.update(steps)
@@ -260,7 +265,10 @@ def work(connection: Connection, assignment: Assignment, steps: dict[str, str], 
         module, constant = name.split(":")
         assert hasattr(importlib.import_module(module), constant), f"there is no {name}"
         setattr(importlib.import_module(module), constant, value)
-    run_in_fleet(assignment, connection)
+    if pauses:
+        run_in_fleet(assignment, connection, halving.make)
+    else:
+        run_in_fleet(assignment, connection)
 
 
 def _last_words(member: Member) -> str:

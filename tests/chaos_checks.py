@@ -119,7 +119,8 @@ def _owners(chaos: Chaos) -> Iterator[str]:
             yield f"owner {generation} of trial {number} began at {began}, when the one before held it to {before[2]}"
         if ended is None or ended < began - CLOCK_SECONDS:
             yield f"owner {generation} of trial {number} held it from {began} to {ended}"
-        if (ending == "settled") != ((number, generation + 1) not in owners):
+        followed = (number, generation + 1) in owners
+        if (ending == "settled" and followed) or (ending not in ("settled", "paused") and not followed):
             yield f"owner {generation} of trial {number} ended {ending}"
         last[number] = generation
     for number, epoch, generation, worker, ended, _metrics in _rows(chaos, EPOCHS):

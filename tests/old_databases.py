@@ -1,7 +1,8 @@
 """Databases that an older Dialin made, from the SQLite files in `databases/`: a finished study, and one left open.
 
 Each was made by the commands of its version and holds `finished` (four trials of `digits`, at least one pruned) and
-`open` (a budget of four, one trial that its worker left, the next enqueued); that of today's version too.
+`open` (a budget of four, one trial that its worker left, the next enqueued); that of today's version too. From version
+4 on there is `paused` as well (a stopped study of two trials: one complete, the other paused by the strategy).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from storage.engine import make_engine
 from storage.optuna_internals import models
 from storage.urls import parse, sqlite_file
 
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)
 DATABASES = Path(__file__).resolve().parent / "databases"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -16,12 +17,15 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 
+import halving
 import optuna
 from optuna.samplers import RandomSampler
 
 from search import children
-from storage import checking, schema, studies, workers
-from storage.claims import BudgetSpent, Claimant, Epoch, EpochsSpent, Lease, LeaseLost, Settlement, new_uuid
+from search.judge import Judge
+from search.strategy import GoOn
+from storage import checking, pausing, schema, studies, workers
+from storage.claims import BudgetSpent, Checkpoint, Claimant, Epoch, EpochsSpent, Lease, LeaseLost, Settlement, new_uuid
 from storage.outcomes import Outcome
 from storage.shared import open_storage
 from storage.studies import StudySpec
@@ -172,6 +176,59 @@ def adopt_one(url: str, study_id: int) -> int | None:
     found = storage.adopt(study_id)
     storage.backend.engine.dispose()
     return found.trial_id if isinstance(found, Lease) else None
+
+
+def go_on_with_one(url: str, study_id: int, number: int) -> int | None:
+    """Try once to go on with a paused trial; the generation of its lease."""
+    storage = open_storage(url, Claimant(new_uuid()))
+    together()
+    lease = pausing.go_on(storage, study_id, number, by=1)
+    storage.backend.engine.dispose()
+    return lease.generation if lease is not None else None
+
+
+def halve(url: str, name: str) -> list[tuple[int, int]]:
+    """Train a study of four epochs as `halving` says until it is over: number and epoch of each that was trained."""
+    storage = open_storage(url, Claimant(new_uuid()))
+    study = optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler())
+    judge = Judge(storage, study, halving.make)
+    trained: list[tuple[int, int]] = []
+    together()
+    while (trial := _to_halve(storage, study, judge)) is not None:
+        lease = storage.lease_of(trial)
+        recorded = storage.cost(lease)[0]
+        for number in range(recorded + 1, 5):
+            value = trial.number / 100
+            state = Checkpoint(number, f"{trial.number}/state-{number}.g{lease.generation}.pt", "1" * 64)
+            storage.record_epoch(lease, Epoch(number, value, {"accuracy": value}, 0.1, 10, "cpu"), state)
+            trained.append((trial.number, number))
+            if number in (1, 2):
+                assert pausing.pause(storage, lease)
+                break
+        else:
+            storage.settle(study, trial, Settlement(Outcome.COMPLETE), value)
+    storage.backend.engine.dispose()
+    return trained
+
+
+def _to_halve(storage: Any, study: Any, judge: Judge) -> Any:
+    """A trial that is this process's now; None when the study is over."""
+    while True:
+        standing = pausing.standing(storage, study._study_id)
+        assert standing is not None
+        chosen = judge.next(standing)
+        with suppress(BudgetSpent):
+            if isinstance(chosen, GoOn):
+                by = judge.paused_by(chosen.number)
+                assert by is not None
+                lease = pausing.go_on(storage, study._study_id, chosen.number, by)
+                if lease is not None:
+                    return optuna.trial.Trial(study, lease.trial_id)
+            elif chosen is not None:
+                return study.ask()
+            elif not standing.leased and pausing.finish(storage, study._study_id, "nothing is left", standing):
+                return None
+        time.sleep(0.05)
 
 
 def create_studies(url: str, spec: StudySpec, stem: str, count: int) -> list[str]:

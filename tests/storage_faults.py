@@ -20,7 +20,7 @@ from optuna.trial import Trial
 from sqlalchemy import Connection, event, select
 from storage_places import an_epoch, fresh, optuna_study, rows
 
-from storage import studies
+from storage import pausing, studies
 from storage.claims import BudgetSpent, Checkpoint, Claimant, GivenUp, Settlement, new_uuid
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
@@ -31,10 +31,16 @@ from storage.tables import CheckpointRow, EpochRow, LeaseRow, OwnerRow, StudyRow
 EPOCHS = 1
 # The trials that end in an error, and return their ticket.
 BUGS = (0, 2)
+# With pauses: those that go on.
+GO_ON = (1, 2)
 
 
 class Died(BaseException):
     """The worker's process is gone; nothing of ours catches this."""
+
+
+# What a worker does until its study is over.
+Life = Callable[[SharedStorage, StudyRecord], None]
 
 
 def live(storage: SharedStorage, record: StudyRecord) -> None:
@@ -68,6 +74,42 @@ def _train(storage: SharedStorage, study: Any, trial: Trial) -> None:
         weights = Checkpoint(EPOCHS, "weights.pt", "2" * 64)
         done = Settlement(Outcome.COMPLETE, best_epoch=EPOCHS, weights=weights, attrs={"epochs": EPOCHS}, seconds=0.5)
         storage.settle(study, trial, done, 0.2)
+
+
+def live_with_pauses(storage: SharedStorage, record: StudyRecord) -> None:
+    """Trials pause after their first epoch; when all have, some go on to the second, and the rest settle."""
+    study = optuna_study(storage, record)
+    while True:
+        found = storage.adopt(record.study_id)
+        standing = pausing.standing(storage, record.study_id)
+        assert standing is not None
+        assert not isinstance(found, GivenUp)
+        if found is None and standing.may_start:
+            found = storage.lease_of(study.ask())
+        elif found is None:
+            paused = {one.trial.number: one.paused for one in storage.observe(record.study_id) if one.paused}
+            number = next((number for number in GO_ON if number in paused), None)
+            if number is not None:
+                found = pausing.go_on(storage, record.study_id, number, paused[number] or 0)
+            elif pausing.finish(storage, record.study_id, "nothing is left", standing):
+                return
+        if found is not None:
+            _train_with_pauses(storage, study, Trial(study, found.trial_id), standing.tickets)
+
+
+def _train_with_pauses(storage: SharedStorage, study: Any, trial: Trial, tickets: int) -> None:
+    lease = storage.lease_of(trial)
+    with storage.sampling(trial):
+        trial.suggest_float("x", 0, 10)
+    recorded = storage.cost(lease)[0]
+    goes_on = recorded and trial.number in GO_ON and not tickets
+    for number in range(recorded + 1, 2 + goes_on if recorded else 2):
+        state = Checkpoint(number, f"state-{number}.g{lease.generation}.pt", "1" * 64)
+        storage.record_epoch(lease, an_epoch(number, number / 10), state)
+    if goes_on:
+        storage.settle(study, trial, Settlement(Outcome.COMPLETE, best_epoch=2), 0.2)
+    else:
+        assert pausing.pause(storage, lease)
 
 
 def portrait(storage: SharedStorage, record: StudyRecord) -> dict[str, Any]:
@@ -178,14 +220,14 @@ def commit_and_cut(connection: Connection) -> None:
     ours.close()
 
 
-def die_at(url: str, study: str, points: Sequence[int]) -> list[str]:
+def die_at(url: str, study: str, points: Sequence[int], life: Life = live) -> list[str]:
     """Run in a process of its own that has no threads: a worker for each point, which SIGKILL ends there; their ids."""
     killed = []
     for last in points:
         worker_id = new_uuid()
         if (child := os.fork()) == 0:
             try:
-                _live_until(url, study, worker_id, last)
+                _live_until(url, study, worker_id, last, life)
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
@@ -194,7 +236,7 @@ def die_at(url: str, study: str, points: Sequence[int]) -> list[str]:
     return killed
 
 
-def _live_until(url: str, study: str, worker_id: str, last: int) -> None:
+def _live_until(url: str, study: str, worker_id: str, last: int, life: Life) -> None:
     storage = open_storage(url, Claimant(worker_id))
 
     def die(point: Point) -> None:
@@ -202,4 +244,4 @@ def _live_until(url: str, study: str, worker_id: str, last: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with points_of(storage, die):
-        live(storage, studies.find(storage, study))
+        life(storage, studies.find(storage, study))

@@ -15,8 +15,8 @@ from storage_crew import PROCESSES, Crew, claim_beside_mending
 from storage_places import adopted_by, an_epoch, fresh, make_study, optuna_study, rows, run_trial, wait_until, worker_on
 from studies import Inside
 
-from storage import checking, leases, workers
-from storage.claims import new_uuid
+from storage import checking, leases, pausing, workers
+from storage.claims import Checkpoint, new_uuid
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage
@@ -70,6 +70,54 @@ def test_nothing_is_wrong_with_trials_in_every_state(worker: SharedStorage, stud
     held(worker, study)
     optuna_study(worker, study).enqueue_trial({"x": 1.0})
     assert wrong(worker, tmp_path) == []
+
+
+def paused(worker: SharedStorage, study: StudyRecord) -> Trial:
+    trial = held(worker, study)
+    lease = worker.lease_of(trial)
+    worker.record_checkpoint(lease, Checkpoint(1, "trial-00000/state-0001.g1.pt", "0" * 64))
+    assert pausing.pause(worker, lease)
+    return trial
+
+
+def test_nothing_is_wrong_with_a_paused_trial(worker: SharedStorage, study: StudyRecord, tmp_path: Path) -> None:
+    paused(worker, study)
+    assert wrong(worker, tmp_path) == []
+    assert pausing.go_on(worker, study.study_id, 0, by=1) is not None
+    assert wrong(worker, tmp_path) == []
+
+
+def test_a_paused_trial_that_is_leased_belongs_to_who_has_its_lease(
+    worker: SharedStorage, study: StudyRecord, tmp_path: Path
+) -> None:
+    lease = worker.lease_of(held(worker, study))
+    execute(worker, update(TrialRow).values(paused=1))
+    said = "trial 0 is paused and still leased; whoever has its lease goes on with it"
+    assert mended(worker, tmp_path) == [f"{study.name}: {said}"]
+    worker.record_epoch(lease, an_epoch(2))
+
+
+def test_a_paused_trial_that_somebody_else_told_is_settled(
+    worker: SharedStorage, study: StudyRecord, tmp_path: Path
+) -> None:
+    trial = paused(worker, study)
+    optuna_study(RDBStorage(worker.backend.url), study).tell(trial.number, 0.75)
+    said = "trial 0 is COMPLETE and was never settled: somebody else told it; settled as complete"
+    assert mended(worker, tmp_path) == [f"{study.name}: {said}"]
+    [row] = rows(worker, TrialRow)
+    assert (row.outcome, row.paused) == ("complete", None)
+
+
+def test_a_file_that_who_paused_a_trial_did_not_record_is_removed(
+    worker: SharedStorage, study: StudyRecord, tmp_path: Path
+) -> None:
+    paused(worker, study)
+    folder = tmp_path / study.folder / "trial-00000"
+    folder.mkdir(parents=True)
+    (folder / "state-0002.g1.pt").write_text("of the owner before the pause")
+    (folder / "state-0002.g2.pt").write_text("of the one to come")
+    assert len(mended(worker, tmp_path)) == 1
+    assert [path.name for path in folder.iterdir()] == ["state-0002.g2.pt"]
 
 
 def test_a_running_trial_without_a_lease_is_left_to_any_worker(

@@ -18,7 +18,7 @@ from storage_crew import Crew, upgrade_at_once
 from storage_places import DONE, adopted_by, an_epoch, fresh, optuna_study, run_trial, worker_on
 from studies import Inside
 
-from storage import checking, migrations, queries, schema, studies, workers
+from storage import checking, migrations, pausing, queries, schema, studies, workers
 from storage.claims import BudgetSpent, new_uuid
 from storage.engine import database_now, make_engine
 from storage.schema import WrongVersion
@@ -35,7 +35,7 @@ class PowerCut(Exception):
 
 
 # What a row's column of an older version is called now.
-RENAMED = {("dialin_leases", "generation"): "tenure", ("dialin_leases", "term"): "tenure"}
+RENAMED = {("dialin_leases", old): "reign" for old in ("generation", "term", "tenure")}
 
 
 @pytest.fixture(params=VERSIONS)
@@ -119,6 +119,12 @@ def test_a_database_of_this_version_is_used_as_it_is(storage_url: str, tmp_path:
     study = studies.find(worker, "open")
     assert adopted_by(worker, study).generation == 3
     run_trial(worker, study)
+    study = studies.find(worker, "paused")
+    assert [(one.number, one.epoch) for one in queries.status(worker, study).paused] == [(0, 1)]
+    studies.resume(worker, study.study_id)
+    lease = pausing.go_on(worker, study.study_id, 0, by=1)
+    assert lease is not None
+    assert (lease.generation, worker.cost(lease)[0]) == (2, 1)
 
 
 def test_an_old_study_has_no_limits_one_fold_and_what_it_spent(old_url: str) -> None:
@@ -174,8 +180,8 @@ def test_the_commands_upgrade_an_old_database_and_resume_its_study(
     put_version(1, sqlite_url)
     refused = inside("resume", "open", "--workers", "1")
     assert (refused.status, len(refused.err.splitlines())) == (2, 1)
-    assert "has the tables of version 3 now" in inside("storage", "upgrade").out
-    assert "has the tables of version 3: there is nothing to upgrade" in inside("storage", "upgrade").out
+    assert "has the tables of version 4 now" in inside("storage", "upgrade").out
+    assert "has the tables of version 4: there is nothing to upgrade" in inside("storage", "upgrade").out
     assert inside("resume", "open", "--workers", "1").status == 0
     status = json.loads(inside("status", "open", "--json").out)
     assert (status["state"], status["settled"]) == ("finished", 4)
@@ -229,7 +235,7 @@ def test_an_upgrade_waits_for_the_workers_of_the_old_version(old_url: str, old: 
 
 def test_who_goes_on_with_the_old_tables_can_neither_claim_record_nor_settle(any_url: str, version: int) -> None:
     old, leases = make_engine(parse(any_url)), reflected(as_it_was(version)).tables["dialin_leases"]
-    number = {1: "generation", 2: "term"}[version]
+    number = {1: "generation", 2: "term", 3: "tenure"}[version]
     mine = (leases.c.trial_id == 5) & (leases.c[number] == 1)
     lease = {"trial_id": 6, "study_id": 2, "worker_id": "0", number: 1, "claim": "0", "expires_at": 0.0}
     statements = (insert(leases).values(lease), update(leases).where(mine).values(lease), delete(leases).where(mine))
@@ -243,6 +249,7 @@ def test_who_goes_on_with_the_old_tables_can_neither_claim_record_nor_settle(any
     assert all_rows(old) == after
 
 
+@pytest.mark.parametrize("version", [1, 2])
 def test_whoever_held_a_lease_is_its_first_owner_on_record(any_url: str) -> None:
     epochs = len(all_rows(make_engine(parse(any_url)))["dialin_epochs"])
     storage = upgraded(any_url)
@@ -254,6 +261,13 @@ def test_whoever_held_a_lease_is_its_first_owner_on_record(any_url: str) -> None
     assert sum(row["spent_epochs"] for row in after["dialin_studies"]) == epochs
     storage.delete_study(studies.find(storage, "open").study_id)
     assert all_rows(storage.backend.engine)["dialin_owners"] == []
+
+
+def test_no_trial_of_an_older_version_is_paused(any_url: str) -> None:
+    storage = upgraded(any_url)
+    assert {row["paused"] for row in all_rows(storage.backend.engine)["dialin_trials"]} == {None}
+    study = studies.find(storage, "open")
+    assert queries.status(storage, study).paused == ()
 
 
 def test_an_upgrade_that_is_cut_off_has_changed_nothing(old_url: str, old: Engine) -> None:

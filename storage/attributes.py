@@ -1,0 +1,34 @@
+"""Attributes of trials, a user's or Optuna's own, written inside the caller's transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from storage.engine import insert_for
+from storage.optuna_internals import models
+
+# What people, and optuna-dashboard, are told of a paused trial, which is RUNNING for Optuna.
+PAUSED = "paused"
+# What a trial was started for, in a word or two.
+ORIGIN = "origin"
+
+
+def write(
+    session: Session, attrs: Iterable[tuple[int, Mapping[str, Any]]], table: Any = models.TrialUserAttributeModel
+) -> None:
+    """Set attributes of trials, by their ids, whether they were set before or not."""
+    rows = [
+        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+        for trial_id, of_trial in attrs
+        for key, value in of_trial.items()
+    ]
+    if not rows:
+        return
+    statement = insert_for(session.connection().dialect.name, table.__table__)
+    replaced = {"value_json": statement.excluded.value_json}
+    upsert = statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=replaced)
+    session.connection().execute(upsert, rows)
