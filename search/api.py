@@ -257,7 +257,7 @@ def run(
         workers: processes; by default one a GPU, without GPUs one a CPU core.
         devices: "cpu", 0, "0,2" or [0, 2]; by default all GPUs that are not busy.
         per_device: workers on each GPU, by default as many as its free memory holds, at most 4.
-        sampler: tpe, gp, cmaes, qmc or random. pruner: hyperband, asha, median or none.
+        sampler: tpe, gp, cmaes, qmc, random or auto. pruner: hyperband, asha, median or none.
         fix: knobs with one value, as {"optimizer": "adamw"}.
         ranges: knobs with a range (low, high), a list of choices or `search.around(value)`: {"lr": (1e-4, 1e-2)}.
         until: stop when a trial reaches this value.

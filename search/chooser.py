@@ -15,7 +15,7 @@ from search.interrupt import Interrupt
 from search.judge import Judge
 from search.keeper import LeaseKeeper
 from search.strategy import GoOn
-from storage import pausing
+from storage import new_trials, pausing
 from storage.claims import BudgetSpent, GivenUp, StudyStopped
 from storage.pausing import Standing
 from storage.shared import SharedStorage
@@ -90,7 +90,7 @@ class Chooser:
                 return self._go_on(chosen.number), False
             if chosen is None or not standing.may_start:
                 return None, True
-            with self._storage.beginning(chosen.recipe, chosen.origin):
+            with new_trials.beginning(self._storage.backend, chosen.recipe, chosen.origin):
                 return self._study.ask(), False
         except BudgetSpent:
             return None, False

@@ -80,7 +80,7 @@ def _print_status(
     printing.say(
         console,
         f"objective {record.objective}, {record.direction} {record.metric}, {printing.length(record)}, "
-        f"{record.sampler} + {record.pruner}, seed {record.seed}; {shown(storage)}",
+        f"{printing.strategy(record)}, seed {record.seed}; {shown(storage)}",
     )
     told = (
         ("narrowed to", printing.narrowing(record)),

@@ -53,7 +53,7 @@ StudyName = Annotated[
     typer.Option("--study", metavar="NAME", help="Name of the new study.", show_default="OBJECTIVE-1, then -2, ..."),
 ]
 Sampler = Annotated[
-    str, typer.Option("--sampler", metavar="NAME", help="What proposes recipes: tpe, gp, cmaes, qmc, random.")
+    str, typer.Option("--sampler", metavar="NAME", help="What proposes recipes: tpe, gp, cmaes, qmc, random, auto.")
 ]
 Pruner = Annotated[
     str, typer.Option("--pruner", metavar="NAME", help="What stops losing trials: hyperband, asha, median, none.")

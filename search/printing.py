@@ -225,6 +225,11 @@ def running_row(trial: RunningTrial, length: int) -> tuple[str, ...]:
     )
 
 
+def strategy(study: StudyRecord) -> str:
+    """`tpe + hyperband`; Dialin's own asks no pruner."""
+    return study.sampler if study.sampler == "auto" else f"{study.sampler} + {study.pruner}"
+
+
 def length(study: StudyRecord) -> str:
     """How long a trial is: `15 epochs`, `5 folds of 15 epochs`."""
     if not study.epochs:

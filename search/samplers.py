@@ -47,6 +47,9 @@ class PrunerRow:
     make: Callable[[int], BasePruner]
 
 
+# A strategy of Dialin's own, `search.auto`; what it leaves open is drawn at random.
+AUTO = "auto"
+
 SAMPLERS = {
     row.name: row
     for row in (
@@ -73,6 +76,11 @@ SAMPLERS = {
             ),
         ),
         SamplerRow("random", "independent random draws", lambda _shared, own: RandomSampler(seed=own)),
+        SamplerRow(
+            AUTO,
+            "Dialin's own: pauses trials and goes on with what promises most, and asks no pruner",
+            lambda _shared, own: RandomSampler(seed=own),
+        ),
     )
 }
 

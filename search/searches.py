@@ -22,7 +22,7 @@ from search.devices import Slot
 from search.foresight import large_imports
 from search.launch import Ending
 from search.preflight import NEW_DATABASE, Known, Placement, Preflight
-from search.samplers import check_names, quiet_optuna
+from search.samplers import AUTO, check_names, quiet_optuna
 from search.shared_data import NotPacked, Packed
 from storage import history, queries, stalling, studies
 from storage.errors import UsageError
@@ -205,7 +205,7 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
         trials=wanted.trials or found.trials,
         seed=wanted.seed if wanted.seed is not None else secrets.randbelow(2**31),
         sampler=wanted.sampler,
-        pruner=wanted.pruner,
+        pruner="none" if wanted.sampler == AUTO else wanted.pruner,
         until=wanted.until,
         budget_seconds=wanted.budget_seconds,
         budget_epochs=wanted.total_epochs,

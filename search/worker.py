@@ -21,7 +21,7 @@ import optuna
 import torch
 from optuna.trial import Trial
 
-from search import memory, narrowing, samplers, space_changes, watchdog
+from search import memory, narrowing, samplers, space_changes, strategies, watchdog
 from search.assignment import Assignment
 from search.chooser import Chooser
 from search.data import Data, Folds
@@ -34,7 +34,6 @@ from search.objective import Objective
 from search.outbox import HAND_BACK_SECONDS
 from search.packing import shared_or_loaded
 from search.reporting import Interrupted, Paused
-from search.samplers import OptunaStrategy
 from search.settings import of_study
 from search.shelf import Shelf, open_store
 from search.sizes import StoredSizes
@@ -104,9 +103,11 @@ class Worker:
         interrupt: Interrupt,
         tell: Callable[[SettledTrial], None] = lambda _settled: None,
         last_words: Callable[[str], None] = lambda _line: None,
-        make_strategy: MakeStrategy = OptunaStrategy,
+        make_strategy: MakeStrategy | None = None,
     ) -> None:
         """Opens everything, and registers. `last_words`: told why the process ends, when training hangs.
+
+        `make_strategy`: in place of the study's own.
 
         Raises DialinErrors: storage, study, objective, no free place."""
         samplers.quiet_optuna()
@@ -128,15 +129,15 @@ class Worker:
         self._slot = self._register(assignment)
         self._files, self._folder = assignment.files, assignment.files / self._record.folder
         self._shelf = self._open_shelf(assignment)
-        self._study = self._open_study()
-        self._judge = Judge(self._storage, self._study, make_strategy)
+        ordinal = workers.ordinal(self._storage, self._claimant.worker_id)
+        self._study = self._open_study(ordinal)
+        self._judge = Judge(self._storage, self._study, make_strategy or strategies.of_study(self._record, ordinal))
         self._chooser = Chooser(self._storage, self._study, self._judge, interrupt, self._give_up, self._close_if_done)
         self._trainer = self._make_trainer(work, assignment.data)
         self._trackers = make_trackers(assignment.log, self._folder)
 
-    def _open_study(self) -> optuna.Study:
+    def _open_study(self, ordinal: int) -> optuna.Study:
         record = self._record
-        ordinal = workers.ordinal(self._storage, self._claimant.worker_id)
         return optuna.load_study(
             study_name=record.name,
             storage=self._storage,
@@ -309,7 +310,7 @@ class Worker:
         _log.warning("trial %d: %s; going on with another", trial.number, why)
 
 
-def run_in_fleet(assignment: Assignment, connection: Any, make_strategy: MakeStrategy = OptunaStrategy) -> None:
+def run_in_fleet(assignment: Assignment, connection: Any, make_strategy: MakeStrategy | None = None) -> None:
     """The body of a forked worker. What stops it from working goes to `connection` as one line.
 
     Its exit status is 2 for a mistake of the person's, which starting again would not mend, and 1 for all else.

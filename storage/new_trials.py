@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import func, select
@@ -14,6 +15,9 @@ from sqlalchemy.orm import Session
 from storage import attributes
 from storage.optuna_internals import FIXED_PARAMS, models
 from storage.tables import StudyRow
+
+if TYPE_CHECKING:
+    from storage.backend import Backend
 
 # The system attribute that tells trials apart which were enqueued with the same parameters.
 _ENQUEUED = "dialin:enqueued"
@@ -33,6 +37,19 @@ def enqueued(session: Session, study_id: int, key: str) -> int | None:
     query = select(trial.number).join(attr, attr.trial_id == trial.trial_id)
     mine = query.where(trial.study_id == study_id, attr.key == _ENQUEUED, attr.value_json == json.dumps(key))
     return session.scalar(mine)
+
+
+@contextmanager
+def beginning(backend: Backend, params: Mapping[str, Any] | None, origin: str) -> Iterator[None]:
+    """A trial that is claimed in this block, and was not enqueued, will suggest `params` and says what it is for.
+
+    Both are on record with its claim: an owner that dies before it has sampled leaves them to its adopter.
+    """
+    backend.beginning = params or {}, origin
+    try:
+        yield
+    finally:
+        backend.beginning = None
 
 
 def note_beginning(session: Session, trial_id: int, beginning: tuple[Mapping[str, Any], str] | None) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of paused trials at the end of a study, or where a disk has no more room: they settle PRUNED.
+"""The paused trials of a study, and how they settle PRUNED: at its end, or where a disk has no more room.
 
 Statements inside a transaction, also of one that holds our study (`storage.limits`), for which everybody else waits
 last: so a trial that is locked is left alone. It is in the hands of whoever goes on with it, or deletes it.
@@ -29,6 +29,16 @@ from storage.tables import CheckpointKind, CheckpointRow, EpochRow, TrialRow
 _CHUNK = 1000
 
 
+@dataclass(frozen=True)
+class PausedTrial:
+    """A trial that nobody trains until the strategy goes on with it, after so many epochs."""
+
+    number: int
+    epoch: int
+    now: float | None
+    best: float | None
+
+
 @dataclass
 class _Curve:
     """What a paused trial has on record."""
@@ -50,6 +60,22 @@ class _Curve:
         """What Optuna's `tell` takes for the value of a pruned trial."""
         value = self.values[max(self.values)] if self.values else math.nan
         return None if math.isnan(value) else value
+
+
+def trials(session: Session, study_id: int, direction: str) -> tuple[PausedTrial, ...]:
+    """Those of a study, by number."""
+    trial, value = models.TrialModel, models.TrialIntermediateValueModel
+    mine = value.trial_id == trial.trial_id, value.intermediate_value_type == value.TrialIntermediateValueType.FINITE
+    best = select((func.max if direction == "maximize" else func.min)(value.intermediate_value)).where(*mine)
+    last = select(value.intermediate_value).where(*mine).order_by(value.step.desc()).limit(1)
+    epoch = select(func.max(EpochRow.epoch)).where(EpochRow.trial_id == trial.trial_id)
+    rows = session.execute(
+        select(trial.number, *(part.correlate(trial).scalar_subquery() for part in (epoch, last, best)))
+        .join(TrialRow, TrialRow.trial_id == trial.trial_id)
+        .where(TrialRow.study_id == study_id, TrialRow.paused.is_not(None), trial.state == TrialState.RUNNING)
+        .order_by(trial.number)
+    ).all()
+    return tuple(PausedTrial(number, epoch or 0, now, best) for number, epoch, now, best in rows)
 
 
 def settle(session: Session, study_id: int, why: str, only: Collection[int] | None = None) -> list[int]:

@@ -12,13 +12,14 @@ from optuna.trial import TrialState
 from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from storage import constraints, roster, stalling
+from storage import constraints, paused, roster, stalling
 from storage.details import EpochLine, Owner, TrialDetail, trial
 from storage.engine import database_now
 from storage.listing import StudyLine, listing, logged
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.patience import patient
+from storage.paused import PausedTrial
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import CheckpointKind, CheckpointRow, EpochRow, LeaseRow, StudyState, TrialRow, WorkerRow
@@ -64,16 +65,6 @@ class RunningTrial:
     pid: int
     seen_ago: float
     adoptable: bool
-
-
-@dataclass(frozen=True)
-class PausedTrial:
-    """A trial that nobody trains until the strategy goes on with it, after so many epochs."""
-
-    number: int
-    epoch: int
-    now: float | None
-    best: float | None
 
 
 @dataclass(frozen=True)
@@ -175,7 +166,7 @@ def status(storage: SharedStorage, study: StudyRecord) -> StudyStatus:
             handovers=roster.handovers(session, study.study_id),
             kept=constraints.kept(session, study.study_id),
             outlook=stalling.look(session, study),
-            paused=_paused(session, study),
+            paused=paused.trials(session, study.study_id, study.direction),
         )
 
 
@@ -229,21 +220,6 @@ def _running(session: Session, study: StudyRecord) -> tuple[RunningTrial, ...]:
         RunningTrial(number, epoch, now, best, slot or "?", host or "?", pid or 0, ago or 0.0, bool(adoptable))
         for number, epoch, best, now, slot, host, pid, ago, adoptable in rows
     )
-
-
-def _paused(session: Session, study: StudyRecord) -> tuple[PausedTrial, ...]:
-    trial, value = models.TrialModel, models.TrialIntermediateValueModel
-    mine = value.trial_id == trial.trial_id, value.intermediate_value_type == _FINITE
-    best = select((func.max if study.direction == "maximize" else func.min)(value.intermediate_value)).where(*mine)
-    last = select(value.intermediate_value).where(*mine).order_by(value.step.desc()).limit(1)
-    epoch = select(func.max(EpochRow.epoch)).where(EpochRow.trial_id == trial.trial_id)
-    rows = session.execute(
-        select(trial.number, *(part.correlate(trial).scalar_subquery() for part in (epoch, last, best)))
-        .join(TrialRow, TrialRow.trial_id == trial.trial_id)
-        .where(TrialRow.study_id == study.study_id, TrialRow.paused.is_not(None), trial.state == TrialState.RUNNING)
-        .order_by(trial.number)
-    ).all()
-    return tuple(PausedTrial(number, epoch or 0, now, best) for number, epoch, now, best in rows)
 
 
 def _waiting(session: Session, study_id: int) -> int:

@@ -7,7 +7,7 @@ methods at the end: each is one transaction.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -199,18 +199,6 @@ class SharedStorage(TrialCache):
     @property
     def _lease_seconds(self) -> float:
         return self._claimant.lease_seconds
-
-    @contextmanager
-    def beginning(self, params: Mapping[str, Any] | None, origin: str) -> Iterator[None]:
-        """A trial that is claimed in this block, and was not enqueued, will suggest `params` and says what it is for.
-
-        Both are on record with its claim: an owner that dies before it has sampled leaves them to its adopter.
-        """
-        self._backend.beginning = params or {}, origin
-        try:
-            yield
-        finally:
-            self._backend.beginning = None
 
     def adopt(self, study_id: int) -> Lease | GivenUp | None:
         """Take over a trial that its worker left, under its own number; None where there is none.

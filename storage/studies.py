@@ -262,11 +262,8 @@ def newest_open(storage: SharedStorage, without: Collection[int] = ()) -> StudyR
     """
     with storage.backend.read() as session:
         trial = models.TrialModel
-        unsettled = (  # one that was told elsewhere is not settled yet
-            select(TrialRow.study_id)
-            .join(trial, trial.trial_id == TrialRow.trial_id)
-            .where(trial.state == TrialState.RUNNING)
-        )
+        unsettled = select(TrialRow.study_id).join(trial, trial.trial_id == TrialRow.trial_id)
+        unsettled = unsettled.where(trial.state == TrialState.RUNNING)  # one that was told elsewhere is not
         query = _records().where(
             StudyRow.state == StudyState.RUNNING,
             (StudyRow.taken < StudyRow.trials) | StudyRow.study_id.in_(unsettled),

@@ -27,7 +27,7 @@ LAYERS = (
     search.reporting search.loop search.micro_batches search.exactness search.micro_batch_size
     search.graphed search.python_state""",
     """search.strategy search.auto search.improvement search.curve_model search.curve_points search.grace
-    search.recipe_space search.judge search.chooser
+    search.recipe_space search.judge search.chooser search.strategies
     search.samplers search.portfolio search.transfer search.first_trials search.worker search.fleet search.devices
     search.device_memory
     search.assignment search.interrupt

@@ -24,7 +24,7 @@ from storage_places import (
     worker_on,
 )
 
-from storage import pausing
+from storage import new_trials, pausing
 from storage.claims import Checkpoint, LeaseLost, Settlement
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
@@ -227,7 +227,7 @@ class TestWhatSamplersSee:
 def test_a_trial_begins_with_the_recipe_and_the_origin_that_it_was_claimed_for(
     worker: SharedStorage, study: StudyRecord
 ) -> None:
-    with worker.beginning({"x": 0.25}, "won study digits-1"):
+    with new_trials.beginning(worker.backend, {"x": 0.25}, "won study digits-1"):
         trial = optuna_study(worker, study).ask()
     worker.hand_back(worker.lease_of(trial))  # before it was sampled
     other = worker_on(worker.backend.url)
@@ -239,11 +239,11 @@ def test_a_trial_begins_with_the_recipe_and_the_origin_that_it_was_claimed_for(
 
 def test_an_enqueued_trial_comes_before_and_keeps_its_own(worker: SharedStorage) -> None:
     study = make_study(worker, first=1)
-    with worker.beginning({"x": 0.25}, "model"):
+    with new_trials.beginning(worker.backend, {"x": 0.25}, "model"):
         first, second = optuna_study(worker, study).ask(), optuna_study(worker, study).ask()
     with worker.sampling(first):
         assert first.suggest_float("x", 0, 1) == 0.0
-    assert first.user_attrs["origin"] == "starting point"
+    assert "origin" not in first.user_attrs
     assert second.user_attrs["origin"] == "model"
     with worker.backend.read() as session:
         assert session.scalar(select(StudyRow.taken).where(StudyRow.study_id == study.study_id)) == 2

@@ -41,12 +41,13 @@ class Place:
 
     def study(self, objective: Path = TINY, **changes: Any) -> None:
         given: dict[str, Any] = {"epochs": 4, "trials": 6, "metric": "accuracy", "direction": "maximize"}
-        spec = StudySpec(str(objective), "", **given | changes, seed=3, sampler="random", pruner="none")
+        given |= {"sampler": "random", "pruner": "none"}
+        spec = StudySpec(str(objective), "", **given | changes, seed=3)
         self.objective = objective
         with engines_disposed():
             self.name = studies.create(open_storage(self.url), spec, stem="paused").name
 
-    def work(self, make_strategy: MakeStrategy = make) -> None:
+    def work(self, make_strategy: MakeStrategy | None = make) -> None:
         slots = (Slot(("cpu",), 0, None),)
         with engines_disposed():
             files = self.folder / "files"
@@ -104,6 +105,17 @@ def test_a_study_is_halved_and_nothing_is_trained_twice(place: Place) -> None:
     assert ending == {"paused": 6 + 3, "settled": 2}
     generations = rows(place.url, "SELECT DISTINCT epoch, generation FROM dialin_epochs ORDER BY epoch, generation")
     assert generations == [(1, 1), (2, 2), (3, 3), (4, 3)]
+
+
+def test_the_strategy_of_the_studys_own_pauses_and_ends(place: Place) -> None:
+    place.study(trials=12, epochs=8, sampler="auto")
+    place.work(None)
+    outcomes = Counter(outcome for outcome, _ in place.outcomes())
+    assert outcomes.total() == outcomes["complete"] + outcomes["pruned"] + outcomes["diverged"] <= 12
+    assert outcomes["complete"] >= 1
+    assert value(place.url, "SELECT count(*) FROM dialin_owners WHERE ending = 'paused'") >= 1
+    assert rows(place.url, "SELECT trial_id FROM dialin_trials WHERE paused IS NOT NULL OR outcome IS NULL") == []
+    assert place.states() == []
 
 
 def test_a_trial_that_was_paused_has_the_curve_of_one_that_was_not(place: Place) -> None:

@@ -34,7 +34,14 @@ def drawn(sampler: BaseSampler, count: int = 4) -> list[float]:
 
 
 # Each name once.
-PAIRS = [("tpe", "hyperband"), ("gp", "asha"), ("cmaes", "median"), ("qmc", "none"), ("random", "hyperband")]
+PAIRS = [
+    ("tpe", "hyperband"),
+    ("gp", "asha"),
+    ("cmaes", "median"),
+    ("qmc", "none"),
+    ("random", "hyperband"),
+    ("auto", "none"),
+]
 
 
 def test_every_sampler_and_every_pruner_is_tried_below() -> None:
