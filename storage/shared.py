@@ -26,7 +26,7 @@ from storage.optuna_internals import frozen_of, models, trial_id_of
 from storage.outcomes import Outcome
 from storage.patience import patient
 from storage.space_view import SpaceView
-from storage.tables import CheckpointKind, CheckpointRow, LeaseRow, StudyRow, StudyState
+from storage.tables import CheckpointKind, CheckpointRow, StudyRow, StudyState
 from storage.trial_cache import TrialCache
 
 # An epoch renews a lease of which less than this share is left: many short epochs need not write it each time.
@@ -326,18 +326,6 @@ class SharedStorage(TrialCache):
             raise LeaseLost("it was settled or deleted elsewhere") from error
         finally:
             self._backend.settlements.pop(trial_id, None)
-
-    @patient
-    def anything_leased(self, study_id: int) -> bool:
-        """Whether any trial of the study is still open: trained by somebody, or left to adopt."""
-        with self._backend.read() as session:
-            query = (
-                select(LeaseRow.trial_id)
-                .join(models.TrialModel, models.TrialModel.trial_id == LeaseRow.trial_id)
-                .where(LeaseRow.study_id == study_id, models.TrialModel.state == TrialState.RUNNING)
-                .limit(1)
-            )
-            return session.scalar(query) is not None
 
     @patient
     def cost(self, lease: Lease) -> tuple[int, float]:

@@ -20,7 +20,7 @@ from optuna.trial import Trial
 from sqlalchemy import Connection, event, select
 from storage_places import an_epoch, fresh, optuna_study, rows
 
-from storage import pausing, studies
+from storage import pausing, studies, workers
 from storage.claims import BudgetSpent, Checkpoint, Claimant, GivenUp, Settlement, new_uuid
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
@@ -221,13 +221,16 @@ def commit_and_cut(connection: Connection) -> None:
 
 
 def die_at(url: str, study: str, points: Sequence[int], life: Life = live) -> list[str]:
-    """Run in a process of its own that has no threads: a worker for each point, which SIGKILL ends there; their ids."""
-    killed = []
+    """Run in a process of its own that has no threads: a worker for each point, which SIGKILL ends there; their ids.
+
+    Each says first that the one before it is dead, as a machine's fleet does.
+    """
+    killed: list[str] = []
     for last in points:
         worker_id = new_uuid()
         if (child := os.fork()) == 0:
             try:
-                _live_until(url, study, worker_id, last, life)
+                _live_until(url, study, worker_id, last, life, killed[-1:])
             finally:
                 os._exit(1)
         _, status = os.waitpid(child, 0)
@@ -236,8 +239,10 @@ def die_at(url: str, study: str, points: Sequence[int], life: Life = live) -> li
     return killed
 
 
-def _live_until(url: str, study: str, worker_id: str, last: int, life: Life) -> None:
+def _live_until(url: str, study: str, worker_id: str, last: int, life: Life, dead: Sequence[str]) -> None:
     storage = open_storage(url, Claimant(worker_id))
+    for other in dead:
+        workers.end(storage, other)
 
     def die(point: Point) -> None:
         if point.writes and point.number == last:

@@ -18,9 +18,10 @@ from search.assignment import Assignment
 from search.devices import Slot
 from search.interrupt import Interrupt
 from search.worker import Worker
-from storage import studies
+from storage import pausing, studies
 from storage.claims import Claimant, Settlement
 from storage.outcomes import Outcome
+from storage.pausing import Standing
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudySpec
 
@@ -59,14 +60,15 @@ def test_a_ticket_that_comes_back_while_a_worker_looks_whether_all_is_done_is_ta
     name = studies.create(other, replace(SPEC, objective=str(TINY)), stem="tiny").name
     study = optuna.load_study(study_name=name, storage=other)
     theirs = [study.ask()]
-    really = SharedStorage.anything_leased
+    really = pausing.standing
 
-    def after_an_error(storage: SharedStorage, study_id: int) -> bool:
+    def before_an_error(storage: SharedStorage, study_id: int) -> Standing | None:
+        standing = really(storage, study_id)
         if theirs:
             other.settle(study, theirs.pop(), Settlement(Outcome.ERROR, "no such colour"))
-        return really(storage, study_id)
+        return standing
 
-    monkeypatch.setattr(SharedStorage, "anything_leased", after_an_error)
+    monkeypatch.setattr(pausing, "standing", before_an_error)
     work(sqlite_url, name, tmp_path)
     assert rows(sqlite_url, "SELECT outcome FROM dialin_trials ORDER BY trial_id") == [("error",), ("complete",)]
 
@@ -85,11 +87,12 @@ def test_a_worker_that_waited_for_the_database_leaves_time_to_the_owners_who_did
             raise refusals.pop()
         return open_storage(*arguments)
 
-    def look(_storage: SharedStorage, _study_id: int) -> bool:
+    def look(storage: SharedStorage, study_id: int) -> Standing | None:
         interrupt.request("it was seen that it waits")
-        return True
+        return really(storage, study_id)
 
+    really = pausing.standing
     monkeypatch.setattr(worker, "open_storage", opened)
-    monkeypatch.setattr(SharedStorage, "anything_leased", look)
+    monkeypatch.setattr(pausing, "standing", look)
     work(sqlite_url, name, tmp_path, interrupt)
     assert rows(sqlite_url, "SELECT worker_id, generation FROM dialin_owners") == [("other", 1)]

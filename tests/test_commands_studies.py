@@ -113,6 +113,7 @@ class TestShow:
         assert inside("show", "2", *at).out.splitlines() == [
             "tiny-1 trial 2: waiting for a worker, which starts it with the values below",
             "optimizer adam",
+            "from: asked for",
         ]
         missing = inside("show", "tiny-1", "7", *at)
         assert (missing.status, missing.err.count("\n")) == (2, 1)

@@ -92,7 +92,7 @@ def test_a_trial_adopted_during_the_outage_takes_nothing_more_from_its_owner_bef
         outbox.record(an_epoch(1))
         adopter.execute("BEGIN IMMEDIATE")
         assert outbox.record(an_epoch(2)) is None
-        adopter.execute("UPDATE dialin_leases SET tenure = tenure + 1, worker_id = 'another'")
+        adopter.execute("UPDATE dialin_leases SET reign = reign + 1, worker_id = 'another'")
         adopter.execute("COMMIT")
         with pytest.raises(LeaseLost):
             outbox.flush()

@@ -64,7 +64,6 @@ class TestAPausedTrial:
     def test_is_not_adopted_and_does_not_count_as_leased(self, worker: SharedStorage, study: StudyRecord) -> None:
         paused(worker, study)
         assert worker.adopt(study.study_id) is None
-        assert not worker.anything_leased(study.study_id)
         assert (standing(worker, study).leased, standing(worker, study).paused) == (False, 1)
 
     def test_goes_on_under_any_worker_with_a_higher_generation(self, worker: SharedStorage, study: StudyRecord) -> None:

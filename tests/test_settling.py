@@ -29,7 +29,7 @@ from storage_places import (
     worker_on,
 )
 
-from storage import leases, studies, workers
+from storage import leases, pausing, studies, workers
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
@@ -172,7 +172,9 @@ def test_a_trial_told_elsewhere_is_lost_to_its_owner(worker: SharedStorage, stud
     told = worker.get_trial(lease.trial_id)
     assert (told.value, told.intermediate_values) == (0.125, {})
     assert worker.adopt(study.study_id) is None
-    assert not worker.anything_leased(study.study_id)
+    standing = pausing.standing(worker, study.study_id)
+    assert standing is not None
+    assert not standing.leased
 
 
 @pytest.mark.parametrize("way", ["handed back", "died"])
