@@ -1,12 +1,16 @@
 """The recipes that ship with the package: trained on small real tasks, chosen to complement each other, and judged.
 
     python -m benchmarks.portfolio --data DIR --runs RUNS.jsonl
-    python -m benchmarks.portfolio --data DIR --runs RUNS.jsonl --without digits,fashion,adult --write OTHER.json
+    python -m benchmarks.portfolio --data DIR --runs RUNS.jsonl --without digits,fashion,adult \
+        --write benchmarks/portfolio_left_out.json
 
 Trains 60 recipes on each of twelve tasks, the same ones everywhere (`portfolio_runs.py`, `portfolio_tasks.py`), as far
 as they are not in RUNS.jsonl: about half an hour of one core, which may be interrupted. Then it chooses the portfolio,
 writes it to search/portfolio.json and prints how well such a choice does on a task that it was not chosen on. DIR is
 laid out as `dialin run --data` takes it, but the archives of Fashion-MNIST are read as they are.
+
+The second one is for measuring how soon a search on those three finds something good: `DIALIN_PORTFOLIO=FILE dialin run`
+starts with its recipes.
 """
 
 from __future__ import annotations

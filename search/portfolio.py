@@ -7,14 +7,21 @@ simulated searches. No SQL and no torch.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from storage.errors import UsageError
+
+FILE = Path(__file__).with_name("portfolio.json")
+# Names another file in its place.
+VARIABLE = "DIALIN_PORTFOLIO"
 
 # Twice as far from the best as a typical recipe is. How much worse still a recipe was says nothing about good ones.
 CAP = 2.0
@@ -95,8 +102,22 @@ class Shipped:
     origin: str
 
 
-@cache
 def shipped() -> tuple[Shipped, ...]:
-    """The recipes that come with the package, the most useful first; `benchmarks/portfolio.py` makes them."""
-    text = resources.files("search").joinpath("portfolio.json").read_text()
-    return tuple(Shipped(one["settings"], f"shipped: {one['best_on']}") for one in json.loads(text)["recipes"])
+    """The recipes that come with the package, the most useful first; `benchmarks/portfolio.py` makes them.
+
+    DIALIN_PORTFOLIO names a file of others, as that script writes it.
+
+    Raises:
+        UsageError: that file cannot be read, or is none.
+    """
+    other = os.environ.get(VARIABLE)
+    return _read(Path(other) if other else FILE)
+
+
+@cache
+def _read(file: Path) -> tuple[Shipped, ...]:
+    try:
+        recipes = json.loads(file.read_text())["recipes"]
+        return tuple(Shipped(one["settings"], f"shipped: {one['best_on']}") for one in recipes)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{VARIABLE}: {file} is no portfolio: {type(error).__name__}: {error}") from None

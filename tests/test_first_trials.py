@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,10 +17,11 @@ from torch import nn
 from search.first_trials import MOST, WITH_SHIPPED, WON, first_trials, fitted
 from search.objective import Objective
 from search.optimizers import OPTIMIZERS
-from search.portfolio import shipped
+from search.portfolio import Shipped, shipped
 from search.space import recipe_from_params, sample, starting_points
 from search.transfer import is_recipe
 from storage import studies
+from storage.errors import UsageError
 from storage.first_trials import ATTRIBUTE, FirstTrial, noted
 from storage.history import PastStudy, PastTrial
 from storage.optuna_internals import models
@@ -178,6 +180,24 @@ class TestShipped:
 
     def test_every_optimizer_has_one_for_those_who_search_only_it(self) -> None:
         assert {one.settings["optimizer"] for one in shipped()} == {*OPTIMIZERS}
+
+    def test_others_may_take_their_place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = tmp_path / "ours.json"
+        recipes: list[dict[str, Any]] = [{"best_on": "our scans", "settings": dict(shipped()[0].settings)}]
+        file.write_text(json.dumps({"recipes": recipes}))
+        monkeypatch.setenv("DIALIN_PORTFOLIO", str(file))
+        assert shipped() == (Shipped(recipes[0]["settings"], "shipped: our scans"),)
+        found = first_trials(objective(), "net.py", [])
+        assert [one.origin for one in found][:2] == ["shipped: our scans", "default of momentum"]
+
+    @pytest.mark.parametrize("text", ["", "[]", '{"recipes": [{}]}'])
+    def test_what_is_no_portfolio_is_said_in_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+    ) -> None:
+        (tmp_path / "ours.json").write_text(text)
+        monkeypatch.setenv("DIALIN_PORTFOLIO", str(tmp_path / "ours.json"))
+        with pytest.raises(UsageError, match="DIALIN_PORTFOLIO: .*ours.json is no portfolio"):
+            shipped()
 
 
 @pytest.fixture
