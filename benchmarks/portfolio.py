@@ -9,8 +9,8 @@ as they are not in RUNS.jsonl: about half an hour of one core, which may be inte
 writes it to search/portfolio.json and prints how well such a choice does on a task that it was not chosen on. DIR is
 laid out as `dialin run --data` takes it, but the archives of Fashion-MNIST are read as they are.
 
-The second one is for measuring how soon a search on those three finds something good: `DIALIN_PORTFOLIO=FILE dialin run`
-starts with its recipes.
+The second one is for measuring how soon a search on those three finds something good:
+`DIALIN_PORTFOLIO=OTHER.json dialin run` starts with its recipes.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ class TestShipped:
     ) -> None:
         (tmp_path / "ours.json").write_text(text)
         monkeypatch.setenv("DIALIN_PORTFOLIO", str(tmp_path / "ours.json"))
-        with pytest.raises(UsageError, match="DIALIN_PORTFOLIO: .*ours.json is no portfolio"):
+        with pytest.raises(UsageError, match=r"DIALIN_PORTFOLIO: .*ours\.json is no portfolio"):
             shipped()
 
 
