@@ -131,7 +131,8 @@ class Auto:
             if may_start and len(seen) < self._rules.first:
                 return Start(None, RANDOM)
         candidates = [] if by_rank and may_start else paused
-        chosen = self._improver.choose(seen, candidates, self._curves, self._length, may_start, rng)
+        timed = math.isinf(left.epochs)  # else epochs are what runs out
+        chosen = self._improver.choose(seen, candidates, self._curves, self._length, may_start, rng, timed)
         if isinstance(chosen, Start) and rng.random() < self._rules.random:
             return Start(None, RANDOM)
         return chosen

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from scipy.special import ndtr
 
 from search.curve_model import EXTRA, CurveModel, Points
 from search.curve_points import Curves
+from search.epoch_cost import EpochCost
 from search.recipe_space import RecipeSpace
 from search.strategy import GoOn, Seen, SeenState, Start
 
@@ -53,10 +54,16 @@ class Improver:
         length: int,
         may_start: bool,
         rng: np.random.Generator,
+        timed: bool = True,
     ) -> Start | GoOn | None:
-        """The best of the paused trials and, if one may start, of new recipes; None where there are neither."""
+        """The best of the paused trials and, if one may start, of new recipes; None where there are neither.
+
+        `timed`: a trial costs what its epochs take; else all epochs cost the same.
+        """
         if not paused and not may_start:
             return None
+        if not timed:
+            seen, paused = ([replace(one, seconds=0.0) for one in some] for some in (seen, paused))
         known = [one for one in seen if one.state is not SeenState.FAILED and one.recipe]
         if not any(curves.reached(one.number) for one in known):
             return Start(None, RANDOM) if may_start else GoOn(paused[0].number)
@@ -89,11 +96,8 @@ class Improver:
             self._theta, self._fitted_at = model.theta, curves.total
         else:
             model.condition(points, values)
-        paces = [
-            one.seconds / curves.reached(one.number) for one in known if one.seconds and curves.reached(one.number)
-        ]
-        usual = float(np.median(paces)) if paces else 1.0
-        return Look(model, self._space, float(values.min()), length, usual)
+        cost = EpochCost.fitted(features, _paces(known, curves))
+        return Look(model, self._space, float(values.min()), length, cost)
 
     def _candidates(
         self, look: Look, known: Sequence[Seen], curves: Curves, rng: np.random.Generator
@@ -130,28 +134,34 @@ class Look:
     space: RecipeSpace
     best: float
     length: int
-    usual_pace: float
+    cost: EpochCost
 
     def waiting(self, paused: Sequence[Seen], rows: Floats, curves: Curves) -> Floats:
         """What each paused trial promises."""
         if not paused:
             return np.empty(0)
         reached = np.asarray([curves.reached(one.number) for one in paused])
-        paces = np.asarray([one.seconds / max(at, 1) for one, at in zip(paused, reached, strict=True)])
-        paces = np.where(paces > 0, paces, self.usual_pace) / self.usual_pace
+        own, features = _paces(paused, curves), self.space.features(rows)
+        paces = np.where(own > 0, own, self.cost.of(features))
         numbers = np.asarray([one.number for one in paused])
-        return self._scores(rows, numbers, np.maximum(self.length - reached, 1) * paces)
+        return self._scores(features, numbers, np.maximum(self.length - reached, 1) * paces)
 
     def new(self, rows: Floats) -> Floats:
         """What each recipe promises."""
-        return self._scores(rows, np.full(len(rows), -1), np.full(len(rows), float(self.length)))
+        features = self.space.features(rows)
+        return self._scores(features, np.full(len(rows), -1), self.length * self.cost.of(features))
 
-    def _scores(self, rows: Floats, numbers: NDArray[np.int64], costs: Floats) -> Floats:
-        at_the_end = Points(self.space.features(rows), np.ones(len(rows)), numbers)
+    def _scores(self, features: Floats, numbers: NDArray[np.int64], costs: Floats) -> Floats:
+        at_the_end = Points(features, np.ones(len(features)), numbers)
         mean, deviation = self.model.predict(at_the_end)
         z = (self.best - mean) / deviation
         expected = deviation * (z * ndtr(z) + np.exp(-z * z / 2) / math.sqrt(2 * math.pi))
         return expected / np.sqrt(costs)
+
+
+def _paces(some: Sequence[Seen], curves: Curves) -> Floats:
+    """Seconds an epoch of each; 0 where nobody knows."""
+    return np.asarray([one.seconds / max(curves.reached(one.number), 1) for one in some])
 
 
 def _points(

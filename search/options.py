@@ -10,7 +10,7 @@ import os
 import re
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -100,32 +100,6 @@ PerDevice = Annotated[
         "--per-device", min=1, metavar="N", help="Workers on each GPU.", show_default="as memory says, at most 4"
     ),
 ]
-Log = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--log",
-        metavar="NAME",
-        help="Where trials can be looked at too: tensorboard, wandb, mlflow, plots (in `dialin dashboard`). May be "
-        "repeated.",
-    ),
-]
-Fix = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fix",
-        metavar="NAME=VALUE",
-        help="Do not search this knob: lr=0.01, optimizer=adamw, or one of the model's own. May be repeated.",
-    ),
-]
-Range = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--range",
-        metavar="NAME=LOW:HIGH|A,B,C",
-        help="Search this knob from LOW to HIGH (lr=1e-4:1e-2, the real rate), or among choices (batch_size=32,64). "
-        "`dialin objectives OBJECTIVE` prints the names. May be repeated.",
-    ),
-]
 MinGain = Annotated[
     float | None,
     typer.Option(
@@ -136,20 +110,46 @@ MinGain = Annotated[
         "says by how much.",
     ),
 ]
+
+
+def _many(name: str, metavar: str, text: str) -> Any:
+    """An option that may be given more than once."""
+    return typer.Option(name, metavar=metavar, help=f"{text} May be repeated.")
+
+
+Log = Annotated[
+    list[str] | None,
+    _many(
+        "--log", "NAME", "Where trials can be looked at too: tensorboard, wandb, mlflow, plots (in `dialin dashboard`)."
+    ),
+]
+Fix = Annotated[
+    list[str] | None,
+    _many("--fix", "NAME=VALUE", "Do not search this knob: lr=0.01, optimizer=adamw, or one of the model's own."),
+]
+Range = Annotated[
+    list[str] | None,
+    _many(
+        "--range",
+        "NAME=LOW:HIGH|A,B,C",
+        "Search this knob from LOW to HIGH (lr=1e-4:1e-2, the real rate), or among choices (batch_size=32,64). "
+        "`dialin objectives OBJECTIVE` prints the names.",
+    ),
+]
 Around = Annotated[
     list[str] | None,
-    typer.Option(
+    _many(
         "--around",
-        metavar="NAME=VALUE[:FACTOR]",
-        help="Search this knob most near VALUE, give or take a FACTOR (10): lr=1e-3, width=64:4. May be repeated.",
+        "NAME=VALUE[:FACTOR]",
+        "Search this knob most near VALUE, give or take a FACTOR (10): lr=1e-3, width=64:4.",
     ),
 ]
 Was = Annotated[
     list[str] | None,
-    typer.Option(
+    _many(
         "--was",
-        metavar="NAME=VALUE",
-        help="What a knob that was added to the objective had been in older trials: layers=2. May be repeated.",
+        "NAME=VALUE",
+        "What a knob that was added to the objective had been in older trials: layers=2.",
     ),
 ]
 Until = Annotated[

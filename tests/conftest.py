@@ -12,11 +12,14 @@ import re
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from command import Dialin, Running
 from postgres_server import PostgresServer
+
+if TYPE_CHECKING:
+    from studies import Inside
 
 # Where the data sets are: what DIALIN_DATA said when the tests began, else the folder beside the checkout.
 SHARED_DATA = Path(os.environ.get("DIALIN_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -106,6 +109,14 @@ def dialin(tmp_path: Path) -> Iterator[Dialin]:
 def start_dialin(dialin: Dialin) -> Callable[..., Running]:
     """The installed command in the background, killed with all it started when the test ends."""
     return dialin.start
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    """A command in the test's own process: `inside("status")` gives how it ended and what it said."""
+    from studies import Inside  # it imports Optuna, which many tests do not need, and this module
+
+    return Inside(capsys, monkeypatch)
 
 
 # What a test can miss, how to tell that it asked for it (a fixture's name, the reason it gives), is it there?

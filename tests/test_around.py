@@ -18,11 +18,6 @@ from search.space import recipe_knobs, starting_points
 from search.wishes import from_json, parse_space, to_json
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 def objective(**knobs: Any) -> Objective:
     return Objective(model=lambda trial: nn.Linear(1, 1), data=lambda root: None, loss=nn.MSELoss(), knobs=knobs)  # type: ignore[arg-type,return-value]
 

@@ -213,6 +213,16 @@ def test_of_two_equal_trials_the_one_that_costs_less_time_goes_on() -> None:
     assert Auto(epochs=EPOCHS, seed=0, rules=rules).next([*seen, *pair], Left(trials=0)) == GoOn(9)
 
 
+def test_where_epochs_are_what_runs_out_all_of_them_cost_the_same() -> None:
+    seen = [replace(one, state=SeenState.PRUNED, seconds=4.0) for one in probes(8, 4)]
+    values = [0.9, 0.8, 0.7, 0.6]
+    pair = [trial(8, values, recipe={"x": 0.1}, seconds=40.0), trial(9, values, recipe={"x": 0.1}, seconds=4.0)]
+    swapped = [replace(one, seconds=44.0 - one.seconds) for one in pair]
+    left, rules = Left(trials=0, epochs=100), Rules(by_rank=0.0, first=0, share=10.0)
+    chosen = [Auto(epochs=EPOCHS, seed=0, rules=rules).next([*seen, *two], left) for two in (pair, swapped)]
+    assert chosen[0] == chosen[1]
+
+
 def test_trials_that_diverged_or_failed_are_neither_promoted_nor_in_the_way() -> None:
     diverged = Seen(0, {"x": 0.5}, {1: math.nan}, SeenState.PRUNED, distributions=SPACE)
     failed = Seen(1, {"x": 0.6}, {}, SeenState.FAILED, distributions=SPACE)

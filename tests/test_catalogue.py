@@ -24,11 +24,6 @@ from search.datasets import DataCorrupt, DataMissing
 from search.steps import rest_frozen_norms
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 def fixed(**knobs: Any) -> Any:
     return FixedTrial(knobs)
 

@@ -52,11 +52,6 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
 
 
 @pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
-@pytest.fixture
 def there(searched: Searched, inside: Inside, monkeypatch: pytest.MonkeyPatch) -> Inside:
     """Runs a command in the folder of the finished study."""
     monkeypatch.chdir(searched.folder)

@@ -11,11 +11,6 @@ RUN = ("run", TINY, "--workers", 1, "--seed", 1, "--pruner", "none", "--epochs",
 OWN_LOOP = OBJECTIVES / "own_loop.py"
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 def origins(inside: Inside, study: str, *at: object) -> list[str]:
     """Of the study's first trials, as `status` has them."""
     told = json.loads(inside("status", study, "--json", *at).out)["first_trials"]

@@ -18,12 +18,6 @@ from storage.errors import UsageError
 from storage.shared import open_storage
 from storage.tables import StudyRow
 
-
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 RUN = ("run", TINY, "--trials", 3, "--workers", 1, "--pruner", "none")
 
 

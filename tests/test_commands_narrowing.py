@@ -9,12 +9,6 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from studies import TINY, Inside, assert_settled, trials, value
 
-
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 WISHES = ("--fix", "optimizer=adam", "--range", "lr=1e-3:1e-1", "--range", "width=5:6", "--fix", "batch_size=20")
 
 

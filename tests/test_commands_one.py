@@ -31,11 +31,6 @@ objective = Objective(train=train, metric="score", direction="maximize", epochs=
 """
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 class TestTrain:
     def test_one_recipe_is_trained_here_with_a_line_an_epoch(self, inside: Inside, tmp_path: Path) -> None:
         settings = ("lr=0.02", "optimizer=adam", "batch_size=10", "width=6")

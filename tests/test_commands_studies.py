@@ -13,11 +13,6 @@ from studies import OBJECTIVES, SLOW, TINY, Inside, meanwhile, optuna_url, press
 MOODY = OBJECTIVES / "moody.py"
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 def wait_until_it_trains(folder: Path) -> None:
     """Return when some trial of the only study has finished an epoch."""
 

@@ -30,11 +30,6 @@ SPEC = StudySpec("digits", "0" * 64, "accuracy", "maximize", epochs=5, trials=40
 
 
 @pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
-@pytest.fixture
 def storage(common_url: str, storage_test: None) -> SharedStorage:
     return worker_on(common_url)
 

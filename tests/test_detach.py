@@ -26,11 +26,6 @@ Start = Callable[..., tuple[psutil.Process, subprocess.CompletedProcess[str]]]
 
 
 @pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
-@pytest.fixture
 def detach(dialin: Dialin) -> Iterator[Start]:
     """Runs `dialin run SLOW --detach ...` to its end; the background process, and what was said."""
     begun = []

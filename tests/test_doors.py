@@ -43,11 +43,6 @@ objective = Objective(train=train, metric="accuracy", epochs=1, trials=4)
 """
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 class TestBareFunctions:
     """Three scripts of Optuna's kind, as they are."""
 

@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
 import torch
 from optuna.trial import TrialState
 from studies import Inside, assert_settled, rows
@@ -30,11 +29,6 @@ def data(root):
 
 objective = Objective(model=model, data=data, loss=nn.CrossEntropyLoss(), epochs=2, trials=3)
 '''
-
-
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
 
 
 def test_a_study_of_folds_has_one_value_for_each_fold(inside: Inside, tmp_path: Path, storage_url: str) -> None:

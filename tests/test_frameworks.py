@@ -53,11 +53,6 @@ EPOCHS = (
 )
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 def with_accidents(source: str, package: str, base: str, begin: str) -> str:
     accidents = ACCIDENTS.replace("PACKAGE", package).replace("BASE", base).replace("BEGIN", begin)
     head, train, rest = source.partition("\ndef train(run):")

@@ -29,11 +29,6 @@ for arguments in (["--help"], ["status"], ["best"], ["objectives"]):
 """
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 def test_all_commands_are_there() -> None:
     assert {"run", "worker", "status", "stop", "resume", "best", "dashboard", "objectives", "check", "init"} <= {
         *COMMANDS

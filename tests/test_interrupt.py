@@ -35,11 +35,6 @@ EPOCHS = (
 
 
 @pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
-@pytest.fixture
 def url(tmp_path: Path) -> str:
     """Where a command without --storage keeps its studies."""
     return f"sqlite:///{tmp_path / 'dialin.db'}"

@@ -26,8 +26,8 @@ LAYERS = (
     search.batches search.layout search.checkpoints search.randomness search.failures search.snapshots
     search.reporting search.loop search.micro_batches search.exactness search.micro_batch_size
     search.graphed search.python_state""",
-    """search.strategy search.auto search.improvement search.curve_model search.curve_points search.grace
-    search.recipe_space search.judge search.chooser search.strategies
+    """search.strategy search.auto search.improvement search.curve_model search.curve_points search.epoch_cost
+    search.grace search.recipe_space search.judge search.chooser search.strategies
     search.samplers search.portfolio search.transfer search.first_trials search.worker search.fleet search.devices
     search.device_memory
     search.assignment search.interrupt

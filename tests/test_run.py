@@ -16,11 +16,6 @@ EPOCHS = (
 )
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 class TestManyWorkers:
     def test_a_study_that_is_stopped_goes_on_where_it_was(
         self, dialin: Dialin, inside: Inside, tmp_path: Path, storage_url: str

@@ -75,11 +75,6 @@ CURVES = (
 )
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 @pytest.mark.parametrize("splits", SPLITS.values(), ids=SPLITS.keys())
 def test_the_curves_are_those_of_workers_that_load_their_own(inside: Inside, tmp_path: Path, splits: str) -> None:
     """Of one trial: the next one's depends on which worker takes it, where the dataset remembers."""

@@ -43,11 +43,6 @@ def objective(trial):
 """
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 def written(text: str, *edits: tuple[str, str]) -> Path:
     """A module with these edits, in the test's own folder."""
     for before, after in edits:

@@ -22,11 +22,6 @@ SPEC = StudySpec("digits", "0" * 64, "loss", "minimize", epochs=5, trials=60, se
 
 
 @pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
-@pytest.fixture
 def storage(common_url: str, storage_test: None) -> SharedStorage:
     return worker_on(common_url)
 

@@ -24,11 +24,6 @@ IN_A_WORKER = 'multiprocessing.current_process().name == "_run_worker"'
 RUN = ("run", "mortal.py", "--trials", 2, "--workers", 1, "--pruner", "none")
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 def write_mortal(folder: Path, at_import: str = "pass", in_a_trial: str = "pass") -> None:
     """An objective that does this in a worker when it is imported, and whenever a trial's model is made."""
     trial = "def model(trial: Trial) -> nn.Module:\n"

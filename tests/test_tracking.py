@@ -35,11 +35,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 FILES = "dialin-files"
 
 
-@pytest.fixture
-def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    return Inside(capsys, monkeypatch)
-
-
 def curves(root: Path, name: str = "accuracy") -> dict[str, list[tuple[int, float]]]:
     """(step, value) by trial, as TensorBoard has them."""
     found = {}

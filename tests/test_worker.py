@@ -151,10 +151,6 @@ class TestOnRecord:
 
 
 class TestABrokenObjective:
-    @pytest.fixture
-    def inside(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-        return Inside(capsys, monkeypatch)
-
     def test_three_errors_in_a_row_stop_the_study_and_say_why(self, inside: Inside, tmp_path: Path) -> None:
         (tmp_path / "broken.py").write_text(BROKEN)
         run = inside("run", "broken.py", "--workers", 1, "--pruner", "none")
