@@ -227,8 +227,8 @@ def run(
     workers: int | None = None,
     devices: str | int | Sequence[str | int] | None = None,
     per_device: int | None = None,
-    sampler: str = "tpe",
-    pruner: str = "hyperband",
+    sampler: str | None = None,
+    pruner: str | None = None,
     fix: Mapping[str, Any] | None = None,
     ranges: Mapping[str, Any] | None = None,
     until: float | None = None,
@@ -257,7 +257,9 @@ def run(
         workers: processes; by default one a GPU, without GPUs one a CPU core.
         devices: "cpu", 0, "0,2" or [0, 2]; by default all GPUs that are not busy.
         per_device: workers on each GPU, by default as many as its free memory holds, at most 4.
-        sampler: tpe, gp, cmaes, qmc, random or auto. pruner: hyperband, asha, median or none.
+        sampler: auto (Dialin's own), or one of Optuna's: tpe, gp, cmaes, qmc, random. By default auto; tpe for a bare
+            function, or where a pruner is named.
+        pruner: of Optuna's samplers: hyperband, by default, asha, median or none.
         fix: knobs with one value, as {"optimizer": "adamw"}.
         ranges: knobs with a range (low, high), a list of choices or `search.around(value)`: {"lr": (1e-4, 1e-2)}.
         until: stop when a trial reaches this value.

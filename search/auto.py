@@ -74,15 +74,23 @@ class Auto:
                 return choice
         return self._choose(seen, left, None)
 
-    def verdict(self, number: int, seen: Sequence[Seen], left: Left) -> Verdict:
-        """PAUSE at a rung, where something else is to go on. Nothing is ever stopped."""
+    def verdict(self, number: int, seen: Sequence[Seen], left: Left, may_pause: bool = True) -> Verdict:
+        """PAUSE at a rung, where something else is to go on. STOP what violates a constraint.
+
+        What could not go on later is stopped at a rung where it is not among the best third.
+        """
         self._curves.learn(seen)
         self._decided = None
+        if not self._by_number(seen, number).feasible:
+            return Verdict.STOP
         reached, (first, until) = self._curves.reached(number), self._grace(seen)
         if not self._length or reached not in self._rungs(first):
             return Verdict.GO_ON
         if reached < until and number in self._probes(seen):
             return Verdict.GO_ON
+        if not may_pause:
+            there = self._curves.ranked(reached)
+            return Verdict.GO_ON if number in there[: -(-len(there) // self._rules.keeps)] else Verdict.STOP
         choice = self._choose(seen, left, number)
         if choice == GoOn(number) or choice is None:
             return Verdict.GO_ON if choice else Verdict.PAUSE

@@ -159,7 +159,7 @@ def best(
         raise DialinError(f"{record.name}: {printing.none_feasible(kept)}")
     if not trials:
         raise DialinError(f"{record.name} has no complete trial yet: see `dialin status {record.name}`")
-    if kept is not None and kept.feasible < kept.complete:
+    if kept is not None and kept.feasible < kept.ended:
         typer.echo(printing.kept_line(kept), err=True)
     if weights is not None:
         root = options.files_root(files, storage)

@@ -53,10 +53,22 @@ StudyName = Annotated[
     typer.Option("--study", metavar="NAME", help="Name of the new study.", show_default="OBJECTIVE-1, then -2, ..."),
 ]
 Sampler = Annotated[
-    str, typer.Option("--sampler", metavar="NAME", help="What proposes recipes: tpe, gp, cmaes, qmc, random, auto.")
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="NAME",
+        help="What proposes recipes: auto (it also pauses trials), or one of Optuna's: tpe, gp, cmaes, qmc, random.",
+        show_default="auto; tpe for a bare Optuna function, or beside --pruner",
+    ),
 ]
 Pruner = Annotated[
-    str, typer.Option("--pruner", metavar="NAME", help="What stops losing trials: hyperband, asha, median, none.")
+    str | None,
+    typer.Option(
+        "--pruner",
+        metavar="NAME",
+        help="What stops losing trials, but for auto's: hyperband, asha, median, none.",
+        show_default="hyperband",
+    ),
 ]
 Direction = Annotated[
     StudyDirection | None,
@@ -97,8 +109,8 @@ def run(
     workers: options.Workers = None,
     devices: options.Devices = None,
     per_device: options.PerDevice = None,
-    sampler: Sampler = "tpe",
-    pruner: Pruner = "hyperband",
+    sampler: Sampler = None,
+    pruner: Pruner = None,
     fix: options.Fix = None,
     ranges: options.Range = None,
     around: options.Around = None,

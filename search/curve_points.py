@@ -21,17 +21,18 @@ class Curves:
 
     def __init__(self) -> None:
         self._runs: dict[int, Floats] = {}
-        self._counts: dict[int, int] = {}
+        self._learnt: dict[int, tuple[int, bool]] = {}
         self.total = 0
         self.longest_complete = 0
 
     def learn(self, seen: Sequence[Seen]) -> None:
         """Take in what is new."""
         for one in seen:
-            if self._counts.get(one.number) != len(one.values):
+            now = len(one.values), one.feasible
+            if self._learnt.get(one.number) != now:
                 self._runs[one.number] = lowest_so_far(one)
-                self._counts[one.number] = len(one.values)
-        self.total = sum(len(run) for run in self._runs.values())
+                self._learnt[one.number] = now
+        self.total = sum(epochs for epochs, _ in self._learnt.values())
         complete = [one.number for one in seen if one.state is SeenState.COMPLETE]
         self.longest_complete = max((self.reached(number) for number in complete), default=0)
 
@@ -58,8 +59,11 @@ class Curves:
 
 
 def lowest_so_far(one: Seen) -> Floats:
-    """By epoch from 1 on. What is no finite number counts as the value before it, or at first the one after it."""
-    if not one.values:
+    """By epoch from 1 on. What is no finite number counts as the value before it, or at first the one after it.
+
+    Empty where there is none, or none that counts since the trial violates a constraint.
+    """
+    if not one.values or not one.feasible:
         return np.empty(0)
     by_epoch = np.full(max(one.values), math.inf)
     for epoch, value in one.values.items():

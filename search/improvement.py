@@ -172,7 +172,7 @@ def _points(
     for index, one in enumerate(known):
         run = curves.run(one.number)
         if not len(run):
-            if one.state is SeenState.PRUNED:  # it diverged at once
+            if one.state is SeenState.PRUNED or not one.feasible:  # or it diverged at once
                 found.append((index, length, math.inf, True, math.inf))
             continue
         last, low = len(run), float(run[-1])

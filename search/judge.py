@@ -19,6 +19,7 @@ from search.samplers import OptunaStrategy
 from search.strategy import GoOn, Left, Seen, SeenState, Start, Strategy, Verdict
 from storage import pausing
 from storage.attributes import ORIGIN
+from storage.constraints import violations
 from storage.optuna_internals import FIXED_PARAMS, trial_id_of
 from storage.pausing import Standing
 from storage.shared import SharedStorage
@@ -58,6 +59,7 @@ class Judge:
         self._left = Left()
         self._looked = -math.inf
         self._took = 0.0
+        self._changes = 0
 
     def next(self, standing: Standing) -> Start | GoOn | None:
         """What to train, by all that is on record now."""
@@ -71,10 +73,11 @@ class Judge:
         found = self._made.get(number)
         return found[0].paused if found is not None else None
 
-    def verdict(self, known: FrozenTrial, *, last: bool) -> tuple[Verdict, dict[str, Any]]:
+    def verdict(self, known: FrozenTrial, *, last: bool, may_pause: bool = True) -> tuple[Verdict, dict[str, Any]]:
         """Whether a trial goes on that has these values, and the system attributes that its pruner notes on it.
 
-        `last`: after its last epoch, of which only pruners hear: by its values they judge others.
+        `last`: after its last epoch, of which only pruners hear: by its values they judge others. `may_pause`: it could
+        go on later.
         """
         if last and not self._alone:
             return Verdict.GO_ON, {}
@@ -82,7 +85,7 @@ class Judge:
         mine = self._as_seen(Observed(known, None, 0.0))
         seen = [mine] if self._alone else self._with(mine)
         with self._storage.noting(trial_id_of(known)) as noted:
-            return self._strategy.verdict(known.number, seen, self._left), noted
+            return self._strategy.verdict(known.number, seen, self._left, may_pause), noted
 
     def _own(self, number: int) -> FrozenTrial:
         known = self._known
@@ -103,7 +106,10 @@ class Judge:
 
     def _look(self) -> None:
         began = self._clock()
-        found = self._storage.observe(self._study_id)
+        found, view = self._storage.observe(self._study_id), self._storage.view
+        if view is not None and view.changes != self._changes:
+            self._made.clear()
+            self._changes = view.changes
         self._seen = [self._remembered(one) for one in found if one.trial.state != TrialState.WAITING]
         self._looked = self._clock()
         self._took = self._looked - began
@@ -117,15 +123,17 @@ class Judge:
         return made
 
     def _as_seen(self, now: Observed) -> Seen:
-        trial = now.trial
+        trial, view = now.trial, self._storage.view
+        today = trial if view is None else view.one_today(trial)
         return Seen(
             number=trial.number,
-            recipe=trial.params or trial.system_attrs.get(FIXED_PARAMS, {}),
+            recipe=(today.params or trial.system_attrs.get(FIXED_PARAMS, {})) if today is not None else {},
             values=_flipped(trial.intermediate_values, self._sign),
             state=SeenState.PAUSED if now.paused is not None else _STATES[trial.state],
             seconds=now.seconds,
-            distributions=trial.distributions,
+            distributions=today.distributions if today is not None else {},
             origin=str(trial.user_attrs.get(ORIGIN, "")),
+            feasible=not violations(trial.constraints),
         )
 
 

@@ -67,6 +67,7 @@ class Preflight:
     folds: int = 1
     space: Space = field(default_factory=Space)
     trains_itself: bool = False
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def look(
         folds=folds,
         space=describe(objective, loaded.source_sha256, known.sha256 not in (None, loaded.source_sha256)),
         trains_itself=objective.trains_itself,
+        bare=objective.function is not None,
     )
 
 

@@ -179,7 +179,7 @@ def constraints(values: Mapping[str, float]) -> str:
 
 def kept_line(kept: Kept) -> str:
     """How many trials keep to the constraints, and which are violated; the nearest where none does."""
-    said = f"{kept.feasible} of {counted(kept.complete, 'complete trial')} keep to the constraints"
+    said = f"{kept.feasible} of {counted(kept.ended, 'trial')} keep to the constraints"
     over = ", ".join(f"{name} is violated by {count}" for name, count in kept.violated.items())
     return f"{said}; {over}" if over else said
 

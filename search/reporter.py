@@ -140,7 +140,8 @@ class TrialReporter:
             return go_on
 
         def ask() -> tuple[strategy.Verdict, dict[str, Any]]:
-            said, noted = self._judge.verdict(known, last=0 < self._epochs <= result.epoch)
+            last = 0 < self._epochs <= result.epoch
+            said, noted = self._judge.verdict(known, last=last, may_pause=result.resumable)
             known.system_attrs = known.system_attrs | noted
             return said, noted
 

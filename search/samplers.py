@@ -155,7 +155,7 @@ class OptunaStrategy:
             return GoOn(paused.number)
         return Start(None, self._origin) if left.trials > 0 else None
 
-    def verdict(self, number: int, seen: Sequence[Seen], left: Left) -> Verdict:
+    def verdict(self, number: int, seen: Sequence[Seen], left: Left, may_pause: bool = True) -> Verdict:
         """What the pruner says. Of `seen` only trial `number` is looked at: pruners read the study themselves."""
         values = next(one.values for one in seen if one.number == number)
         trial = copy.copy(self._own(number))

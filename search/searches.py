@@ -90,8 +90,8 @@ class Place:
 class NewStudy:
     """What a person says of a study to be made; None is the objective's own, or a free name, or a random seed.
 
-    `deadline` as `options.deadline_of` reads it, when the study is made. `transfer`: start with recipes that served
-    other studies, and those that ship with the package.
+    `deadline` as `options.deadline_of` reads it, when the study is made. `sampler` and `pruner`: see `strategy`.
+    `transfer`: start with recipes that served other studies, and those that ship with the package.
 
     UsageError: a number is no integer that a database's column holds, or the deadline cannot be read.
     """
@@ -100,8 +100,8 @@ class NewStudy:
     trials: int | None = None
     epochs: int | None = None
     direction: str | None = None
-    sampler: str = "tpe"
-    pruner: str = "hyperband"
+    sampler: str | None = None
+    pruner: str | None = None
     space: Mapping[str, Any] = field(default_factory=dict)
     until: float | None = None
     budget_seconds: float | None = None
@@ -118,6 +118,22 @@ class NewStudy:
             raise UsageError("--study is the new study's name, but got an empty one")
         _read(self.deadline)
         _check_gain(self.min_gain)
+        self.strategy(bare=False)
+
+    def strategy(self, *, bare: bool) -> tuple[str, str]:
+        """Sampler and pruner: Dialin's own, which needs no pruner, where neither is named.
+
+        A `bare` function is Optuna's as it is: of its values nobody knows which epoch they are from, if any.
+
+        Raises:
+            UsageError: there is none of that name, or they do not go together.
+        """
+        sampler = self.sampler or ("tpe" if bare or self.pruner else AUTO)
+        pruner = self.pruner or ("none" if sampler == AUTO else "hyperband")
+        check_names(sampler, pruner)
+        if sampler == AUTO and pruner != "none":
+            raise UsageError(f"--sampler {AUTO} asks no pruner: leave --pruner out, or name another sampler")
+        return sampler, pruner
 
 
 @dataclass(frozen=True)
@@ -186,7 +202,6 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
         DialinErrors: whatever is wrong with what was asked for; then there is no study.
     """
     quiet_optuna()
-    check_names(wanted.sampler, wanted.pruner)
     there = _refuse_early(place.storage, wanted.name)
     past = tuple(history.past_studies(there)) if there is not None and wanted.transfer else ()
     known = Known(past, wanted.transfer)
@@ -195,6 +210,7 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
     # Nothing is made before the objective is known to work.
     place.make_folders()
     storage = open_storage(place.storage)
+    sampler, pruner = wanted.strategy(bare=found.bare)
     spec = StudySpec(
         objective=found.reference,
         objective_sha256=found.sha256,
@@ -204,8 +220,8 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
         folds=found.folds,
         trials=wanted.trials or found.trials,
         seed=wanted.seed if wanted.seed is not None else secrets.randbelow(2**31),
-        sampler=wanted.sampler,
-        pruner="none" if wanted.sampler == AUTO else wanted.pruner,
+        sampler=sampler,
+        pruner=pruner,
         until=wanted.until,
         budget_seconds=wanted.budget_seconds,
         budget_epochs=wanted.total_epochs,

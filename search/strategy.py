@@ -30,10 +30,12 @@ class Seen:
     """One trial as a strategy sees it.
 
     Args:
-        recipe: its parameters by name, as Optuna's `trial.params`, and `distributions` what each was drawn from.
+        recipe: its parameters by name, as Optuna's `trial.params`, and `distributions` what each was drawn from; empty
+            where today's space could not have drawn it.
         values: the searched metric by epoch (from 1). Lower is better, always: the caller flips its sign.
         seconds: of training so far; 0 where nobody knows.
         origin: what it was started for, as `Start.origin`; "" where nobody knows.
+        feasible: it violates no constraint so far.
     """
 
     number: int
@@ -43,6 +45,7 @@ class Seen:
     seconds: float = 0.0
     distributions: Mapping[str, BaseDistribution] = field(default_factory=dict, hash=False)
     origin: str = ""
+    feasible: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,5 +94,8 @@ class Strategy(Protocol):
     def next(self, seen: Sequence[Seen], left: Left) -> Start | GoOn | None:
         """What a worker with nothing to do trains; None: nothing that is worth it. No `Start` without trials left."""
 
-    def verdict(self, number: int, seen: Sequence[Seen], left: Left) -> Verdict:
-        """After an epoch of trial `number`, which `seen` has with that epoch, but not after its last one."""
+    def verdict(self, number: int, seen: Sequence[Seen], left: Left, may_pause: bool = True) -> Verdict:
+        """After an epoch of trial `number`, which `seen` has with that epoch, but not after its last one.
+
+        `may_pause`: it could go on later. Where it could not, PAUSE means GO_ON.
+        """

@@ -21,15 +21,15 @@ from storage.optuna_internals import CONSTRAINT, models
 
 @dataclass(frozen=True)
 class Kept:
-    """How a study's COMPLETE trials keep to its constraints.
+    """How a study's COMPLETE and PRUNED trials keep to its constraints.
 
     Attributes:
-        complete, feasible: trials, and those that keep to all.
+        ended, feasible: trials, and those that keep to all.
         violated: by how many trials each constraint is violated.
         nearest: number and violations of the trial whose violations sum up to least, where none is feasible.
     """
 
-    complete: int
+    ended: int
     feasible: int
     violated: Mapping[str, int] = field(default_factory=dict)
     nearest: tuple[int, Mapping[str, float]] | None = None
@@ -46,11 +46,11 @@ def feasible(trial_id: Any) -> ColumnElement[bool]:
 def kept(session: Session, study_id: int) -> Kept | None:
     """How a study's trials keep to their constraints; None: they have none."""
     attr, trial = models.TrialSystemAttributeModel, models.TrialModel
-    complete = (trial.study_id == study_id) & (trial.state == TrialState.COMPLETE)
+    ended = (trial.study_id == study_id) & trial.state.in_((TrialState.COMPLETE, TrialState.PRUNED))
     rows = session.execute(
         select(trial.number, attr.key, attr.value_json)
         .outerjoin(attr, (attr.trial_id == trial.trial_id) & attr.key.startswith(CONSTRAINT, autoescape=True))
-        .where(complete)
+        .where(ended)
     ).all()
     found: dict[int, dict[str, float]] = {number: {} for number, _key, _text in rows}
     for number, key, text in rows:

@@ -64,6 +64,7 @@ class SpaceView:
         priors: of numbers, by name. ranks: samplers see those knobs by their ranks; else only the first draws and
         those that are random anyway come from the prior.
         endless: a trial has drawn from a range that has no end of values: the space cannot be exhausted.
+        changes: how often what trials suggested has changed the view.
     """
 
     current: dict[str, BaseDistribution] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class SpaceView:
     priors: Mapping[str, Prior] = field(default_factory=dict)
     ranks: bool = True
     endless: bool = False
+    changes: int = 0
     _varying: set[str] = field(default_factory=set)
     _known: dict[str, BaseDistribution] = field(default_factory=dict)
     _finished: dict[int, _Known] = field(default_factory=dict)
@@ -100,6 +102,10 @@ class SpaceView:
     def today(self, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
         """The trials as today's space would have drawn them, in real values."""
         return [drawn for trial in trials if (drawn := self._known_of(trial).today) is not None]
+
+    def one_today(self, trial: FrozenTrial) -> FrozenTrial | None:
+        """A trial as today's space would have drawn it, in real values; None: it could not have."""
+        return self._known_of(trial).today
 
     def _known_of(self, trial: FrozenTrial) -> _Known:
         if not trial.state.is_finished():
@@ -181,6 +187,7 @@ class SpaceView:
                 return False
             self.current[name] = distribution
         self._finished.clear()
+        self.changes += 1
         return True
 
     def _alike(self, one: BaseDistribution, other: BaseDistribution) -> bool:
