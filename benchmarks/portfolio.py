@@ -127,7 +127,7 @@ def rounded(value: Any) -> Any:
 
 
 def regrets(table: Table, task: int) -> dict[str, list[float]]:
-    """The best value on a task after so many trials (COUNTS), of what was chosen on tasks of other data and of others."""
+    """The best value on a task after so many trials (COUNTS): of what was chosen on tasks of other data, and else."""
     data = [name.partition("-")[0] for name in table.names]
     others = [other for other in range(len(data)) if data[other] != data[task]]
     rng = np.random.default_rng(task)
