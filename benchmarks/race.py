@@ -7,8 +7,8 @@ FOLDER has FashionMNIST/raw. All search the same space (Dialin's recipe, and a w
 the same small convolutional network on the same images, 10 epochs a full trial, two processes with one thread each.
 What differs is in benchmarks/rivals:
 
-- dialin: `dialin run` and its defaults (`auto`), but for the recipes that it starts with: those that ship were chosen on these
-  images too, so it has those of portfolio_left_out.json, which saw neither them nor anything like them.
+- dialin: `dialin run` and its defaults (`auto`), but for the recipes that it starts with: those that ship were chosen
+  on these images too, so it has those of portfolio_left_out.json, which saw neither them nor anything like them.
 - optuna: the loop of Optuna's official PyTorch example (torchvision dataset, transforms for each item, DataLoader,
   eager), TPESampler, MedianPruner, one process a core on one SQLite file.
 - ray: the same loop under Ray Tune, OptunaSearch with TPESampler, ASHAScheduler, one trial a core, actors reused.
