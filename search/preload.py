@@ -15,6 +15,6 @@ spare_the_compiler()
 for _module in os.environ.pop("DIALIN_IMPORTS", "").split():
     with contextlib.suppress(Exception):  # it fails again where it is told: when the objective is loaded
         importlib.import_module(_module)
-for _module in ("search.preview", "search.worker"):
+for _module in ("search.preview", "search.worker", "search.auto"):
     importlib.import_module(_module)
 os.environ.pop("PYTHONSAFEPATH", None)

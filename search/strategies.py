@@ -11,6 +11,6 @@ def of_study(record: StudyRecord, ordinal: int) -> MakeStrategy:
     """`ordinal`: the worker's in its study, which keeps two from drawing alike."""
     if record.sampler != AUTO:
         return OptunaStrategy
-    from search.auto import Auto  # scipy's models take a while to import
+    from search.auto import Auto  # scipy takes a while to import
 
     return lambda _study, _own: Auto(epochs=record.length, seed=record.seed, worker=ordinal)
