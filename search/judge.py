@@ -60,10 +60,12 @@ class Judge:
         self._looked = -math.inf
         self._took = 0.0
         self._changes = 0
+        self._judged = -1  # the trial that was judged last
+        self._unseen = 0  # epochs of it that are not in what was looked at
 
     def next(self, standing: Standing) -> Start | GoOn | None:
         """What to train, by all that is on record now."""
-        self._left = _left(standing)
+        self._left, self._judged = _left(standing), -1
         if not self._alone or standing.paused:
             self._look()
         return self._strategy.next(self._seen, self._left)
@@ -85,7 +87,8 @@ class Judge:
         mine = self._as_seen(Observed(known, None, 0.0))
         seen = [mine] if self._alone else self._with(mine)
         with self._storage.noting(trial_id_of(known)) as noted:
-            return self._strategy.verdict(known.number, seen, self._left, may_pause), noted
+            left = replace(self._left, epochs=self._left.epochs - self._unseen)
+            return self._strategy.verdict(known.number, seen, left, may_pause), noted
 
     def _own(self, number: int) -> FrozenTrial:
         known = self._known
@@ -95,11 +98,15 @@ class Judge:
 
     def _with(self, mine: Seen) -> Sequence[Seen]:
         """All trials, this one with its last epoch."""
-        if self._clock() - self._looked >= TRAINING_SHARE * self._took:
+        # Always at a trial's first: what is left depends on which trial was taken, not on how long that took.
+        if mine.number != self._judged or self._clock() - self._looked >= TRAINING_SHARE * self._took:
+            self._judged = mine.number
             standing = pausing.standing(self._storage, self._study_id)
             if standing is not None:
                 self._left = _left(standing)
             self._look()
+        else:
+            self._unseen += 1
         before = next((one for one in self._seen if one.number == mine.number), mine)
         others = [one for one in self._seen if one.number != mine.number]
         return sorted([*others, replace(mine, seconds=before.seconds)], key=lambda one: one.number)
@@ -111,6 +118,7 @@ class Judge:
             self._made.clear()
             self._changes = view.changes
         self._seen = [self._remembered(one) for one in found if one.trial.state != TrialState.WAITING]
+        self._unseen = 0
         self._looked = self._clock()
         self._took = self._looked - began
 

@@ -10,11 +10,23 @@ import os
 
 from search.uncompiled import spare_the_compiler
 
-spare_the_compiler()
+WITHOUT_TORCH = ("pandas", "scipy", "sklearn")
+
+
+def _import(modules: list[str]) -> None:
+    for module in modules:
+        with contextlib.suppress(Exception):  # it fails again where it is told: when the objective is loaded
+            importlib.import_module(module)
+
+
 # Both are set by `search.children` for this process only, not for a person's own.
-for _module in os.environ.pop("DIALIN_IMPORTS", "").split():
-    with contextlib.suppress(Exception):  # it fails again where it is told: when the objective is loaded
-        importlib.import_module(_module)
-for _module in ("search.preview", "search.worker", "search.auto"):
+_likely = os.environ.pop("DIALIN_IMPORTS", "").split()
+_early = [module for module in _likely if module.partition(".")[0] in WITHOUT_TORCH]
+# What needs no torch comes first: a search's own part of a start is what comes after torch.
+_import(_early)
+importlib.import_module("search.auto")
+spare_the_compiler()
+_import(_likely)
+for _module in ("search.preview", "search.worker"):
     importlib.import_module(_module)
 os.environ.pop("PYTHONSAFEPATH", None)

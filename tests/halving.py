@@ -42,7 +42,7 @@ class Halving:
         best = sorted(before, key=lambda one: (one.values[rung // 2], one.number))
         return best[: (len(best) + 1) // 2]
 
-    def verdict(self, number: int, seen: Sequence[Seen], left: Left) -> Verdict:
+    def verdict(self, number: int, seen: Sequence[Seen], left: Left, may_pause: bool = True) -> Verdict:
         epochs = _epochs(next(one for one in seen if one.number == number))
         rung = self.first
         while rung < epochs:

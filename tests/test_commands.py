@@ -150,7 +150,7 @@ class TestStatus:
     def test_for_people(self, there: Inside) -> None:
         said = there("status").out
         assert said.startswith(f"digits-1: finished, {TRIALS}/{TRIALS} trials\n")
-        assert f"maximize accuracy, {EPOCHS} epochs, tpe + hyperband" in said
+        assert f"maximize accuracy, {EPOCHS} epochs, auto" in said
         assert "saved by pruning" in said
         assert ALL in said
 

@@ -80,7 +80,7 @@ class Always(Halving):
         paused = [one.number for one in seen if one.state is SeenState.PAUSED]
         return GoOn(paused[0]) if paused else None
 
-    def verdict(self, number: int, seen: Sequence[Seen], left: Left) -> Verdict:
+    def verdict(self, number: int, seen: Sequence[Seen], left: Left, may_pause: bool = True) -> Verdict:
         return Verdict.PAUSE
 
 
@@ -130,7 +130,7 @@ def test_a_trial_that_was_paused_has_the_curve_of_one_that_was_not(place: Place)
 
 
 class Unpaused(Always):
-    def verdict(self, number: int, seen: Sequence[Seen], left: Left) -> Verdict:
+    def verdict(self, number: int, seen: Sequence[Seen], left: Left, may_pause: bool = True) -> Verdict:
         return Verdict.GO_ON
 
 

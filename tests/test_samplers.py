@@ -60,12 +60,16 @@ def test_a_study_by_it_ends_with_its_budget_and_resume_needs_no_flag(
     assert rows(url, "SELECT sampler, pruner FROM dialin_studies") == [(sampler, pruner)]
 
 
-def test_one_seed_and_one_worker_give_one_study(inside: Inside, tmp_path: Path) -> None:
-    """In databases of their own, where all have one name: Hyperband draws a trial's bracket from the study's name."""
+@pytest.mark.parametrize("options", [("--sampler", "tpe"), ("--total-epochs", 60)], ids=["tpe", "auto"])
+def test_one_seed_and_one_worker_give_one_study(inside: Inside, tmp_path: Path, options: tuple[object, ...]) -> None:
+    """In databases of their own, where all have one name: Hyperband draws a trial's bracket from the study's name.
+
+    What `auto` does depends on how long epochs take, where epochs are not what runs out.
+    """
     studies = []
     for place, seed in (("one", 5), ("two", 5), ("three", 6)):
         url = f"sqlite:///{tmp_path / place}.db"
-        run = inside("run", TINY, "--seed", seed, "--workers", 1, "--trials", 5, "--storage", url)
+        run = inside("run", TINY, "--seed", seed, "--workers", 1, "--trials", 20, "--storage", url, *options)
         assert run.status == 0
         studies.append([(trial.params, trial.intermediate_values) for trial in trials(url, "tiny-1")])
     assert studies[0] == studies[1]
