@@ -15,6 +15,20 @@ from storage.optuna_internals import models
 PAUSED = "paused"
 # What a trial was started for, in a word or two.
 ORIGIN = "origin"
+# The most bytes in use while it was trained: of a GPU by its tensors, or by the process.
+PEAK_MEMORY = "peak_memory"
+# The system attribute of Optuna's study that says which other one it confirms, and how: see `storage.confirmations`.
+CONFIRMS = "dialin:confirms"
+
+
+def confirmed_study(link: str | None) -> str:
+    """The name of the study that one with this attribute confirms; empty where there is none, or no whole one."""
+    try:
+        told = json.loads(link or "null")
+    except ValueError:
+        return ""
+    name = told.get("study") if isinstance(told, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def write(
@@ -32,3 +46,8 @@ def write(
     replaced = {"value_json": statement.excluded.value_json}
     upsert = statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=replaced)
     session.connection().execute(upsert, rows)
+
+
+def bytes_of(value: Any) -> int | None:
+    """A trial's peak memory as it is on record; None where there is none, or somebody else's attribute of that name."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -18,7 +18,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -56,7 +56,8 @@ class Backend(PatientStorage):
         UsageError, StorageUnavailable, WrongVersion: from opening, each with its one line.
     """
 
-    def __init__(self, url: str, claimant: Claimant | None = None) -> None:
+    def __init__(self, url: str, claimant: Claimant | None = None, engine: Engine | None = None) -> None:
+        """`engine` of the same URL, whose connections are shared; None: one of its own."""
         # RDBStorage's own constructor is not called: it would create tables unlocked on an engine of its own.
         self.url = urls.full(urls.parse(url))
         self.engine_kwargs: dict[str, Any] = {}
@@ -64,6 +65,7 @@ class Backend(PatientStorage):
         self.heartbeat_interval = self.grace_period = None
         self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
         self.claimant = claimant
+        self._given = engine
         self.leases: dict[int, Lease] = {}
         self.settlements: dict[int, Settlement] = {}
         self.beginning: tuple[Mapping[str, Any], str] | None = None  # what a trial that is claimed next is for
@@ -83,7 +85,7 @@ class Backend(PatientStorage):
 
     def _open_now(self) -> None:
         url = urls.parse(self.url)
-        self.engine = make_engine(url)
+        self.engine = self._given or make_engine(url)
         self.scoped_session = scoped_session(sessionmaker(bind=self.engine))
         self._version_manager = prepare(url, self.engine, self.scoped_session)
 
@@ -208,14 +210,20 @@ class Backend(PatientStorage):
         self.leases[lease.trial_id] = lease
 
     def enqueue(
-        self, session: Session, study_id: int, params: Mapping[str, Any], key: str = "", origin: str = ""
+        self,
+        session: Session,
+        study_id: int,
+        params: Mapping[str, Any],
+        key: str = "",
+        origin: str = "",
+        told: Mapping[str, Any] | None = None,
     ) -> int:
         """A WAITING trial that will suggest `params`, as `enqueue_trial` makes it, in the caller's transaction.
 
         Its number in return. `key`: a UUID by which `enqueued` finds it when the answer to the COMMIT was lost.
-        `origin`: what it is for, as people are told.
+        `origin`: what it is for, as people are told. `told`: more of its user attributes.
         """
-        template = new_trials.waiting(params, key, origin)
+        template = new_trials.waiting(params, key, origin, told)
         trial = self._get_prepared_new_trial(study_id, template, session)
         session.flush()
         return int(trial.number)

@@ -28,6 +28,10 @@ class StudyStopped(DialinError):
     """The study was stopped: no new trial may start, and running ones are handed back."""
 
 
+class StudyFull(DialinError):
+    """The study trains as many trials at once as it may: no other may start or be gone on with until one has ended."""
+
+
 class EpochsSpent(StudyStopped):
     """The study's budget of epochs is on record: the one to be recorded is beyond it, and its trial is handed back."""
 
@@ -87,6 +91,8 @@ class Epoch:
 
     `value` is the searched metric as pruners see it; None where there is nothing for them to see, as within a fold.
     `noted`: what the pruner that has seen it leaves for other trials' decisions, system attributes of Optuna's.
+    `ended`: when it did, by this process's `time.monotonic`; None: it ends as it is recorded.
+    `told`: user attributes of the trial, which people see beside it.
     """
 
     epoch: int
@@ -97,6 +103,8 @@ class Epoch:
     device: str
     devices: int = 1
     noted: Mapping[str, Any] = field(default_factory=dict)
+    ended: float | None = None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def trial(storage: SharedStorage, study: StudyRecord | str, number: int) -> Tria
         params=frozen.params,
         enqueued=frozen.system_attrs.get("fixed_params", {}),
         attrs=frozen.user_attrs,
-        epochs=_lines(frozen, epochs),
+        epochs=epoch_lines(frozen, epochs),
         owners=owners,
         started_at=row.started_at if row is not None else _seconds(frozen.datetime_start),
         settled_at=(row.settled_at if row is not None else None) or _seconds(frozen.datetime_complete),
@@ -181,7 +181,8 @@ def _newest(session: Session, trial_id: int, kind: CheckpointKind) -> Checkpoint
     return Checkpoint(*row) if row is not None else None
 
 
-def _lines(frozen: FrozenTrial, epochs: Sequence[EpochRow]) -> tuple[EpochLine, ...]:
+def epoch_lines(frozen: FrozenTrial, epochs: Sequence[Any]) -> tuple[EpochLine, ...]:
+    """Of rows with the columns of `EpochRow`, and of what was reported through plain Optuna alone."""
     values = frozen.intermediate_values
     lines = {step: EpochLine(step, value, {}) for step, value in values.items()}
     for row in epochs:

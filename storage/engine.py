@@ -33,6 +33,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from storage import urls
+from storage.brief_pool import BRIEF, LONG, REST, BriefPool
 from storage.errors import ReadOnly
 from storage.patience import away_seconds
 
@@ -49,6 +50,14 @@ LOST = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, 
 IDLE_SECONDS = 20
 # A connection that answered so few seconds ago is not asked whether it still does: that is a round trip a transaction.
 FRESH_SECONDS = 1.0
+# Of a server of whose connections a smaller share is in use a process keeps its own.
+ROOM = 0.5
+# Asked of a new connection: how many are in use, and how many there may be. In the same round trip it is prepared: an
+# option of the connection itself would stand in the way of a person's PGOPTIONS, and PgBouncer takes none.
+PREPARED = (
+    "SELECT sum(numbackends), current_setting('max_connections')::int, "
+    "set_config('idle_in_transaction_session_timeout', %s, false) FROM pg_stat_database"
+)
 
 _writing: ContextVar[bool] = ContextVar("writing", default=False)
 _asking: ContextVar[bool] = ContextVar("asking", default=False)
@@ -89,9 +98,12 @@ def make_engine(url: URL) -> Engine:
     logging.getLogger("psycopg").setLevel(logging.ERROR)
     engine = create_engine(
         url,
-        # A worker's training thread, its lease thread and nobody else.
-        pool_size=2,
-        connect_args={"connect_timeout": CONNECT_SECONDS, "application_name": "dialin", **LOST},
+        poolclass=BriefPool,
+        connect_args={
+            "connect_timeout": CONNECT_SECONDS,
+            "application_name": "dialin",
+            **LOST,
+        },
     )
     event.listen(engine, "connect", _prepare_postgres)
     event.listen(engine, "checkin", _note_use)
@@ -165,9 +177,12 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
-def _prepare_postgres(connection: Any, _record: Any) -> None:
-    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-    connection.commit()
+def _prepare_postgres(connection: Any, record: Any) -> None:
+    """Whoever connects to a server that is half full leaves the connection to others when it is not used."""
+    connection.autocommit = True
+    used, most, _ = connection.execute(PREPARED, [f"{IDLE_SECONDS}s"]).fetchone()
+    connection.autocommit = False
+    record.info[REST] = LONG if used < ROOM * most else BRIEF
 
 
 def _note_use(_connection: Any, record: Any) -> None:

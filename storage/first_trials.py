@@ -55,10 +55,10 @@ def noted(storage: SharedStorage, study_id: int) -> tuple[FirstTrial, ...]:
 def _is_whole(told: Any) -> bool:
     if not isinstance(told, dict) or not isinstance(told.get("params"), dict):
         return False
-    return isinstance(told.get("origin"), str) and all(map(_is_plain, told["params"].values()))
+    return isinstance(told.get("origin"), str) and all(map(is_plain, told["params"].values()))
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return value is None or isinstance(value, str | int | bool)

@@ -13,9 +13,10 @@ from typing import Any
 
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, and_, false, func, or_, select
+from sqlalchemy import ColumnElement, and_, exists, false, func, or_, select
 from sqlalchemy.orm import Session
 
+from storage import attributes
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.patience import patient
@@ -77,6 +78,9 @@ def _finished() -> Any:
         .where(trial.study_id == StudyRow.study_id, trial.state == TrialState.COMPLETE)
         .scalar_subquery()
     )
+    attr = models.StudySystemAttributeModel
+    # What a confirmation trains again is one recipe several times, and that of another study.
+    confirms = exists().where(attr.study_id == StudyRow.study_id, attr.key == attributes.CONFIRMS)
     return (
         select(
             StudyRow.study_id,
@@ -89,6 +93,7 @@ def _finished() -> Any:
         .join(models.StudyDirectionModel, models.StudyDirectionModel.study_id == StudyRow.study_id)
         .where(
             StudyRow.epochs > 0,
+            ~confirms,
             (StudyRow.taken >= StudyRow.trials) | (StudyRow.state == StudyState.STOPPED),
             complete >= LEAST_COMPLETE,
         )

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, CursorResult, Select, and_, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from storage import limits, owners
+from storage import concurrency, limits, owners
 from storage.claims import BudgetSpent, Claimant, Lease, LeaseLost, Settlement, StudyStopped, new_uuid
 from storage.engine import database_now
 from storage.optuna_internals import models
@@ -50,8 +50,8 @@ def take(session: Session, claimant: Claimant, study_id: int, trial_id: int, tic
     `ticket` and `claim` are UUIDs of the caller's, looked up when the answer to its COMMIT was lost.
 
     Raises:
-        BudgetSpent: all tickets are taken; StudyStopped: the study takes no trials now. The transaction must be
-            rolled back.
+        BudgetSpent: all tickets are taken; StudyStopped: the study takes no trials now; StudyFull: it trains as many
+            as it may at once. The transaction must be rolled back.
     """
     lease = Lease(trial_id, study_id, claimant.worker_id, generation=1, claim=claim)
     # The trial's rows first: their foreign keys lock Optuna's study row, which a creator of trials holds already.
@@ -61,8 +61,7 @@ def take(session: Session, claimant: Claimant, study_id: int, trial_id: int, tic
         )
     )
     begin(session, lease, claimant.lease_seconds)
-    taken = _count(
-        session,
+    taken = session.execute(
         update(StudyRow)
         .where(
             StudyRow.study_id == study_id,
@@ -70,10 +69,14 @@ def take(session: Session, claimant: Claimant, study_id: int, trial_id: int, tic
             StudyRow.taken < StudyRow.trials,
             limits.in_time(),
         )
-        .values(taken=StudyRow.taken + 1),
-    )
-    if not taken:
+        .values(taken=StudyRow.taken + 1)
+        .returning(StudyRow.concurrency)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if taken is None:
         _refuse_ticket(session, study_id)
+    elif taken.concurrency is not None:
+        concurrency.refuse_beyond(session, study_id)
     return lease
 
 
@@ -101,7 +104,7 @@ def _refuse_ticket(session: Session, study_id: int) -> None:
     if study is None:
         return  # a study that Dialin did not make has no budget
     if study.state != StudyState.RUNNING:
-        raise StudyStopped(study.reason or "the study is stopped")
+        raise StudyStopped(study.reason or f"the study is {study.state}")
     if not study[-1]:
         raise StudyStopped(limits.past(study.deadline))
     raise BudgetSpent(f"all {study.trials} trials are taken")
@@ -236,6 +239,7 @@ def adopt(session: Session, claimant: Claimant, left: Lease, claim: str) -> Leas
         return None
     owners.ended(session, left.trial_id, left.generation, OwnerEnding.DIED)
     owners.began(session, lease)
+    concurrency.refuse_beyond(session, left.study_id)
     return lease
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -52,10 +52,23 @@ def in_time() -> ColumnElement[bool]:
     return or_(StudyRow.deadline.is_(None), StudyRow.deadline > database_now())
 
 
-def spend(session: Session, study_id: int, seconds: float, epochs: int = 0) -> StudyState | None:
+@dataclass(frozen=True)
+class Remaining:
+    """What a study has left: its state, epochs and device seconds of its budgets, and seconds until its deadline.
+
+    Infinity for no limit.
+    """
+
+    state: StudyState
+    epochs: float = math.inf
+    seconds: float = math.inf
+    until_deadline: float = math.inf
+
+
+def spend(session: Session, study_id: int, seconds: float, epochs: int = 0) -> Remaining | None:
     """Add device time, and epochs new on record, to what the study has spent, and stop it at its limits.
 
-    Its state in return, None without a study.
+    What it has left in return, None without a study.
 
     Raises:
         EpochsSpent: these epochs would be more than its budget has. The transaction must be rolled back.
@@ -67,11 +80,13 @@ def spend(session: Session, study_id: int, seconds: float, epochs: int = 0) -> S
         if budget is not None:
             raise EpochsSpent(f"the budget of {counted(budget, 'epoch')} is on record")
         return None
-    reason = _reached(row)
-    if reason and row.state == StudyState.RUNNING:
+    limits_left = (row.epochs, row.seconds, row.until_deadline)
+    left = Remaining(StudyState(row.state), *(math.inf if one is None else one for one in limits_left))
+    reason = _reached(row, left)
+    if reason and left.state is not StudyState.STOPPED:
         stop(session, study_id, reason)
-        return StudyState.STOPPED
-    return StudyState(row.state)
+        return replace(left, state=StudyState.STOPPED)
+    return left
 
 
 @functools.cache
@@ -86,24 +101,24 @@ def _spend(epochs: bool) -> Any:
         .where(row.study_id == bindparam("of_study", type_=Integer), *room)
         .values(spent_seconds=seconds, spent_epochs=count)
         .returning(
-            row.spent_seconds,
             row.budget_seconds,
-            row.spent_epochs,
             row.budget_epochs,
             row.deadline,
             row.state,
-            (~in_time()).label("late"),
+            (row.budget_seconds - row.spent_seconds).label("seconds"),
+            (row.budget_epochs - row.spent_epochs).label("epochs"),
+            (row.deadline - database_now()).label("until_deadline"),
         )
     )
 
 
-def _reached(row: Any) -> str:
+def _reached(row: Any, left: Remaining) -> str:
     """Which limit a study's row has reached, in words; empty for none."""
-    if row.budget_seconds is not None and row.spent_seconds >= row.budget_seconds:
+    if left.seconds <= 0:
         return f"the budget of {amount(row.budget_seconds)} of device time is spent"
-    if row.budget_epochs is not None and row.spent_epochs >= row.budget_epochs:
+    if left.epochs <= 0:
         return f"the budget of {counted(row.budget_epochs, 'epoch')} is trained"
-    return past(row.deadline) if row.late else ""
+    return past(row.deadline) if left.until_deadline <= 0 else ""
 
 
 def stop_at_deadline(session: Session, study_id: int) -> None:
@@ -123,7 +138,7 @@ def value_reached(session: Session, lease: Lease, value: float) -> None:
         .where(
             feasible(trial.trial_id),
             study.study_id == lease.study_id,
-            study.state == StudyState.RUNNING,
+            study.state != StudyState.STOPPED,
             study.until.is_not(None),
             trial.trial_id == lease.trial_id,
         )
@@ -165,10 +180,13 @@ def _as_good(value: float, until: float, direction: StudyDirection | None) -> bo
 
 
 def stop(session: Session, study_id: int, reason: str) -> None:
-    """End a study that is running; what is paused settles PRUNED. The first reason stands."""
+    """End a study that is running, or that somebody has paused; paused trials settle PRUNED. The first reason stands.
+
+    While a study is being paused its last epochs are recorded, and may reach what it is for.
+    """
     stopped: Any = session.execute(
         update(StudyRow)
-        .where(StudyRow.study_id == study_id, StudyRow.state == StudyState.RUNNING)
+        .where(StudyRow.study_id == study_id, StudyRow.state != StudyState.STOPPED)
         .values(state=StudyState.STOPPED, reason=reason)
     )
     if stopped.rowcount:
@@ -187,6 +205,15 @@ class Limits:
     budget_seconds: float | None = None
     budget_epochs: int | None = None
     deadline: float | None = None
+
+    def in_words(self) -> list[str]:
+        """Each that is new: "until 0.95", "2 h of training in all"."""
+        said = [f"until {self.until:g}"] if self.until is not None else []
+        said += [f"{amount(self.budget_seconds)} of training in all"] if self.budget_seconds is not None else []
+        said += [f"{counted(self.budget_epochs, 'epoch')} in all"] if self.budget_epochs is not None else []
+        if self.deadline is not None:
+            said += [f"a deadline of {moment(self.deadline)}" if math.isfinite(self.deadline) else "no deadline"]
+        return said
 
 
 def renew(session: Session, row: StudyRow, name: str, new: Limits) -> None:

@@ -91,13 +91,7 @@ def _to_version_3(connection: Connection) -> None:
         Column("ended_at", Float(53)),
         Column("ending", String(16)),
     )
-    if connection.dialect.name == "sqlite":  # as `storage.tables` says, foreign keys are not heeded by everyone there
-        connection.execute(
-            DDL(  # type: ignore[no-untyped-call]
-                "CREATE TRIGGER dialin_owners_cascade AFTER DELETE ON trials BEGIN "
-                "DELETE FROM dialin_owners WHERE trial_id = OLD.trial_id; END"
-            )
-        )
+    _cascade(connection, "dialin_owners", "trials", "trial_id")
     operations.create_table(
         "dialin_micro_batches",
         Column("model", String(64), primary_key=True),
@@ -148,4 +142,76 @@ def _to_version_4(connection: Connection) -> None:
     Operations(MigrationContext.configure(connection)).add_column("dialin_trials", Column("paused", Integer))
 
 
-_STEPS: Mapping[int, Callable[[Connection], None]] = {1: _to_version_2, 2: _to_version_3, 3: _to_version_4}
+def _to_version_5(connection: Connection) -> None:
+    """A study's place in the queue, workers that serve whatever is open, what was done to studies, and tokens."""
+    connection.execute(ColumnName("dialin_leases", "reign", "mandate"))
+    operations = Operations(MigrationContext.configure(connection))
+    for new in (
+        Column("priority", Integer, nullable=False, server_default="1"),
+        Column("concurrency", Integer),
+        Column("virtual_time", Float(53), nullable=False, server_default="0"),
+    ):
+        operations.add_column("dialin_studies", new)
+    some = column("paused", Integer).is_not(None)
+    operations.create_index(
+        "ix_dialin_trials_paused", "dialin_trials", ["study_id"], sqlite_where=some, postgresql_where=some
+    )
+    open_ = column("ended_at", Float(53)).is_(None)
+    operations.create_index(
+        "ix_dialin_workers_open", "dialin_workers", ["study_id"], sqlite_where=open_, postgresql_where=open_
+    )
+    operations.create_table(
+        "dialin_queue_workers",
+        Column("queue_worker_id", String(32), primary_key=True),
+        Column("host", String(512), nullable=False),
+        Column("pid", Integer, nullable=False),
+        Column("slot", String(512), nullable=False),
+        Column("study_id", Integer, index=True),
+        Column("worker_id", String(32), unique=True),
+        Column("since", Float(53), nullable=False),
+        Column("charged_at", Float(53), nullable=False),
+        Column("note", Text, nullable=False),
+        Column("started_at", Float(53), nullable=False),
+        Column("last_seen", Float(53), nullable=False),
+        Column("ended_at", Float(53)),
+    )
+    operations.create_table(
+        "dialin_tokens",
+        Column("token_id", Integer, primary_key=True),
+        Column("name", String(512), nullable=False, unique=True),
+        Column("role", String(16), nullable=False),
+        Column("sha256", String(64), nullable=False, unique=True),
+        Column("created_at", Float(53), nullable=False),
+        Column("last_used_at", Float(53)),
+        Column("revoked_at", Float(53)),
+    )
+    operations.create_table(
+        "dialin_events",
+        Column("event_id", Integer, primary_key=True),
+        Column("study_id", Integer, ForeignKey("studies.study_id", ondelete="CASCADE"), nullable=False, index=True),
+        Column("at", Float(53), nullable=False),
+        Column("kind", String(16), nullable=False),
+        Column("actor", String(512), nullable=False),
+        Column("detail", Text, nullable=False),
+    )
+    _cascade(connection, "dialin_events", "studies", "study_id")
+
+
+def _cascade(connection: Connection, to: str, parent: str, key: str) -> None:
+    """As `storage.tables` says, foreign keys are not heeded by everyone on SQLite."""
+    if connection.dialect.name == "sqlite":
+        connection.execute(
+            DDL(  # type: ignore[no-untyped-call]
+                "CREATE TRIGGER %(to)s_cascade AFTER DELETE ON %(parent)s BEGIN "
+                "DELETE FROM %(to)s WHERE %(key)s = OLD.%(key)s; END",
+                context={"to": to, "parent": parent, "key": key},
+            )
+        )
+
+
+_STEPS: Mapping[int, Callable[[Connection], None]] = {
+    1: _to_version_2,
+    2: _to_version_3,
+    3: _to_version_4,
+    4: _to_version_5,
+}

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 _ENQUEUED = "dialin:enqueued"
 
 
-def waiting(params: Mapping[str, Any], key: str, origin: str) -> FrozenTrial:
+def waiting(params: Mapping[str, Any], key: str, origin: str, told: Mapping[str, Any] | None = None) -> FrozenTrial:
     """A WAITING trial that will suggest `params`, as `enqueue_trial` makes it. `key` tells it from others."""
     noted = {_ENQUEUED: key} if key else {}
-    told = {attributes.ORIGIN: origin} if origin else {}
+    attrs = {**(told or {}), **({attributes.ORIGIN: origin} if origin else {})}
     fixed = {FIXED_PARAMS: dict(params)}
-    return create_trial(state=TrialState.WAITING, system_attrs=fixed | noted, user_attrs=told)
+    return create_trial(state=TrialState.WAITING, system_attrs=fixed | noted, user_attrs=attrs)
 
 
 def enqueued(session: Session, study_id: int, key: str) -> int | None:

@@ -26,12 +26,16 @@ from optuna.storages._rdb.storage import _VersionManager
 # What a constraint is kept under.
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 
+# What `Study.tell` does before it reads the trial once more for who called it.
+from optuna.study._tell import _tell_with_warning
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
-    from optuna.trial import BaseTrial, FrozenTrial, Trial
+    from optuna.study import Study
+    from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState
 
 # Besides these names `storage.backend` overrides and calls methods of `RDBStorage` that are private:
 #   _create_new_trial, _get_prepared_new_trial   a trial is made inside ONE session, where the claim joins in
@@ -80,6 +84,7 @@ __all__ = [
     "frozen_of",
     "models",
     "suggest_unless_asked",
+    "tell",
     "trial_id_of",
 ]
 
@@ -127,6 +132,11 @@ def frozen_of(trial: Trial) -> FrozenTrial:
     return copy.deepcopy(trial._cached_frozen_trial)
 
 
+def tell(study: Study, trial: Trial, value: float | None, state: TrialState) -> None:
+    """`Study.tell`, which returns nothing and spares that read."""
+    _tell_with_warning(study=study, trial=trial, value_or_values=value, state=state)
+
+
 def suggest_unless_asked(trial: Trial, params: Mapping[str, Any]) -> bool:
     """Have a trial suggest `params`, as one that was enqueued with them; one that was enqueued with others stays so.
 
@@ -136,3 +146,8 @@ def suggest_unless_asked(trial: Trial, params: Mapping[str, Any]) -> bool:
         return False
     trial._fixed_params = dict(params)
     return True
+
+
+def renumber(trial: Trial, number: int) -> None:
+    """Have a trial in memory say that it is the one of this number."""
+    trial._cached_frozen_trial.number = number

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from storage import attributes, leases, limits, living, owners, paused
+from storage import attributes, concurrency, leases, limits, living, owners, paused
 from storage.claims import Lease, LeaseLost, new_uuid
 from storage.engine import database_now
 from storage.optuna_internals import models
@@ -40,6 +40,7 @@ class Standing:
 
     `tickets`, `epochs`: how many its budgets have left. `seconds` of device time, and until its deadline; infinity for
     no limit. `waiting`: whether a trial is enqueued. `leased`: whether one is trained, or left to adopt. `paused` ones.
+    `full`: it trains as many as it may at once. `on_hold`: somebody has paused the study itself, which may go on.
     `progress`: what the study has taken and spent, which tells whether anything was trained since.
     """
 
@@ -52,12 +53,14 @@ class Standing:
     leased: bool
     paused: int
     workers: int
+    full: bool
+    on_hold: bool
     progress: tuple[Any, ...]
 
     @property
     def may_start(self) -> bool:
         """Whether a new trial could take a ticket."""
-        return self.running and self.tickets > 0
+        return self.running and self.tickets > 0 and not self.full
 
 
 @patient
@@ -74,17 +77,33 @@ def standing(storage: SharedStorage, study_id: int) -> Standing | None:
         _leased(study_id),
         _paused(study_id),
         living.of_study(study_id),
+        func.coalesce(concurrency.trained(study_id) >= study.concurrency, False),
         *_progress(),
     ).where(study.study_id == study_id)
     with storage.backend.read() as session:
         row = session.execute(query).one_or_none()
     if row is None:
         return None
-    (state, tickets, *limits_left), (waiting, leased, paused_now, workers), progress = row[:5], row[5:9], row[9:]
+    (state, tickets, *limits_left), (waiting, leased, paused_now, workers), (full, *progress) = (
+        row[:5],
+        row[5:9],
+        row[9:],
+    )
     epochs, seconds, until_deadline = (math.inf if left is None else left for left in limits_left)
     running = state == StudyState.RUNNING and until_deadline > 0
     return Standing(
-        running, tickets, epochs, seconds, until_deadline, waiting, leased, paused_now, workers, tuple(progress)
+        running=running,
+        tickets=tickets,
+        epochs=epochs,
+        seconds=seconds,
+        until_deadline=until_deadline,
+        waiting=waiting,
+        leased=leased,
+        paused=paused_now,
+        workers=workers,
+        full=bool(full),
+        on_hold=state == StudyState.PAUSED,
+        progress=tuple(progress),
     )
 
 
@@ -207,6 +226,7 @@ def _go_on(
     lease = Lease(trial_id, study_id, claimant.worker_id, by + 1, claim)
     leases.begin(session, lease, claimant.lease_seconds)
     paused.say_no_more(session, [trial_id])
+    concurrency.refuse_beyond(session, study_id)
     return lease
 
 

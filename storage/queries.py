@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from optuna import distributions
 from optuna.trial import TrialState
-from sqlalchemy import Select, and_, func, select
+from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from storage import constraints, paused, roster, stalling
@@ -149,7 +149,7 @@ class StudyStatus:
 
 @patient
 def status(storage: SharedStorage, study: StudyRecord) -> StudyStatus:
-    """Everything `dialin status` and the live view show, in one reading transaction. `study` should be fresh."""
+    """Everything `dialin status` and the live view show. `study` should be fresh."""
     with storage.backend.read() as session:
         trained, seconds, saved = _epochs(session, study)
         return StudyStatus(
@@ -168,6 +168,17 @@ def status(storage: SharedStorage, study: StudyRecord) -> StudyStatus:
             outlook=stalling.look(session, study),
             paused=paused.trials(session, study.study_id, study.direction),
         )
+
+
+@patient
+def is_finished(storage: SharedStorage, study: StudyRecord) -> bool:
+    """As `StudyStatus.finished`, without all else that a status tells. `study` should be fresh."""
+    trial = models.TrialModel
+    held = select(LeaseRow.trial_id).where(LeaseRow.trial_id == trial.trial_id).exists()
+    waits = select(TrialRow.trial_id).where(TrialRow.trial_id == trial.trial_id, TrialRow.paused.is_not(None)).exists()
+    begun = select(trial.trial_id).where(trial.study_id == study.study_id, trial.state == TrialState.RUNNING)
+    with storage.backend.read() as session:
+        return study.taken >= study.trials and session.scalar(begun.where(or_(held, waits)).limit(1)) is None
 
 
 def _counts(session: Session, study_id: int) -> dict[str, int]:
@@ -230,17 +241,18 @@ def _waiting(session: Session, study_id: int) -> int:
 
 def _epochs(session: Session, study: StudyRecord) -> tuple[int, float, int]:
     """Epochs trained and their seconds over all trials; epochs that pruned trials were spared."""
-    trained, seconds = session.execute(
-        select(func.count(), func.coalesce(func.sum(EpochRow.seconds), 0.0))
+    is_pruned = TrialRow.outcome == Outcome.PRUNED
+    trained, seconds, trained_by_pruned = session.execute(
+        select(func.count(), func.coalesce(func.sum(EpochRow.seconds), 0.0), func.count().filter(is_pruned))
+        .select_from(EpochRow)
         .join(TrialRow, TrialRow.trial_id == EpochRow.trial_id)
         .where(TrialRow.study_id == study.study_id)
     ).one()
-    pruned, trained_by_pruned = session.execute(
-        select(func.count(func.distinct(TrialRow.trial_id)), func.count(EpochRow.epoch))
-        .outerjoin(EpochRow, EpochRow.trial_id == TrialRow.trial_id)
-        .where(TrialRow.study_id == study.study_id, TrialRow.outcome == Outcome.PRUNED)
-    ).one()
-    return trained, float(seconds), max(0, pruned * study.length - trained_by_pruned)
+    # Not of `_counts`, which has trials that plain Optuna pruned too: their epochs are on no record.
+    pruned = session.scalar(
+        select(func.count()).select_from(TrialRow).where(TrialRow.study_id == study.study_id, is_pruned)
+    )
+    return trained, float(seconds), max(0, (pruned or 0) * study.length - trained_by_pruned)
 
 
 @patient
@@ -311,13 +323,16 @@ def ranking(study: StudyRecord) -> Select[Any]:
 
 
 @patient
-def best(storage: SharedStorage, study: StudyRecord, top: int = 1) -> list[RankedTrial]:
+def best(
+    storage: SharedStorage, study: StudyRecord, top: int | None = 1, only: Collection[int] | None = None
+) -> list[RankedTrial]:
     """The `top` COMPLETE trials by value, best first. A pruned trial's value is no final one and is not ranked.
 
-    Nor is a trial that violates a constraint.
+    Nor is a trial that violates a constraint. `only`: of the trials of these numbers.
     """
+    query = ranking(study) if only is None else ranking(study).where(models.TrialModel.number.in_(only))
     with storage.backend.read() as session:
-        return [_ranked(session, *row) for row in session.execute(ranking(study).limit(top)).all()]
+        return [_ranked(session, *row) for row in session.execute(query.limit(top)).all()]
 
 
 @patient

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from storage import paused
 from storage.optuna_internals import models
 from storage.patience import patient
-from storage.queries import leaders, ranking
+from storage.queries import ranking
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.tables import CheckpointKind, CheckpointRow, TrialRow
@@ -23,13 +23,20 @@ from storage.tables import CheckpointKind, CheckpointRow, TrialRow
 WEIGHTS_KEPT = 5
 
 
+@patient
 def worth_keeping(storage: SharedStorage, study: StudyRecord, value: float) -> bool:
-    """Whether a trial with this value may be among the best few so far: of equals the lower number is better."""
-    leading = leaders(storage, study, WEIGHTS_KEPT)
-    if len(leading) < WEIGHTS_KEPT:
+    """Whether a trial with this value may be among the best few so far: of equals the lower number is better.
+
+    Of a confirmation every trial is: all models of the recipe that wins are wanted, and that is known in the end.
+    """
+    if study.confirms:
         return True
-    _number, last = leading[-1]
-    return value >= last if study.direction == "maximize" else value <= last
+    other = models.TrialValueModel.value
+    better = other > value if study.direction == "maximize" else other < value
+    # Without an order the database stops at so many, and need not look at what hangs on the others.
+    query = ranking(study).order_by(None).with_only_columns(models.TrialModel.number).where(better)
+    with storage.backend.read() as session:
+        return len(session.execute(query.limit(WEIGHTS_KEPT)).all()) < WEIGHTS_KEPT
 
 
 @patient
@@ -37,8 +44,10 @@ def retire_weights(storage: SharedStorage, study: StudyRecord) -> list[str]:
     """Forget the weights of trials that are among the best no more; their files, for the caller to remove.
 
     One statement, so that one look at the database decides: a leader that settles meanwhile is either not seen
-    with its weights or seen to lead.
+    with its weights or seen to lead. A confirmation forgets those of the recipes that lost (`storage.confirmations`).
     """
+    if study.confirms:
+        return []
     leading = ranking(study).with_only_columns(models.TrialModel.trial_id).limit(WEIGHTS_KEPT)
     of_study = select(models.TrialModel.trial_id).where(models.TrialModel.study_id == study.study_id)
     statement = (

@@ -7,7 +7,7 @@ methods at the end: each is one transaction.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +20,12 @@ from sqlalchemy.orm import Session
 
 from storage import epochs, leases, limits, owners, state_files, twins
 from storage.backend import Backend
-from storage.claims import Checkpoint, Claimant, Epoch, GivenUp, Lease, LeaseLost, Settlement
+from storage.claims import Checkpoint, Claimant, Epoch, EpochsSpent, GivenUp, Lease, LeaseLost, Settlement
 from storage.epochs import Written
-from storage.optuna_internals import frozen_of, models, trial_id_of
+from storage.optuna_internals import frozen_of, models, tell, trial_id_of
 from storage.outcomes import Outcome
 from storage.patience import patient
+from storage.recipe_draw import RecipeDraw, parameter_rows
 from storage.space_view import SpaceView
 from storage.tables import CheckpointKind, CheckpointRow, StudyRow, StudyState
 from storage.trial_cache import TrialCache
@@ -38,9 +39,7 @@ class SharedStorage(TrialCache):
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
-        self._sampling: FrozenTrial | None = None
-        self._sampling_from: dict[int, list[FrozenTrial]] = {}
-        self._noting: tuple[int, dict[str, Any]] | None = None
+        self._draw: RecipeDraw | None = None
         self._ids: dict[str, int] = {}
         self._got_further: str | None = None  # the claim whose owner is known to have left something
         # Set where trials are trained: what samplers see of trials from another space. Then any space goes on record.
@@ -67,31 +66,22 @@ class SharedStorage(TrialCache):
             DrawnMeanwhile: `once`, and another worker has drawn the same parameters meanwhile. Nothing is written.
         """
         before = frozen_of(trial)
-        self._sampling = copy.deepcopy(before)
+        self._draw = draw = RecipeDraw(copy.deepcopy(before))
         try:
             yield
-            sampled = self._sampling
             # Of a range without an end of values two workers do not draw the same: that need not be looked for.
             may_have_a_twin = once and self.view is not None and not self.view.endless
-            seen = self._sampling_from.get(self.lease_of(trial).study_id) if may_have_a_twin else None
+            seen = draw.recorded.get(self.lease_of(trial).study_id) if may_have_a_twin else None
         finally:
-            self._sampling, self._sampling_from = None, {}
-        self._write_sampled(self.lease_of(trial), before, sampled, seen)
+            self._draw = None
+        self._write_sampled(self.lease_of(trial), before, draw.trial, seen)
 
     def _write_sampled(
         self, lease: Lease, before: FrozenTrial, sampled: FrozenTrial, seen: list[FrozenTrial] | None
     ) -> None:
         """`seen`: the trials that were on record when the recipe was drawn, none of which has the same."""
-        names = [name for name in sampled.params if name not in before.params]
-        rows = [
-            {
-                "trial_id": lease.trial_id,
-                "param_name": name,
-                "param_value": sampled.distributions[name].to_internal_repr(sampled.params[name]),
-                "distribution_json": distributions.distribution_to_json(sampled.distributions[name]),
-            }
-            for name in names
-        ]
+        rows = parameter_rows(sampled, lease.trial_id, before.params)
+        names = [row["param_name"] for row in rows]
         user_attrs = {k: v for k, v in sampled.user_attrs.items() if before.user_attrs.get(k) != v}
         system_attrs = {k: v for k, v in sampled.system_attrs.items() if before.system_attrs.get(k) != v}
 
@@ -150,23 +140,31 @@ class SharedStorage(TrialCache):
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
         """While a recipe is sampled all reads see what the first one saw: one is as good for all its parameters."""
-        sampled = self._sampling
-        if sampled is None and (self.view is None or self._noting is not None):  # pruners judge by all trials
+        draw = self._draw
+        if draw is None and (self.view is None or self._noting is not None):  # pruners judge by all trials
             return super().get_all_trials(study_id, deepcopy, states)
-        trials = [trial for trial in self.recorded(study_id) if states is None or trial.state in states]
-        trials = trials if self.view is None else self.view(trials)
-        if sampled is not None:
-            mine = trial_id_of(sampled)
-            trials = [copy.deepcopy(sampled) if trial_id_of(t) == mine else t for t in trials]
+        among = frozenset(state for state in TrialState if states is None or state in states)
+        if draw is None:
+            trials = self._seen_by_samplers(study_id, among)
+        else:
+            key = study_id, among, self.view.changes if self.view is not None else 0
+            if key not in draw.shown:
+                draw.shown[key] = self._seen_by_samplers(study_id, among)
+            trials = draw.among(draw.shown[key])
         return copy.deepcopy(trials) if deepcopy else trials
+
+    def _seen_by_samplers(self, study_id: int, states: frozenset[TrialState]) -> list[FrozenTrial]:
+        """The trials in some states as samplers see them."""
+        trials = [trial for trial in self.recorded(study_id) if trial.state in states]
+        return trials if self.view is None else self.view(trials)
 
     def recorded(self, study_id: int) -> list[FrozenTrial]:
         """All trials as they are on record, whatever samplers see of them. They are not to be changed."""
-        if self._sampling is None:
+        if self._draw is None:
             return super().get_all_trials(study_id, deepcopy=False)
-        if study_id not in self._sampling_from:
-            self._sampling_from[study_id] = super().get_all_trials(study_id, deepcopy=False)
-        return self._sampling_from[study_id]
+        if study_id not in self._draw.recorded:
+            self._draw.recorded[study_id] = super().get_all_trials(study_id, deepcopy=False)
+        return self._draw.recorded[study_id]
 
     def get_study_id_from_name(self, study_name: str) -> int:
         """Hyperband asks at every parameter and decision: of a study whose trial is held here the id is known."""
@@ -177,7 +175,7 @@ class SharedStorage(TrialCache):
 
     @contextmanager
     def noting(self, trial_id: int) -> Iterator[dict[str, Any]]:
-        """System attributes set on a trial in this block are not written but put here, as by a pruner."""
+        """What a pruner notes on the trial that it judges is put here, not written; nothing of that trial is read."""
         self._noting = trial_id, {}
         try:
             yield self._noting[1]
@@ -185,8 +183,8 @@ class SharedStorage(TrialCache):
             self._noting = None
 
     def _sampled(self, trial_id: int) -> FrozenTrial | None:
-        trial = self._sampling
-        return trial if trial is not None and trial_id_of(trial) == trial_id else None
+        draw = self._draw
+        return draw.trial if draw is not None and trial_id_of(draw.trial) == trial_id else None
 
     # -- A worker's transactions.
 
@@ -208,41 +206,59 @@ class SharedStorage(TrialCache):
         return self._backend.adopt(study_id)
 
     def record_epoch(self, lease: Lease, epoch: Epoch, checkpoint: Checkpoint | None = None) -> StudyState:
-        """One epoch, with its checkpoint where there is one, and the lease renewed if due; the study's state in return.
+        """One epoch, as `record_epochs`; the study's state in return."""
+        return self.record_epochs(lease, [epoch], checkpoint).state
 
-        The epoch and its device time count towards the study's budgets, which it may end.
+    def record_epochs(
+        self, lease: Lease, several: Sequence[Epoch], checkpoint: Checkpoint | None = None
+    ) -> limits.Remaining:
+        """Epochs of different numbers, with a checkpoint after the last, and the lease renewed if due: one transaction.
+
+        They and their device time count towards the study's budgets, which they may end; what is left in return.
 
         Raises:
             LeaseLost: another worker owns the trial, or somebody settled or deleted it. Nothing is recorded.
-            EpochsSpent: it would be an epoch more than the study's budget has. Nothing is recorded.
+            EpochsSpent: they are more than the study's budget has. As many as it has are recorded, the first ones, and
+                no checkpoint.
         """
-
-        def attempt(session: Session, _again: bool) -> tuple[StudyState, Written]:
-            written, left = Written.NEW, epochs.append(session, lease, epoch)
-            if left is None:
-                written = self._write_again(session, lease, epoch)
-            elif left < RENEW_BELOW * self._lease_seconds:
-                leases.renew(session, lease, self._lease_seconds)
-            if written is Written.ALREADY:
-                return limits.spend(session, lease.study_id, 0.0) or StudyState.RUNNING, written
-            if written is Written.NEW and lease.claim != self._got_further:
-                owners.left_something(session, lease)
-            if checkpoint is not None:
-                state_files.record(session, lease, checkpoint)
-            self._backend.set_attrs(session, lease.trial_id, epoch.noted, models.TrialSystemAttributeModel)
-            spent = epoch.seconds * epoch.devices
-            new = int(written is Written.NEW)
-            return limits.spend(session, lease.study_id, spent, epochs=new) or StudyState.RUNNING, written
-
-        state, written = self._backend.write_once(attempt)
-        if written is Written.NEW:
+        try:
+            left, new = self._backend.write_once(
+                lambda session, _: self._write_epochs(session, lease, several, checkpoint)
+            )
+        except EpochsSpent:
+            if len(several) == 1:
+                raise
+            half = len(several) // 2  # not all fit: find out how many do
+            self.record_epochs(lease, several[:half])
+            return self.record_epochs(lease, several[half:], checkpoint)
+        if new:
             self._got_further = lease.claim
-        return state
+        return left
 
-    def _write_again(self, session: Session, lease: Lease, epoch: Epoch) -> Written:
-        """One that could not be appended. Raises LeaseLost."""
-        self._check_and_renew(session, lease)
-        return epochs.write(session, lease, epoch)
+    def _write_epochs(
+        self, session: Session, lease: Lease, several: Sequence[Epoch], checkpoint: Checkpoint | None
+    ) -> tuple[limits.Remaining, int]:
+        """What the study has left, and how many epochs are new. Raises LeaseLost, EpochsSpent."""
+        left = epochs.append(session, lease, several[0])
+        if left is None:
+            self._check_and_renew(session, lease)
+            written = [epochs.write(session, lease, epoch) for epoch in several]
+        else:
+            written = [Written.NEW, *epochs.add(session, lease, several[1:])]
+            if left < RENEW_BELOW * self._lease_seconds:
+                leases.renew(session, lease, self._lease_seconds)
+        new = written.count(Written.NEW)
+        unlanded = [epoch for epoch, how in zip(several, written, strict=True) if how is not Written.ALREADY]
+        if new and lease.claim != self._got_further:
+            owners.left_something(session, lease)
+        if unlanded and checkpoint is not None:
+            state_files.record(session, lease, checkpoint)
+        noted = {key: value for epoch in unlanded for key, value in epoch.noted.items()}
+        self._backend.set_attrs(session, lease.trial_id, noted, models.TrialSystemAttributeModel)
+        told = {key: value for epoch in unlanded for key, value in epoch.told.items()}
+        self._backend.set_attrs(session, lease.trial_id, told)
+        spent = sum(epoch.seconds * epoch.devices for epoch in unlanded)
+        return limits.spend(session, lease.study_id, spent, epochs=new) or limits.Remaining(StudyState.RUNNING), new
 
     def _check_and_renew(self, session: Session, lease: Lease) -> None:
         """Locks the trial before its lease, as whoever deletes it does. Raises LeaseLost."""
@@ -295,6 +311,7 @@ class SharedStorage(TrialCache):
         """Leave a trial for any worker to go on with, from its last checkpoint."""
         self._backend.write_once(lambda session, _again: leases.hand_back(session, lease))
         self._backend.leases.pop(lease.trial_id, None)
+        self._noted.add(lease.trial_id)  # its last rows are this worker's own, which it has not read
 
     @patient
     def let_go(self, lease: Lease) -> TrialState | None:
@@ -317,9 +334,8 @@ class SharedStorage(TrialCache):
         if trial_id not in self._backend.leases:
             raise LeaseLost("it is no longer this worker's")
         self._backend.settlements[trial_id] = settlement
-        values = value if settlement.outcome is Outcome.COMPLETE else None
         try:
-            study.tell(trial, values=values, state=settlement.outcome.state)
+            tell(study, trial, value if settlement.outcome is Outcome.COMPLETE else None, settlement.outcome.state)
         except (KeyError, ValueError, UpdateFinishedTrialError) as error:
             if self._is_mine(trial_id):
                 raise
@@ -368,14 +384,15 @@ class SharedStorage(TrialCache):
         return state == TrialState.RUNNING
 
 
-def open_storage(url: str, claimant: Claimant | None = None) -> SharedStorage:
+def open_storage(url: str, claimant: Claimant | None = None, beside: SharedStorage | None = None) -> SharedStorage:
     """Open the database of a URL, creating its tables where there are none.
 
     Args:
         url: as a person types it, `sqlite:///FILE.db` or `postgresql://...`.
         claimant: the worker for which trials are claimed; None to look, to enqueue and to manage.
+        beside: one of the same URL in this process, with which it shares connections.
 
     Raises:
         UsageError, StorageUnavailable, WrongVersion: one line each.
     """
-    return SharedStorage(Backend(url, claimant))
+    return SharedStorage(Backend(url, claimant, beside.backend.engine if beside is not None else None))

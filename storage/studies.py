@@ -8,19 +8,17 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
-from sqlalchemy import Row, Select, select, update
+from sqlalchemy import Row, Select, and_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from storage import first_trials, limits
+from storage import attributes, first_trials, queue
 from storage.claims import new_uuid
 from storage.engine import database_now
 from storage.errors import UsageError
@@ -28,8 +26,9 @@ from storage.first_trials import FirstTrial
 from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
-from storage.tables import StudyRow, StudyState, TrialRow
-from storage.words import counted
+from storage.steering import resume as resume
+from storage.steering import stop as stop
+from storage.tables import StudyRow, StudyState
 
 # How the stored reference of an objective begins that no file holds: it was written in a notebook.
 NOTEBOOK = "notebook:"
@@ -47,6 +46,8 @@ class StudySpec:
         budget_epochs: epochs, of all trials together, that may be on record; None: no limit.
         deadline: when the study stops, in seconds since 1970 by the database's clock; None: never.
         space: how a person narrowed the search, by the names of knobs; JSON.
+        priority: its share of the queue's workers is in proportion to it.
+        concurrency: so many trials at once at most; None: any number.
     """
 
     objective: str
@@ -64,6 +65,8 @@ class StudySpec:
     budget_epochs: int | None = None
     deadline: float | None = None
     space: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    priority: int = 1
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ class StudyRecord(StudySpec):
     """A stored study. `taken` tickets of `trials`; `folder` holds its checkpoints and logs under the files root.
 
     `spent_seconds` of device time: seconds of all recorded epochs, each times its devices. `spent_epochs`: those on
-    record.
+    record. `confirms`: name of the study whose best recipes it trains again (`storage.confirmations`); else empty.
     """
 
     study_id: int
@@ -84,6 +87,7 @@ class StudyRecord(StudySpec):
     created_at: float
     spent_seconds: float = 0.0
     spent_epochs: int = 0
+    confirms: str = ""
 
     @property
     def time_is_spent(self) -> bool:
@@ -103,7 +107,7 @@ class StudyRecord(StudySpec):
     @property
     def folder(self) -> str:
         """Unique to this study, also after another of the same name was deleted."""
-        return f"{re.sub(r'[^A-Za-z0-9._-]', '_', self.name)}-{self.uid[:8]}"
+        return re.sub(r"[^A-Za-z0-9._-]", "_", f"{self.name}-{self.uid[:8]}")
 
 
 def create(
@@ -114,10 +118,12 @@ def create(
     stem: str,
     first: Sequence[FirstTrial] = (),
     enqueue: bool = True,
+    along: Callable[[Session, int], None] = lambda _session, _study_id: None,
 ) -> StudyRecord:
     """A new study named `name`, or `<stem>-<n>` with the next free n, and its first trials on record.
 
     Unless they are `enqueue`d, which whoever samples must take as they are, it is theirs who trains to suggest them.
+    `along`: what else belongs into the transaction that makes the study.
 
     Raises:
         UsageError: a study called `name` exists.
@@ -125,7 +131,7 @@ def create(
     while True:
         chosen = name or f"{stem}-{_next_number(storage, stem)}"
         try:
-            storage.backend.write_once(partial(_insert, storage, spec, chosen, first, enqueue, new_uuid()))
+            storage.backend.write_once(partial(_insert, storage, spec, chosen, first, enqueue, along, new_uuid()))
         except IntegrityError:
             if name is None:
                 continue  # another process took the number
@@ -152,46 +158,13 @@ def names(storage: SharedStorage) -> list[str]:
         return list(session.scalars(select(models.StudyModel.study_name).order_by(models.StudyModel.study_id)))
 
 
-def check_same(record: StudyRecord, reference: str, metric: str, direction: str) -> None:
-    """Is this the objective that the study searches, and does it still want the same?
-
-    Files are compared by name, since machines keep them in different places. A notebook's may have become a file.
-
-    Raises:
-        UsageError: another objective, metric or direction than the study was made with.
-    """
-    anywhere = any(one.startswith(NOTEBOOK) for one in (record.objective, reference))
-    if not anywhere and Path(record.objective).name != Path(reference).name:
-        raise UsageError(
-            f"study {record.name!r} searches {record.objective}, not {reference} "
-            "(any folder will do, but the file keeps its name)"
-        )
-    if (metric, direction) != (record.metric, record.direction):
-        raise UsageError(
-            f"study {record.name!r} was made to {record.direction} {record.metric}, but {reference} now says "
-            f"{direction} {metric}: start a new study for that"
-        )
-
-
-def check_folds(record: StudyRecord, folds: int) -> None:
-    """Are there as many folds as the study was made with?
-
-    Raises:
-        UsageError: no; a trial's epochs would be numbered otherwise than those before.
-    """
-    if folds != record.folds:
-        raise UsageError(
-            f"data() returns {counted(folds, 'fold')}, but study {record.name!r} was made with {record.folds}: "
-            "start a new study for that"
-        )
-
-
 def _insert(
     storage: SharedStorage,
     spec: StudySpec,
     name: str,
     first: Sequence[FirstTrial],
     enqueue: bool,
+    along: Callable[[Session, int], None],
     uid: str,
     session: Session,
     again: bool,
@@ -208,8 +181,10 @@ def _insert(
     session.add(StudyRow(study_id=study.study_id, uid=uid, created_at=database_now(), **columns))
     first_trials.note(session, study.study_id, first)
     session.flush()
+    queue.enter(session, study.study_id)
     for trial in first if enqueue else ():
         storage.backend.enqueue(session, study.study_id, trial.params, origin=trial.origin)
+    along(session, study.study_id)
 
 
 @patient
@@ -255,67 +230,20 @@ def records(storage: SharedStorage) -> list[StudyRecord]:
 
 
 @patient
-def newest_open(storage: SharedStorage, without: Collection[int] = ()) -> StudyRecord | None:
-    """The newest study that has work for a worker: running, with tickets left or trials not settled yet.
-
-    `without`: ids of studies to leave aside.
-    """
+def with_id(storage: SharedStorage, study_id: int) -> StudyRecord | None:
+    """The study of that id; None where it is gone."""
     with storage.backend.read() as session:
-        trial = models.TrialModel
-        unsettled = select(TrialRow.study_id).join(trial, trial.trial_id == TrialRow.trial_id)
-        unsettled = unsettled.where(trial.state == TrialState.RUNNING)  # one that was told elsewhere is not
-        query = _records().where(
-            StudyRow.state == StudyState.RUNNING,
-            (StudyRow.taken < StudyRow.trials) | StudyRow.study_id.in_(unsettled),
-            limits.in_time(),
-            StudyRow.study_id.not_in(without),
-        )
-        row = session.execute(query.limit(1)).one_or_none()
+        row = session.execute(_records().where(StudyRow.study_id == study_id)).one_or_none()
     return _record(row) if row is not None else None
 
 
 @patient
-def stop(storage: SharedStorage, study_id: int, reason: str) -> None:
-    """Workers hand back what they train and end; `resume` goes on."""
-    with storage.backend.write() as session:
-        session.execute(
-            update(StudyRow).where(StudyRow.study_id == study_id).values(state=StudyState.STOPPED, reason=reason)
-        )
-
-
-def resume(
-    storage: SharedStorage,
-    study_id: int,
-    *,
-    trials: int | None = None,
-    more: int = 0,
-    budget_seconds: float | None = None,
-    until: float | None = None,
-    budget_epochs: int | None = None,
-    deadline: float | None = None,
-) -> None:
-    """Let workers go on, with a new budget of `trials`, or with `more` on top of the old one.
-
-    The other four take the place of the old limits (`limits.Limits`); an old `until` that was reached is cleared.
-
-    Raises:
-        UsageError: a new budget is below what is already taken or spent, an old one of device time or epochs is spent
-            or the deadline past and there is no new one, a new `until` is reached already, or the study is gone.
-    """
-    new_limits = limits.Limits(until, budget_seconds, budget_epochs, deadline)
-    with storage.backend.write() as session:
-        query = select(StudyRow, models.StudyModel.study_name).join(
-            models.StudyModel, models.StudyModel.study_id == StudyRow.study_id
-        )
-        found = session.execute(query.where(StudyRow.study_id == study_id).with_for_update(of=StudyRow)).one_or_none()
-        if found is None:
-            raise UsageError("the study is gone: somebody deleted it")
-        row, name = found
-        new = row.trials + more if trials is None else trials
-        if new < row.taken:
-            raise UsageError(f"--trials {new} is less than the {row.taken} trials already started")
-        limits.renew(session, row, name, new_limits)
-        row.state, row.reason, row.errors_in_a_row, row.trials = StudyState.RUNNING, "", 0, new
+def system_attrs(storage: SharedStorage, key: str, study_ids: Collection[int]) -> dict[int, Any]:
+    """The system attribute of that name of each of these studies that has one."""
+    attr = models.StudySystemAttributeModel
+    query = select(attr.study_id, attr.value_json).where(attr.key == key, attr.study_id.in_(study_ids))
+    with storage.backend.read() as session:
+        return {study_id: json.loads(value) for study_id, value in session.execute(query).all()}
 
 
 def enqueue(storage: SharedStorage, record: StudyRecord, params: Mapping[str, Any]) -> int:
@@ -355,20 +283,22 @@ def delete(storage: SharedStorage, record: StudyRecord) -> None:
         raise UsageError(f"study {record.name!r} is gone: somebody deleted it") from None
 
 
-_Records = Select[StudyRow, str, StudyDirection]
+_Records = Select[StudyRow, str, StudyDirection, str | None]
 
 
 def _records() -> _Records:
+    attr = models.StudySystemAttributeModel
     return (
-        select(StudyRow, models.StudyModel.study_name, models.StudyDirectionModel.direction)
+        select(StudyRow, models.StudyModel.study_name, models.StudyDirectionModel.direction, attr.value_json)
         .join(models.StudyModel, models.StudyModel.study_id == StudyRow.study_id)
         .join(models.StudyDirectionModel, models.StudyDirectionModel.study_id == StudyRow.study_id)
+        .outerjoin(attr, and_(attr.study_id == StudyRow.study_id, attr.key == attributes.CONFIRMS))
         .order_by(StudyRow.study_id.desc())
     )
 
 
-def _record(row: Row[StudyRow, str, StudyDirection]) -> StudyRecord:
-    study, name, direction = row
+def _record(row: Row[StudyRow, str, StudyDirection, str | None]) -> StudyRecord:
+    study, name, direction, link = row
     return StudyRecord(
         objective=study.objective,
         objective_sha256=study.objective_sha256,
@@ -391,8 +321,11 @@ def _record(row: Row[StudyRow, str, StudyDirection]) -> StudyRecord:
         until=study.until,
         budget_seconds=study.budget_seconds,
         space=json.loads(study.space),
+        priority=study.priority,
+        concurrency=study.concurrency,
         spent_seconds=study.spent_seconds,
         budget_epochs=study.budget_epochs,
         spent_epochs=study.spent_epochs,
         deadline=study.deadline,
+        confirms=attributes.confirmed_study(link),
     )

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from sqlalchemy import DDL, BigInteger, Float, ForeignKey, Index, Integer, String, Text, event
+from sqlalchemy import DDL, BigInteger, Float, ForeignKey, Index, Integer, String, Text, column, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from storage.optuna_internals import models
 
-SCHEMA_VERSION = 4  # `storage.migrations` has the steps from older ones
+SCHEMA_VERSION = 5  # `storage.migrations` has the steps from older ones
 
 _UUID = String(32)
 _NAME = String(512)
 _DOUBLE = Float(53)
+_PAUSED = column("paused", Integer).is_not(None)
+_NOT_ENDED = column("ended_at", _DOUBLE).is_(None)
 
 
 class Base(DeclarativeBase):
@@ -35,9 +37,10 @@ def _trial_key() -> ForeignKey:
 
 
 class StudyState(StrEnum):
-    """What workers of a study should do: go on, or hand back what they train and end."""
+    """What workers of a study should do: go on, hand back what they train and wait, or hand it back and end."""
 
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPED = "stopped"
 
 
@@ -55,6 +58,13 @@ class OwnerEnding(StrEnum):
 
 
 DEATHS = (OwnerEnding.DIED, OwnerEnding.OUT_OF_MEMORY)
+
+
+class Role(StrEnum):
+    """What the bearer of a token may do: look, or everything."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
 
 
 class CheckpointKind(StrEnum):
@@ -76,6 +86,10 @@ class StudyRow(Base):
 
     `spent_seconds` counts device time: an epoch's seconds times its devices. `spent_epochs` counts epochs on record,
     one trained again by an adopter once. `deadline` is a moment. `space` is JSON.
+
+    Its place in the queue: a share of the workers in proportion to `priority`, and at most `concurrency` trials at once
+    (None: no limit). `virtual_time` is the time that workers of the queue have spent on it for each unit of its
+    priority, as far as it has been charged (`storage.queue`).
     """
 
     __tablename__ = "dialin_studies"
@@ -100,6 +114,9 @@ class StudyRow(Base):
     budget_epochs: Mapped[int | None] = mapped_column(Integer)
     spent_epochs: Mapped[int] = mapped_column(Integer, server_default="0")
     deadline: Mapped[float | None] = mapped_column(_DOUBLE)
+    priority: Mapped[int] = mapped_column(Integer, server_default="1")
+    concurrency: Mapped[int | None] = mapped_column(Integer)
+    virtual_time: Mapped[float] = mapped_column(_DOUBLE, server_default="0")
     state: Mapped[str] = mapped_column(String(16), default=StudyState.RUNNING)
     reason: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[float] = mapped_column(_DOUBLE)
@@ -118,6 +135,10 @@ class WorkerRow(Base):
     started_at: Mapped[float] = mapped_column(_DOUBLE)
     last_seen: Mapped[float] = mapped_column(_DOUBLE)
     ended_at: Mapped[float | None] = mapped_column(_DOUBLE)
+
+    __table_args__ = (
+        Index("ix_dialin_workers_open", "study_id", sqlite_where=_NOT_ENDED, postgresql_where=_NOT_ENDED),
+    )
 
 
 class TrialRow(Base):
@@ -139,6 +160,8 @@ class TrialRow(Base):
     started_at: Mapped[float] = mapped_column(_DOUBLE)
     settled_at: Mapped[float | None] = mapped_column(_DOUBLE)
 
+    __table_args__ = (Index("ix_dialin_trials_paused", "study_id", sqlite_where=_PAUSED, postgresql_where=_PAUSED),)
+
 
 class LeaseRow(Base):
     """Who trains a trial now. Gone when the trial is settled; expired or handed back when anyone may adopt it.
@@ -152,7 +175,7 @@ class LeaseRow(Base):
     trial_id: Mapped[int] = mapped_column(_trial_key(), primary_key=True, autoincrement=False)
     study_id: Mapped[int] = mapped_column(_study_key(), index=True)
     worker_id: Mapped[str] = mapped_column(_UUID, index=True)
-    generation: Mapped[int] = mapped_column("reign", Integer, key="generation")
+    generation: Mapped[int] = mapped_column("mandate", Integer, key="generation")
     claim: Mapped[str] = mapped_column(_UUID, unique=True)
     expires_at: Mapped[float] = mapped_column(_DOUBLE)
 
@@ -223,6 +246,57 @@ class MicroBatchRow(Base):
     device: Mapped[str] = mapped_column(_NAME, primary_key=True)
     samples: Mapped[int] = mapped_column(Integer)
     found_at: Mapped[float] = mapped_column(_DOUBLE)
+
+
+class QueueWorkerRow(Base):
+    """A process that serves whatever study is open. It hangs on no study, and outlives each.
+
+    `study_id` and `worker_id` (its row in `dialin_workers`) say what it serves since `since`; None while it waits.
+    `charged_at`: up to when its time is in the study's `virtual_time`. `note`: what it would tell a person, such as why
+    it leaves a study alone.
+    """
+
+    __tablename__ = "dialin_queue_workers"
+    queue_worker_id: Mapped[str] = mapped_column(_UUID, primary_key=True)
+    host: Mapped[str] = mapped_column(_NAME)
+    pid: Mapped[int] = mapped_column(Integer)
+    slot: Mapped[str] = mapped_column(_NAME, default="")
+    study_id: Mapped[int | None] = mapped_column(Integer, index=True)
+    worker_id: Mapped[str | None] = mapped_column(_UUID, unique=True)
+    since: Mapped[float] = mapped_column(_DOUBLE)
+    charged_at: Mapped[float] = mapped_column(_DOUBLE)
+    note: Mapped[str] = mapped_column(Text, default="")
+    started_at: Mapped[float] = mapped_column(_DOUBLE)
+    last_seen: Mapped[float] = mapped_column(_DOUBLE)
+    ended_at: Mapped[float | None] = mapped_column(_DOUBLE)
+
+
+class EventRow(Base):
+    """What somebody did to a study: submitted, paused, resumed, stopped or changed it.
+
+    `actor`: a person as their machine knows them, or the name of a token. `detail`: in words.
+    """
+
+    __tablename__ = "dialin_events"
+    event_id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    study_id: Mapped[int] = mapped_column(_study_key(), index=True)
+    at: Mapped[float] = mapped_column(_DOUBLE)
+    kind: Mapped[str] = mapped_column(String(16))
+    actor: Mapped[str] = mapped_column(_NAME)
+    detail: Mapped[str] = mapped_column(Text, default="")
+
+
+class TokenRow(Base):
+    """Who may come in over the network. The token itself is on no record: `sha256` is the hex digest of it."""
+
+    __tablename__ = "dialin_tokens"
+    token_id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(_NAME, unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[float] = mapped_column(_DOUBLE)
+    last_used_at: Mapped[float | None] = mapped_column(_DOUBLE)
+    revoked_at: Mapped[float | None] = mapped_column(_DOUBLE)
 
 
 def _cascade_for_everyone() -> None:

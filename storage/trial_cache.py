@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Container
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from storage import fresh_rows
 from storage.backend import Backend
+from storage.fresh_rows import Marks
 from storage.optuna_internals import CachedStorage, CachedStudy, forget_study, forget_trial, models, trial_id_of
 from storage.patience import patient
 from storage.tables import EpochRow, StudyRow, TrialRow
@@ -28,17 +32,27 @@ from storage.trial_rows import frozen, heads
 
 # The most trials that are looked for by their ids in one statement.
 _MANY = 10_000
+# Of more trials in training than this a worker reads those that have new rows, and all of them again every so often:
+# what was changed in place by another program, or committed out of order, is seen then.
+_FEW = 20
+_WHOLE_SECONDS = 60.0
+# And pruners, which may ask at each of many short epochs, judge for so long by what was read last.
+_MOMENT_SECONDS = 0.1
 
 
 @dataclass
 class _Seen:
     """How far a study has been read: which one it was, its last trial, and the numbers, by id, of those unfinished.
 
-    `paused`: by the number of each that is, the generation that let it go.
+    `paused`: by the number of each that is, the generation that let it go. `at`: when that was.
+    `whole_at`, `marks`: when all trials in training were read, and what was on record then or has been looked at since.
     """
 
     uid: str | None = None
     last: int = -1
+    at: float = -math.inf
+    whole_at: float = -math.inf
+    marks: Marks = ()
     unfinished: dict[int, int] = field(default_factory=dict)
     paused: dict[int, int] = field(default_factory=dict)
 
@@ -76,6 +90,8 @@ class TrialCache(CachedStorage):
         self._shown: dict[int, FrozenTrial] = {}  # by id, as samplers are shown those
         self._seconds: dict[int, float] = {}  # by id, of those unfinished
         self._uncounted: set[int] = set()  # ids of those that may have trained since
+        # A trial, by id, that is judged by who reads, and has its values himself; and what he notes on it.
+        self._noting: tuple[int, dict[str, Any]] | None = None
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """A finished one may be of the cache, as Optuna's: it is not to be changed."""
@@ -88,8 +104,7 @@ class TrialCache(CachedStorage):
     ) -> list[FrozenTrial]:
         with self._lock:
             self._catch_up(study_id, states is None or TrialState.RUNNING in states)
-            trials = self._studies[study_id].trials
-            found = [trials[number] for number in sorted(trials)]
+            found = [*self._studies[study_id].trials.values()]
             if self._backend.claimant is not None and (paused := self._seen[study_id].paused):
                 found = [self._as_pruned(trial) if trial.number in paused else trial for trial in found]
         if states is not None:
@@ -102,9 +117,7 @@ class TrialCache(CachedStorage):
             self._catch_up(study_id, running_too=True)
             self._count_seconds()
             trials, paused = self._studies[study_id].trials, self._seen[study_id].paused
-            return [
-                Observed(trial, paused.get(number), self._seconds_of(trial)) for number, trial in sorted(trials.items())
-            ]
+            return [Observed(trial, paused.get(number), self._seconds_of(trial)) for number, trial in trials.items()]
 
     def _seconds_of(self, trial: FrozenTrial) -> float:
         told = trial.user_attrs.get("seconds") if trial.state.is_finished() else None
@@ -138,6 +151,10 @@ class TrialCache(CachedStorage):
         super().set_trial_user_attr(trial_id, key, value)
         self._noted.add(trial_id)
 
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        super().set_trial_intermediate_value(trial_id, step, intermediate_value)
+        self._noted.add(trial_id)
+
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         super().set_trial_system_attr(trial_id, key, value)
         self._noted.add(trial_id)
@@ -158,15 +175,21 @@ class TrialCache(CachedStorage):
     @patient
     def _catch_up(self, study_id: int, running_too: bool) -> None:
         """Bring what is remembered up to date. The lock is held."""
+        seen = self._seen.setdefault(study_id, _Seen())
+        crowded = len(seen.unfinished) > _FEW
+        if self._noting is not None and crowded and time.monotonic() < seen.at + _MOMENT_SECONDS:
+            return
         with self._backend.read() as session:
-            seen = self._seen.setdefault(study_id, _Seen())
             uid, rows = _changed(session, study_id, seen)
             if self._is_replaced(study_id, seen, uid, rows):
                 forget_study(self, study_id)
                 seen = self._seen[study_id] = _Seen()
                 uid, rows = _changed(session, study_id, seen)
             self._studies.setdefault(study_id, CachedStudy())
-            stale = [row for row in rows if self._is_stale(study_id, row, running_too)]
+            stale = [row for row in rows if self._is_stale(study_id, row)]
+            if running_too:
+                met = {row.trial_id for row in stale}
+                stale += self._gone_on(session, study_id, [row for row in rows if row.trial_id not in met])
             for row, trial in zip(stale, frozen(session, stale), strict=True):
                 self._add_trials_to_cache(study_id, [trial])
                 self._remember(row)
@@ -178,6 +201,17 @@ class TrialCache(CachedStorage):
         seen.uid, seen.unfinished = uid, unfinished
         seen.paused = {row.number: row.paused for row in rows if row.trial_id in unfinished and row.paused is not None}
         seen.last = max([seen.last, *there])
+        if running_too:
+            seen.at = time.monotonic()
+
+    def _add_trials_to_cache(self, study_id: int, trials: list[FrozenTrial]) -> None:
+        """Keeps those of a study by number, which a read of all of them then need not sort."""
+        study = self._studies[study_id]
+        last = next(reversed(study.trials), -1)
+        numbers = [trial.number for trial in trials if trial.number not in study.trials]
+        super()._add_trials_to_cache(study_id, trials)
+        if any(before > number for before, number in pairwise([last, *numbers])):
+            study.trials = dict(sorted(study.trials.items()))
 
     def _remember(self, row: Any) -> None:
         """That a trial was read, as it was then."""
@@ -202,16 +236,33 @@ class TrialCache(CachedStorage):
         found = self._trial_id_to_study_id_and_number.get(trial_id)
         return found[1] if found is not None and found[0] == study_id else None
 
-    def _is_stale(self, study_id: int, row: Any, running_too: bool) -> bool:
-        """Whether more of a trial must be read than its own row."""
+    def _is_stale(self, study_id: int, row: Any) -> bool:
+        """Whether more of a trial must be read than its own row, be it in training or not."""
         known = self._studies[study_id].trials.get(row.number)
         if known is None or trial_id_of(known) != row.trial_id:
             return True
         if known.state != row.state or row.trial_id in self._noted:
             return True
-        if row.paused is not None:  # nothing happens to it
-            return self._read_paused.get(row.trial_id) != row.paused
-        return running_too and row.state == TrialState.RUNNING
+        # Nothing happens to one that is paused.
+        return row.paused is not None and self._read_paused.get(row.trial_id) != row.paused
+
+    def _gone_on(self, session: Session, study_id: int, rows: list[Any]) -> list[Any]:
+        """Those of them in training that may have gone on since they were read, or were not whole then."""
+        seen = self._seen[study_id]
+        judged = self._noting[0] if self._noting is not None else None
+        running = [
+            row for row in rows if row.state == TrialState.RUNNING and row.paused is None and row.trial_id != judged
+        ]
+        if self._backend.claimant is None or len(running) <= _FEW:
+            return running
+        news = fresh_rows.since(session, seen.marks) if time.monotonic() < seen.whole_at + _WHOLE_SECONDS else None
+        if news is None:
+            seen.marks, seen.whole_at = fresh_rows.marks(session), time.monotonic()
+            return running
+        trials, seen.marks = news
+        trials.update(self._backend.leases)  # what this process trains it may have changed in place
+        known = self._studies[study_id].trials
+        return [row for row in running if row.trial_id in trials or not known[row.number].params]
 
 
 def _changed(session: Session, study_id: int, seen: _Seen) -> tuple[str | None, list[Any]]:
@@ -221,8 +272,10 @@ def _changed(session: Session, study_id: int, seen: _Seen) -> tuple[str | None, 
     """
     study, trial = models.StudyModel, models.TrialModel
     changed = trial.trial_id >= seen.last  # SQLite gives the id of a trial that was deleted to the next
-    if len(seen.unfinished) > _MANY:
-        changed = trial.trial_id >= min(seen.unfinished)
+    first, count = min(seen.unfinished, default=seen.last), len(seen.unfinished)
+    dense = count > _FEW and seen.last - first < 2 * count  # drivers are slow with long lists
+    if dense or count > _MANY:
+        changed = trial.trial_id >= first
     elif seen.unfinished:
         changed = or_(changed, trial.trial_id.in_(list(seen.unfinished)))
     query = (

@@ -12,13 +12,14 @@ from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
-from storage import leases, living
+from storage import concurrency, leases, living
+from storage.claims import Lease
 from storage.engine import database_now
 from storage.errors import DialinError, UsageError
 from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
-from storage.tables import OwnerEnding, OwnerRow, WorkerRow
+from storage.tables import LeaseRow, OwnerEnding, OwnerRow, StudyRow, WorkerRow
 
 
 class NoFreeSlot(DialinError):
@@ -140,3 +141,15 @@ def living_here(storage: SharedStorage) -> int:
     """How many workers on this host have given a sign of life within a lease's length."""
     with storage.backend.read() as session:
         return living.count(session, WorkerRow.host == socket.gethostname())
+
+
+@patient
+def is_one_too_many(storage: SharedStorage, lease: Lease) -> bool:
+    """Whether the study trains as many trials at once as it may without this one: the limit was lowered.
+
+    Those stay that began first.
+    """
+    before = concurrency.trained(lease.study_id, LeaseRow.trial_id < lease.trial_id)
+    query = select(before >= StudyRow.concurrency).where(StudyRow.study_id == lease.study_id)
+    with storage.backend.read() as session:
+        return bool(session.scalar(query))

@@ -2,7 +2,8 @@
 
 Each was made by the commands of its version and holds `finished` (four trials of `digits`, at least one pruned) and
 `open` (a budget of four, one trial that its worker left, the next enqueued); that of today's version too. From version
-4 on there is `paused` as well (a stopped study of two trials: one complete, the other paused by the strategy).
+4 on there is `paused` as well (a stopped study of two trials: one complete, the other paused by the strategy), from 5
+on a worker of the queue, events and a token.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from storage.engine import make_engine
 from storage.optuna_internals import models
 from storage.urls import parse, sqlite_file
 
-VERSIONS = (1, 2, 3)
+VERSIONS = (1, 2, 3, 4)
 DATABASES = Path(__file__).resolve().parent / "databases"
 
 

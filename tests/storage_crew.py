@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -20,12 +21,14 @@ from typing import Any
 import halving
 import optuna
 from optuna.samplers import RandomSampler
+from storage_places import SPEC
 
 from search import children
 from search.judge import Judge
 from search.strategy import GoOn
-from storage import checking, pausing, schema, studies, workers
+from storage import checking, confirmations, pausing, schema, studies, workers
 from storage.claims import BudgetSpent, Checkpoint, Claimant, Epoch, EpochsSpent, Lease, LeaseLost, Settlement, new_uuid
+from storage.confirmations import Link
 from storage.outcomes import Outcome
 from storage.shared import open_storage
 from storage.studies import StudySpec
@@ -136,6 +139,22 @@ def train_until_stopped(url: str, name: str, devices: int) -> int:
     storage.hand_back(lease)
     storage.backend.engine.dispose()
     return epoch
+
+
+def train_several_at_a_time(url: str, name: str) -> int:
+    """As `train_until_stopped`, three epochs in a transaction; the number on record in return."""
+    storage = open_storage(url, Claimant(new_uuid()))
+    lease = storage.lease_of(optuna.load_study(study_name=name, storage=storage, sampler=RandomSampler()).ask())
+    together()
+    with suppress(EpochsSpent):
+        for first in itertools.count(1, 3):
+            several = [Epoch(first + more, 0.5, {}, 0.25, 10, "cpu") for more in range(3)]
+            if storage.record_epochs(lease, several).state is not StudyState.RUNNING:
+                break
+    recorded, _seconds = storage.cost(lease)
+    storage.hand_back(lease)
+    storage.backend.engine.dispose()
+    return recorded
 
 
 def train_until_lost(url: str, name: str) -> str:
@@ -252,6 +271,17 @@ def take_a_place(url: str, study_id: int, keys: list[str]) -> str | None:
         return None
     finally:
         storage.backend.engine.dispose()
+
+
+def confirm_at_once(url: str, name: str) -> str:
+    """Have the best two recipes of a study confirmed with three seeds each; the name of what does."""
+    storage = open_storage(url)
+    source = studies.find(storage, name)
+    link = Link(name, source.uid, 2, 3, tuple(confirmations.recipes(storage, source, 2)))
+    together()
+    begun = confirmations.begin(storage, replace(SPEC, trials=6), link)
+    storage.backend.engine.dispose()
+    return begun.name
 
 
 def open_at_once(url: str) -> str:

@@ -325,6 +325,19 @@ def test_an_epoch_recorded_twice_is_one_epoch(worker: SharedStorage, study: Stud
     assert (row.device, row.metrics, row.generation) == ("cuda:1", '{"accuracy": 0.2, "loss": 1.0}', 1)
 
 
+def test_several_epochs_are_recorded_at_once_also_where_some_of_their_numbers_are_on_record(
+    worker: SharedStorage, study: StudyRecord
+) -> None:
+    lease = worker.lease_of(optuna_study(worker, study).ask())
+    worker.record_epoch(lease, an_epoch(3, 0.1))
+    worker.record_epoch(lease, an_epoch(4, 0.4))
+    worker.record_epochs(lease, [an_epoch(number, number / 10) for number in (1, 2, 3, 4)] + [an_epoch(5, None)])
+    assert worker.get_trial(lease.trial_id).intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}
+    assert sorted(row.epoch for row in of_trial(worker, EpochRow, lease.trial_id)) == [1, 2, 3, 4, 5]
+    spent = fresh(worker, study)
+    assert (spent.spent_epochs, spent.spent_seconds) == (5, 6 * 0.25), "the third was trained twice, the fourth once"
+
+
 def test_an_epoch_its_checkpoint_and_the_lease_are_one_transaction(worker: SharedStorage, study: StudyRecord) -> None:
     lease = worker.lease_of(optuna_study(worker, study).ask())
     (before,) = of_trial(worker, LeaseRow, lease.trial_id)

@@ -162,11 +162,13 @@ def test_a_worker_frozen_past_its_lease_records_nothing_when_it_is_thawed(duel: 
 def test_a_client_frozen_inside_a_transaction_keeps_the_others_waiting_for_so_long_only(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "IDLE_SECONDS", 1)
     with engines_disposed():
         frozen, other = worker_on(postgres_url), worker_on(postgres_url)
         record = make_study(other, trials=1)
+        frozen.backend.engine.dispose()
+        monkeypatch.setattr(engine, "IDLE_SECONDS", 2)
         with frozen.backend.engine.connect() as connection:
+            monkeypatch.undo()  # or a busy machine may end what the others do between two statements
             connection.execute(update(StudyRow).values(reason="mine"))
             optuna_study(other, record).ask()  # what it needs is locked until the server has ended that transaction
             with pytest.raises(DBAPIError) as ended:

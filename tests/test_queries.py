@@ -10,7 +10,7 @@ import pytest
 from optuna.storages import RDBStorage
 from storage_places import an_epoch, fresh, make_study, optuna_study, run_trial, worker_on
 
-from storage import queries, workers
+from storage import pausing, queries, workers
 from storage.claims import Checkpoint, Settlement
 from storage.outcomes import Outcome
 from storage.retention import WEIGHTS_KEPT, retire_weights, worth_keeping
@@ -45,6 +45,28 @@ def complete(
 
 
 # -- Status
+
+
+def test_a_study_is_finished_when_all_its_trials_are_begun_and_none_is_left(worker: SharedStorage) -> None:
+    study = make_study(worker, trials=2)
+
+    def finished() -> bool:
+        told = queries.is_finished(worker, fresh(worker, study))
+        assert queries.status(worker, fresh(worker, study)).finished is told
+        return told
+
+    run_trial(worker, study)
+    assert not finished()
+    mine = optuna_study(worker, study)
+    last = mine.ask()
+    assert not finished()
+    lease = worker.lease_of(last)
+    worker.record_epoch(lease, an_epoch(1))
+    pausing.pause(worker, lease)
+    assert not finished()
+    assert pausing.go_on(worker, study.study_id, last.number, 1) is not None
+    worker.settle(mine, last, Settlement(Outcome.COMPLETE), 0.5)
+    assert finished()
 
 
 def test_trials_are_counted_by_outcome(worker: SharedStorage) -> None:

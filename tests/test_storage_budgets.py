@@ -6,11 +6,11 @@ import math
 
 import pytest
 from sqlalchemy import func, select, update
-from storage_crew import PROCESSES, Crew, train_until_stopped
+from storage_crew import PROCESSES, Crew, train_several_at_a_time, train_until_stopped
 from storage_places import DONE, an_epoch, fresh, make_study, optuna_study, rows, run_trial, worker_on
 
-from storage import studies
-from storage.claims import EpochsSpent, Lease, StudyStopped
+from storage import queue, studies
+from storage.claims import Checkpoint, EpochsSpent, Lease, StudyStopped
 from storage.engine import database_now
 from storage.errors import UsageError
 from storage.shared import SharedStorage
@@ -97,6 +97,33 @@ def test_processes_that_share_a_budget_of_epochs_put_exactly_so_many_on_record(c
     assert None not in adopted, "all were handed back"
 
 
+def test_of_epochs_that_are_more_than_the_budget_has_the_first_ones_are_recorded(worker: SharedStorage) -> None:
+    study = make_study(worker, budget_epochs=6)
+    mine = optuna_study(worker, study)
+    first, second = (worker.lease_of(mine.ask()) for _ in range(2))
+    left = worker.record_epochs(first, [an_epoch(1), an_epoch(2)])
+    assert (left.state, left.epochs, left.seconds) == (StudyState.RUNNING, 4, math.inf)
+    several = [an_epoch(number, noted={f"rung_{number}": 1}) for number in range(1, 8)]
+    with pytest.raises(EpochsSpent, match="the budget of 6 epochs is on record"):
+        worker.record_epochs(second, several, Checkpoint(7, "state-7", "0" * 64))
+    trial = worker.get_trial(second.trial_id)
+    assert trial.intermediate_values == dict.fromkeys((1, 2, 3, 4), 0.5)
+    assert {*trial.system_attrs} == {"rung_1", "rung_2", "rung_3", "rung_4"}
+    record = fresh(worker, study)
+    assert (record.state, record.reason) == (StudyState.STOPPED, "the budget of 6 epochs is trained")
+    assert (record.spent_epochs, on_record(worker, study), record.spent_seconds) == (6, 6, 6 * 0.25)
+    assert worker.checkpoints(second) == []
+
+
+def test_processes_that_record_several_epochs_at_a_time_put_exactly_the_budget_on_record(
+    common_url: str, crew: Crew
+) -> None:
+    worker = worker_on(common_url)
+    study = make_study(worker, budget_epochs=40, trials=20)
+    assert sum(crew(train_several_at_a_time, common_url, study.name)) == 40
+    assert fresh(worker, study).spent_epochs == on_record(worker, study) == 40
+
+
 def test_resume_takes_a_larger_budget_of_epochs_only(worker: SharedStorage) -> None:
     study = make_study(worker, budget_epochs=1)
     run_trial(worker, study)
@@ -133,8 +160,7 @@ def test_nothing_is_adopted_after_the_deadline(worker: SharedStorage) -> None:
     worker.hand_back(worker.lease_of(optuna_study(worker, study).ask()))
     set_deadline(worker, study, now(worker) - 1)
     assert worker.adopt(study.study_id) is None
-    newest = studies.newest_open(worker)
-    assert newest is None or newest.name != study.name
+    assert study.name not in {one.name for one in queue.open_now(worker)}
     studies.resume(worker, study.study_id, deadline=math.inf)
     assert worker.adopt(study.study_id) is not None
 

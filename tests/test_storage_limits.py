@@ -10,7 +10,7 @@ from storage_crew import PROCESSES, Crew, settle_at_once, train_until_stopped
 from storage_places import DONE, an_epoch, fresh, make_study, optuna_study, rows, run_trial, worker_on
 
 from search import options
-from storage import limits, queries, studies
+from storage import limits, queries, steering, studies
 from storage.claims import Lease, Settlement, StudyStopped
 from storage.errors import UsageError
 from storage.outcomes import Outcome
@@ -226,3 +226,18 @@ def test_a_study_that_is_gone_is_not_resumed(worker: SharedStorage) -> None:
     studies.delete(worker, study)
     with pytest.raises(UsageError, match="the study is gone"):
         studies.resume(worker, study.study_id)
+
+
+# -- While it is being paused
+
+
+def test_what_the_last_epochs_reach_while_a_study_is_being_paused_ends_it(worker: SharedStorage) -> None:
+    """Else it would go on beyond its goal: `resume` takes a goal that is reached for an old one."""
+    good, spent = make_study(worker, until=0.4), make_study(worker, budget_epochs=1)
+    trials = [optuna_study(worker, study).ask() for study in (good, spent)]
+    for study in (good, spent):
+        steering.pause(worker, study.study_id, "ana")
+    worker.settle(optuna_study(worker, good), trials[0], DONE, 0.5)
+    assert ended(worker, good) == "accuracy reached 0.4 in trial 0"
+    assert worker.record_epoch(worker.lease_of(trials[1]), an_epoch(1)) is StudyState.STOPPED
+    assert ended(worker, spent) == "the budget of 1 epoch is trained"

@@ -35,7 +35,7 @@ class PowerCut(Exception):
 
 
 # What a row's column of an older version is called now.
-RENAMED = {("dialin_leases", old): "reign" for old in ("generation", "term", "tenure")}
+RENAMED = {("dialin_leases", old): "mandate" for old in ("generation", "term", "tenure", "reign")}
 
 
 @pytest.fixture(params=VERSIONS)
@@ -180,8 +180,8 @@ def test_the_commands_upgrade_an_old_database_and_resume_its_study(
     put_version(1, sqlite_url)
     refused = inside("resume", "open", "--workers", "1")
     assert (refused.status, len(refused.err.splitlines())) == (2, 1)
-    assert "has the tables of version 4 now" in inside("storage", "upgrade").out
-    assert "has the tables of version 4: there is nothing to upgrade" in inside("storage", "upgrade").out
+    assert "has the tables of version 5 now" in inside("storage", "upgrade").out
+    assert "has the tables of version 5: there is nothing to upgrade" in inside("storage", "upgrade").out
     assert inside("resume", "open", "--workers", "1").status == 0
     status = json.loads(inside("status", "open", "--json").out)
     assert (status["state"], status["settled"]) == ("finished", 4)
@@ -235,7 +235,7 @@ def test_an_upgrade_waits_for_the_workers_of_the_old_version(old_url: str, old: 
 
 def test_who_goes_on_with_the_old_tables_can_neither_claim_record_nor_settle(any_url: str, version: int) -> None:
     old, leases = make_engine(parse(any_url)), reflected(as_it_was(version)).tables["dialin_leases"]
-    number = {1: "generation", 2: "term", 3: "tenure"}[version]
+    number = {1: "generation", 2: "term", 3: "tenure", 4: "reign"}[version]
     mine = (leases.c.trial_id == 5) & (leases.c[number] == 1)
     lease = {"trial_id": 6, "study_id": 2, "worker_id": "0", number: 1, "claim": "0", "expires_at": 0.0}
     statements = (insert(leases).values(lease), update(leases).where(mine).values(lease), delete(leases).where(mine))
@@ -263,6 +263,7 @@ def test_whoever_held_a_lease_is_its_first_owner_on_record(any_url: str) -> None
     assert all_rows(storage.backend.engine)["dialin_owners"] == []
 
 
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_no_trial_of_an_older_version_is_paused(any_url: str) -> None:
     storage = upgraded(any_url)
     assert {row["paused"] for row in all_rows(storage.backend.engine)["dialin_trials"]} == {None}
@@ -283,3 +284,9 @@ def test_an_upgrade_that_is_cut_off_has_changed_nothing(old_url: str, old: Engin
     event.remove(Engine, "after_cursor_execute", power_cut)
     assert all_rows(old) == before
     assert all_rows(upgraded(old_url).backend.engine)["dialin_schema"] == [{"version": SCHEMA_VERSION}]
+
+
+def test_a_study_of_an_older_version_has_an_ordinary_place_in_the_queue(any_url: str) -> None:
+    studies_then = all_rows(upgraded(any_url).backend.engine)["dialin_studies"]
+    places = {(row["priority"], row["concurrency"], row["virtual_time"]) for row in studies_then}
+    assert places == {(1, None, 0.0)}

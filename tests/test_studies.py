@@ -13,7 +13,7 @@ from sqlalchemy import update
 from storage_crew import PROCESSES, Crew, claim_among_newcomers, create_studies, take_a_place
 from storage_places import DONE, SPEC, fresh, make_study, optuna_study, rows, run_trial, worker_on
 
-from storage import studies, workers
+from storage import matching, queue, studies, workers
 from storage.claims import LEASE_SECONDS, Lease, new_uuid
 from storage.errors import UsageError
 from storage.first_trials import FirstTrial
@@ -146,14 +146,14 @@ def test_another_objective_metric_or_direction_is_refused(
     storage: SharedStorage, reference: str, metric: str, direction: str, says: str
 ) -> None:
     study = make_study(storage)
-    studies.check_same(study, "digits", "accuracy", "maximize")
+    matching.check_same(study, "digits", "accuracy", "maximize")
     with pytest.raises(UsageError, match=says):
-        studies.check_same(study, reference, metric, direction)
+        matching.check_same(study, reference, metric, direction)
 
 
 def test_an_objectives_file_may_lie_elsewhere(storage: SharedStorage) -> None:
     study = make_study(storage, objective="/home/a/my_model.py")
-    studies.check_same(study, "/srv/b/my_model.py", "accuracy", "maximize")
+    matching.check_same(study, "/srv/b/my_model.py", "accuracy", "maximize")
 
 
 # -- Stopping and going on
@@ -175,7 +175,7 @@ def test_a_stopped_study_goes_on_with_a_larger_budget(worker: SharedStorage) -> 
 
 
 @pytest.mark.parametrize(("budget", "says"), [({"trials": 1}, "--trials 1 is"), ({"more": -3}, "--trials 1 is")])
-def test_a_budget_below_what_is_taken_is_refused(worker: SharedStorage, budget: dict[str, int], says: str) -> None:
+def test_a_budget_below_what_is_taken_is_refused(worker: SharedStorage, budget: dict[str, Any], says: str) -> None:
     study = make_study(worker)
     for _ in range(2):
         run_trial(worker, study)
@@ -185,27 +185,30 @@ def test_a_budget_below_what_is_taken_is_refused(worker: SharedStorage, budget: 
     assert (fresh(worker, study).trials, fresh(worker, study).state) == (4, StudyState.STOPPED)
 
 
-def test_the_newest_study_with_work_is_found_for_a_worker(empty: SharedStorage) -> None:
+def open_now(storage: SharedStorage) -> list[str]:
+    return [study.name for study in queue.open_now(storage)]
+
+
+def test_the_studies_that_have_work_are_found_for_a_worker(empty: SharedStorage) -> None:
     worker = worker_on(empty.backend.url)
-    assert studies.newest_open(empty) is None
+    assert open_now(empty) == []
     oldest, spent, stopped = create(empty), create(empty, trials=1), create(empty)
     run_trial(worker, spent)
     studies.stop(empty, stopped.study_id, "")
-    assert studies.newest_open(empty) == fresh(empty, oldest)
-    assert studies.newest_open(empty, without=[oldest.study_id]) is None
+    assert open_now(empty) == [oldest.name]
     leased = create(empty, trials=1)
     mine = optuna_study(worker, leased)
     trial = mine.ask()
-    assert studies.newest_open(empty) == fresh(empty, leased)  # its trial may come to be adopted
+    assert open_now(empty) == [oldest.name, leased.name], "its trial may come to be adopted"
     worker.settle(mine, trial, DONE, 0.5)
-    assert studies.newest_open(empty) == fresh(empty, oldest)
+    assert open_now(empty) == [oldest.name]
 
 
 def test_a_study_whose_last_trial_was_told_elsewhere_has_no_work(empty: SharedStorage) -> None:
     study = create(empty, trials=1)
     trial = optuna_study(worker_on(empty.backend.url), study).ask()
     optuna_study(RDBStorage(empty.backend.url), study).tell(trial.number, 0.5)
-    assert studies.newest_open(empty) is None
+    assert open_now(empty) == []
 
 
 # -- Workers and their places

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from storage.claims import LEASE_SECONDS
 from storage.engine import database_now
 from storage.optuna_internals import models, trial_id_of
 from storage.shared import SharedStorage, open_storage
+from storage.space_view import SpaceView
 from storage.studies import StudyRecord
 from storage.tables import LeaseRow
 from storage.urls import full, parse
@@ -225,6 +226,78 @@ def test_of_very_many_unfinished_trials_all_that_changes_is_seen(
     assert reader.get_all_trials(study.study_id) == plain.get_all_trials(study.study_id)
 
 
+@pytest.fixture
+def crowd(
+    worker: SharedStorage, study: StudyRecord, plain: RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> list[optuna.Trial]:
+    """More trials than are read again each time, in training by another program; the worker knows them."""
+    monkeypatch.setattr(trial_cache, "_FEW", 2)
+    theirs = optuna.load_study(study_name=study.name, storage=plain)
+    trials = [theirs.ask() for _ in range(4)]
+    for trial in trials:
+        trial.suggest_float("y", 0, 1)
+        trial.set_user_attr("note", "a")
+    for _ in range(2):
+        worker.get_all_trials(study.study_id)
+    return trials
+
+
+def test_of_many_trials_in_training_those_with_something_new_are_read(
+    worker: SharedStorage, study: StudyRecord, plain: RDBStorage, crowd: list[optuna.Trial]
+) -> None:
+    changes: list[Callable[[], object]] = [
+        lambda: crowd[0].suggest_float("x", 0, 1),
+        lambda: crowd[1].report(0.25, 1),
+        lambda: crowd[2].set_user_attr("more", "b"),
+        lambda: plain.set_trial_system_attr(trial_id_of(crowd[3]), "rung", 1),
+        lambda: crowd[0].study.tell(crowd[0], 0.5),
+        crowd[0].study.ask,
+    ]
+    for change in changes:
+        before = {one.number: one for one in worker.get_all_trials(study.study_id, deepcopy=False)}
+        change()
+        after = worker.get_all_trials(study.study_id, deepcopy=False)
+        assert after == plain.get_all_trials(study.study_id)
+        assert sum(one is not before.get(one.number) for one in after) == 1, "the others are not made again"
+
+
+def test_pruners_of_many_trials_judge_for_a_moment_by_what_was_read_last(
+    worker: SharedStorage, study: StudyRecord, crowd: list[optuna.Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reads() -> int:
+        with worker.noting(trial_id_of(crowd[0])), statements(worker) as asked:
+            worker.get_all_trials(study.study_id)
+        return len(asked)
+
+    monkeypatch.setattr(trial_cache, "_MOMENT_SECONDS", 3600.0)
+    assert reads() == 0
+    monkeypatch.setattr(trial_cache, "_MOMENT_SECONDS", 0.0)
+    assert reads() > 0
+
+
+def test_of_many_trials_in_training_what_was_changed_in_place_is_seen_later(
+    worker: SharedStorage,
+    study: StudyRecord,
+    plain: RDBStorage,
+    crowd: list[optuna.Trial],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crowd[0].set_user_attr("note", "b")
+    monkeypatch.setattr(trial_cache, "_WHOLE_SECONDS", 0.0)
+    assert worker.get_all_trials(study.study_id) == plain.get_all_trials(study.study_id)
+
+
+def test_of_many_trials_in_training_a_workers_own_are_as_it_left_them(
+    worker: SharedStorage, study: StudyRecord, plain: RDBStorage, crowd: list[optuna.Trial]
+) -> None:
+    mine = optuna_study(worker, study).ask()
+    lease = worker.lease_of(mine)
+    for value in (0.5, 0.25):
+        worker.record_epoch(lease, an_epoch(1, value))
+        worker.set_trial_intermediate_value(trial_id_of(crowd[1]), 1, value)
+        assert worker.get_all_trials(study.study_id) == plain.get_all_trials(study.study_id)
+
+
 def test_a_finished_trial_that_was_read_by_itself_is_not_read_again(worker: SharedStorage, study: StudyRecord) -> None:
     ours = optuna_study(worker, study)
     trial = ours.ask()
@@ -234,6 +307,15 @@ def test_a_finished_trial_that_was_read_by_itself_is_not_read_again(worker: Shar
         [found] = worker.get_all_trials(study.study_id)
     assert found.value == 0.5
     assert len(asked) == 1, "which trials have changed"
+
+
+def test_trials_come_by_number_in_whatever_order_they_were_read(
+    worker: SharedStorage, reader: SharedStorage, study: StudyRecord
+) -> None:
+    for storage in (reader, reader, worker, reader):  # the worker knows of its own first
+        storage.create_new_trial(study.study_id, create_trial(state=TrialState.COMPLETE, value=0.5))
+    assert [trial.number for trial in worker.get_all_trials(study.study_id)] == [0, 1, 2, 3]
+    assert [one.trial.number for one in worker.observe(study.study_id)] == [0, 1, 2, 3]
 
 
 def test_while_a_recipe_is_sampled_the_trials_are_read_once(worker: SharedStorage, study: StudyRecord) -> None:
@@ -247,3 +329,21 @@ def test_while_a_recipe_is_sampled_the_trials_are_read_once(worker: SharedStorag
         again = ours.get_trials()[0].params
         assert len(asked) == count
     assert (sorted(first), sorted(again)) == (["x"], ["x", "y"])
+
+
+def test_what_a_suggestion_tells_of_the_space_holds_for_the_rest_of_its_recipe(
+    worker: SharedStorage, study: StudyRecord
+) -> None:
+    ours, before = optuna_study(worker, study), CategoricalDistribution(["a", "b", "c"])
+    for choice in before.choices:
+        trial = create_trial(params={"kind": choice}, distributions={"kind": before}, value=0.5)
+        worker.create_new_trial(study.study_id, trial)
+    worker.view = SpaceView()
+
+    def shown() -> list[Any]:
+        return [one.params["kind"] for one in worker.get_all_trials(study.study_id, states=(TrialState.COMPLETE,))]
+
+    with worker.sampling(ours.ask()):
+        assert shown() == ["a", "b", "c"]
+        worker.view.learn("kind", CategoricalDistribution(["a", "b"]), lambda: worker.recorded(study.study_id))
+        assert shown() == ["a", "b"]
