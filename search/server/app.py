@@ -1,0 +1,83 @@
+"""The application: API, fleet page, metrics and optuna-dashboard, put together behind the guard.
+
+optuna-dashboard's page asks for its paths at the root, so it has all that nobody else has. It is WSGI, which
+a2wsgi runs on threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import optuna_dashboard
+from a2wsgi import WSGIMiddleware
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from search.artifacts import Artifacts
+from search.server import pages
+from search.server.access import Access
+from search.server.api import make_api
+from search.server.control import Control
+from search.server.desk import Desk
+from search.server.guard import Guard
+from search.server.metrics import CONTENT_TYPE, Metrics
+from search.server.refusals import refusal
+from storage.errors import DialinError
+from storage.patience import DATABASE_ERRORS
+from storage.tables import SchemaRow
+
+# Threads of the dashboard. Each has a connection while it asks the database.
+DASHBOARD_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Served:
+    """The application, and the optuna-dashboard in it."""
+
+    app: ASGIApp
+    dashboard: object
+
+
+def make_app(desk: Desk, access: Access, control: Control) -> Served:
+    """All that one port serves."""
+    dashboard = optuna_dashboard.wsgi(desk.storage, artifact_store=Artifacts(desk.files))
+    routes: list[BaseRoute] = [
+        Mount("/v1", make_api(desk, control)),
+        *pages.routes(access),
+        *_operations(desk),
+        Mount("/", cast(ASGIApp, WSGIMiddleware(dashboard, workers=DASHBOARD_THREADS))),
+    ]
+    return Served(Guard(Router(routes=routes, default=_nothing), access), dashboard)
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """A path with a line's end in it is nobody's, not even the dashboard's."""
+    await refusal(404, "there is no such page")(scope, receive, send)
+
+
+def _operations(desk: Desk) -> list[Route]:
+    metrics = Metrics(desk.storage)
+
+    async def healthz(_request: Request) -> Response:
+        """Whether the server can reach its database. Strangers may ask: it says no more than that."""
+        try:
+            body = await run_in_threadpool(desk.shared, "healthz", lambda: _look(desk))
+        except (DialinError, *DATABASE_ERRORS):
+            return refusal(503, "the database does not answer")
+        return Response(body, media_type="application/json")
+
+    async def scrape(_request: Request) -> Response:
+        return Response(await run_in_threadpool(desk.wait, metrics.scrape), media_type=CONTENT_TYPE)
+
+    return [Route("/healthz", healthz), Route("/metrics", scrape)]
+
+
+def _look(desk: Desk) -> dict[str, str]:
+    with desk.storage.backend.read() as session:
+        session.execute(select(SchemaRow.version))
+    return {"status": "ok"}
