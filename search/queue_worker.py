@@ -1,0 +1,276 @@
+"""A worker of the queue: `dialin worker` without a study's name serves whatever study is open, one after another.
+
+What it serves is decided in `storage.queue`, before it takes a study, after every trial, and every few seconds
+meanwhile by a thread of its own (`search.attendant`). Each study is trained by a `search.worker.Worker` made for it.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from search import solo, space_changes
+from search.allowed import Allowed
+from search.attendant import Attendant
+from search.by_value import ByValue
+from search.devices import SlotPlan
+from search.interrupt import Interrupt
+from search.kept import Kept
+from search.loading import LoadedObjective
+from search.place import Place
+from search.told import Told
+from search.worker import SIGN_OFF_SECONDS, Hooks, Worker
+from storage import queue, studies
+from storage.claims import new_uuid
+from storage.contenders import OpenStudy
+from storage.errors import DialinError, UsageError
+from storage.patience import DatabaseAway, waiting
+from storage.shared import SharedStorage, open_storage
+from storage.studies import StudyRecord
+from storage.tables import StudyState
+
+# How soon a worker that has nothing to do hears that it is asked to end.
+LISTEN_SECONDS = 0.2
+# A worker leaves a study for a fraction of a worker that is due elsewhere only after so long: to begin with a study
+# takes a second or two, and its data as long as they take.
+STAY_SECONDS = 20.0
+# A study in which nothing was to be done is left alone for so long, and twice as long each time again.
+REST_SECONDS = (5.0, 60.0)
+# For so long it is not asked again which source a study's trials are to be trained with.
+AGREED_SECONDS = 5.0
+# Data of so many studies stay in memory: workers go back and forth between few.
+DATA_KEPT = 2
+
+
+class _Changed(Exception):
+    """The source was edited between the look at it and its import."""
+
+
+class QueueWorker:
+    """For the life of the process."""
+
+    def __init__(
+        self,
+        place: Place,
+        given: Sequence[str],
+        storage: SharedStorage,
+        told: Told,
+        idle: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`given`: modules that it may run beside the built-in ones. `idle`: seconds without a study until it ends."""
+        self._place, self._storage, self._told, self._clock = place, storage, told, clock
+        self._idle = idle
+        self._me = new_uuid()
+        self._ending = Interrupt()
+        self._allowed, self._kept = Allowed(given), Kept(DATA_KEPT)
+        self._attendant = Attendant(storage, self._me, self._without)
+        # Of each study that is open, by its id:
+        self._told_of: dict[int, str] = {}  # why it was said that it is left alone
+        self._refused: dict[int, tuple[str, str]] = {}  # with which source it would not do, and why
+        self._rests: dict[int, tuple[float, float]] = {}  # until when it is left alone, and for how long
+        self._sources: dict[int, tuple[float, str]] = {}  # when it was looked up which one is agreed on, and which
+        self._began, self._idle_since = clock(), clock()
+        self._waits, self._moves = False, ""  # why it leaves its study
+        self._plan: SlotPlan | None = None
+        self._last_words = solo.words_to_terminal()
+
+    def serve(self) -> None:
+        """Work until it is interrupted, or has been idle too long; SIGINT and SIGTERM hand the trial back.
+
+        Raises:
+            DatabaseAway: the database went away, and has not come back within the limit.
+            DialinError: no place to train is free.
+        """
+        signals = self._ending.heeding(signal.SIGINT, signal.SIGTERM)
+        with signals, self._told.with_warnings(), waiting(stop=lambda: self._ending.requested):
+            queue.announce(self._storage, self._me)
+            try:
+                with self._attendant:
+                    while not self._ending.requested and not self._idle_too_long():
+                        self._once()
+            finally:
+                self._sign_off()
+        why = self._ending.reason or "there was no study for so long"
+        self._told("ended", f"ended: {why}", reason=why)
+
+    def _once(self) -> None:
+        record = self._taken()
+        if record is not None:
+            self._waits = False
+            with self._told.about(study=record.name):
+                self._serve(record)
+            self._idle_since = self._clock()
+            return
+        if not self._waits:
+            self._told("waiting", "waiting for a study")
+        self._waits = True
+        until = self._clock() + self._attendant.pause
+        while self._clock() < until and not self._ending.requested:
+            time.sleep(LISTEN_SECONDS)
+
+    def _taken(self) -> StudyRecord | None:
+        without = self._without()
+        # One that was opened between the two looks may be one that is to be left alone.
+        while (study_id := queue.take(self._storage, self._me, without)) is not None:
+            without = self._without()
+            if study_id not in without:
+                return studies.with_id(self._storage, study_id)
+        return None
+
+    def _serve(self, record: StudyRecord) -> None:
+        """Train one study until the queue has other work for this worker, or it has none."""
+        agreed = self._sources.get(record.study_id, (0.0, record.objective_sha256))[1]
+        reference = self._allowed.reference(record.objective, agreed)
+        if reference is None:
+            return  # it was closed before it could be looked at: the next look is another
+        stint = Interrupt(outer=self._ending)
+        self._began, self._moves = self._clock(), ""
+        try:
+            with self._attendant.at(stint, record.study_id):
+                trained = self._train(record, reference, agreed, stint)
+        except DialinError as error:
+            if error.exit_status != UsageError.exit_status:
+                raise
+            self._refused[record.study_id] = agreed, str(error)  # the next look says so
+            return
+        except _Changed:
+            return  # the next look says what has become of it
+        except Exception:
+            if not self._is_deleted(record):
+                raise
+            self._told("study left", f"leaving {record.name}: the study was deleted", reason="the study was deleted")
+            return
+        self._left(record, stint, trained)
+        self._clear_up()
+
+    def _train(self, record: StudyRecord, reference: str, agreed: str, stint: Interrupt) -> int:
+        """How many trials it has trained."""
+        self._allowed.imports(reference)
+        # Made once: a GPU that this process has used looks busy from then on.
+        self._plan = self._plan or solo.plan_here(self._place.placement)
+        slot = self._plan, self._attendant.slot
+        assignment = solo.assignment_here(self._place, self._storage, record, reference, *slot)
+        queue.begin(self._storage, self._me, assignment.worker_id)
+        worker = Worker(
+            assignment,
+            stint,
+            partial(solo.tell_settled, self._told, record),
+            self._last_words,
+            told=self._told,
+            hooks=Hooks(
+                stays=partial(self._stays, record, agreed),
+                beside=self._attendant.look,
+                open=partial(open_storage, beside=self._storage),
+                resolve=partial(self._resolve, agreed),
+                load=self._kept.load,
+            ),
+        )
+        self._attendant.slot = worker.slot.name
+        self._told("study taken", f"worker for {record.name} on {worker.slot.name}", slot=worker.slot.name)
+        worker.work()
+        return worker.trained
+
+    def _resolve(self, agreed: str, given: str | ByValue) -> LoadedObjective:
+        loaded = self._kept.resolve(given)
+        if loaded.source_sha256 != agreed:
+            self._kept.forget_last()
+            raise _Changed
+        return loaded
+
+    def _stays(self, record: StudyRecord, agreed: str) -> bool:
+        """Asked between two trials of a study, which it trains with the `agreed` source."""
+        may_move, without = self._clock() - self._began >= STAY_SECONDS, self._without()
+        if self._sources.get(record.study_id, (0.0, agreed))[1] != agreed:
+            self._moves = "it was resumed with another source"
+            return False
+        taken = queue.take(self._storage, self._me, without, may_move)
+        self._moves = "another study is due" if taken not in (None, record.study_id) else ""
+        return taken == record.study_id
+
+    def _is_deleted(self, record: StudyRecord) -> bool:
+        now = studies.with_id(self._storage, record.study_id)
+        return now is None or now.uid != record.uid  # SQLite gives the ids of deleted studies again
+
+    def _left(self, record: StudyRecord, stint: Interrupt, trained: int) -> None:
+        now = studies.with_id(self._storage, record.study_id)
+        if stint.requested:
+            why = stint.reason
+        elif now is None:
+            why = "the study was deleted"
+        elif now.state is not StudyState.RUNNING:
+            why = f"the study was {now.state}"
+        else:
+            why = self._moves or "no more work for this worker"
+            if not self._moves:
+                self._rest(record.study_id, trained)
+        self._told("study left", f"leaving {record.name}: {why}", reason=why, trials=trained)
+
+    def _rest(self, study_id: int, trained: int) -> None:
+        """Leave a study alone for a while in which there was nothing to do but what others do."""
+        shortest, longest = REST_SECONDS
+        _, last = self._rests.get(study_id, (0.0, shortest / 2))
+        pause = shortest if trained else min(2 * last, longest)
+        self._rests[study_id] = self._clock() + pause, pause
+
+    def _without(self) -> set[int]:
+        """Studies that this worker leaves alone now; why is told once. Asked by the attendant's thread too."""
+        now_open = queue.open_now(self._storage)
+        self._look_up_sources(now_open)
+        self._forget_all_but({study.study_id for study in now_open})
+        left = {study_id for study_id, (until, _) in [*self._rests.items()] if self._clock() < until}
+        notes = []
+        for study in now_open:
+            why = self._why_not(study)
+            if not why:
+                continue
+            left.add(study.study_id)
+            notes.append(f"leaving {study.name} alone: {why}")
+            if self._told_of.get(study.study_id) != why:
+                self._told_of[study.study_id] = why
+                self._told("study refused", notes[-1], study=study.name, trial=None, reason=why)
+        self._attendant.note = "; ".join(notes)
+        return left
+
+    def _why_not(self, study: OpenStudy) -> str:
+        source = self._sources.get(study.study_id, (0.0, study.sha256))[1]
+        refused, why = self._refused.get(study.study_id, ("", ""))
+        return why if refused == source else self._allowed.why_not(study.objective, source)
+
+    def _look_up_sources(self, open_: Sequence[OpenStudy]) -> None:
+        """Which one each study's trials are to be trained with: whoever resumed it may have edited it."""
+        now = self._clock()
+        old = {one for one, (at, _) in [*self._sources.items()] if now - at >= AGREED_SECONDS}
+        ask = {one.study_id: one.sha256 for one in open_ if one.study_id in old or one.study_id not in self._sources}
+        if ask:
+            stored = studies.system_attrs(self._storage, space_changes.KEY, ask)
+            told = {study_id: str(attr["sha256"]) for study_id, attr in stored.items()}
+            self._sources |= {study_id: (now, sha256) for study_id, sha256 in (ask | told).items()}
+
+    def _forget_all_but(self, open_: set[int]) -> None:
+        """A worker lives long, and SQLite gives the ids of deleted studies again."""
+        for memory in (self._told_of, self._refused, self._rests, self._sources):
+            for gone in {*memory} - open_:
+                memory.pop(gone, None)
+
+    def _idle_too_long(self) -> bool:
+        return self._waits and self._idle is not None and self._clock() - self._idle_since >= self._idle
+
+    def _sign_off(self) -> None:
+        """Hardly waited for: a worker that is not seen for a lease's length has ended too."""
+        try:
+            with waiting(SIGN_OFF_SECONDS, stop=lambda: False):
+                queue.end(self._storage, self._me)
+        except DatabaseAway as error:
+            self._told.tell("log", f"the worker ends without signing off: {error}", "warning", {})
+
+    def _clear_up(self) -> None:
+        """A model of the last study must not take the memory of the next one's."""
+        gc.collect()
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
