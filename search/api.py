@@ -3,6 +3,7 @@
     found = search.run(objective, trials=40)
     found.best.recipe, found.trials(), found.weights()
     found.resume(trials="+20")
+    found.confirm(top=5, seeds=5)
 
 The commands `dialin run` and `dialin resume` do the same through `search.searches`. Importing this imports no torch.
 """
@@ -10,9 +11,8 @@ The commands `dialin run` and `dialin resume` do the same through `search.search
 from __future__ import annotations
 
 import html
-import signal
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,51 +20,31 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from rich.console import Console
 
-from search import calls, notebook, options, printing, searches, trackers
-from search.by_value import ByValue
+from search import calls, confirmation, confirming, notebook, options, printing, ranking, searches, trackers
+from search.answers import Answers
+from search.confirmation import Confirmation
 from search.failures import RaisedError
-from search.loading import builtin_objectives
 from search.preflight import Placement
+from search.ranking import Best
 from search.samplers import quiet_optuna
+from search.written import refuse_unwritable, write
 from storage import queries, studies
-from storage.errors import DialinError, UsageError
+from storage.errors import DialinError
 from storage.overview import overview
-from storage.queries import RankedTrial, StudyStatus
-from storage.shared import SharedStorage
-from storage.studies import NOTEBOOK
+from storage.queries import StudyStatus
 
 if TYPE_CHECKING:
     import pandas
 
+    from search.advice import Finding
     from search.calls import Searched
 
-# Columns of `trials()` before those of knobs.
-COLUMNS = ("number", "outcome", "value", "best_epoch", "epochs", "seconds")
 
+class Search(Answers):
+    """A study: what it found so far, and more of it. Everything is read from the database when it is asked for.
 
-@dataclass(frozen=True)
-class Best:
-    """A trial that trained to its end. `value` is that of its best epoch (or its last, where the objective says so).
-
-    `recipe` holds the real training knobs (lr, batch_size, ...), `model` the model's own.
+    Made by `run` and `load`.
     """
-
-    trial: int
-    value: float
-    best_epoch: int | None
-    epochs: int
-    seconds: float
-    recipe: Mapping[str, Any]
-    model: Mapping[str, Any]
-
-
-class Search:
-    """A study: what it found so far, and more of it. Everything is read from the database when it is asked for."""
-
-    def __init__(self, storage: SharedStorage, name: str, place: searches.Place, objective: Searched | None) -> None:
-        """Made by `run` and `load`."""
-        self._storage, self._place, self._objective = storage, place, objective
-        self.name = name
 
     @property
     def status(self) -> StudyStatus:
@@ -77,33 +57,46 @@ class Search:
         return next(iter(self.top(1)), None)
 
     def top(self, n: int = 5) -> list[Best]:
-        """The n best trials that trained to their end, best first."""
-        ranked = queries.best(self._storage, studies.find(self._storage, self.name), n)
-        return [_best(trial) for trial in ranked]
+        """The n best trials that trained to their end: those that are confirmed by their means, then the others."""
+        record = studies.find(self._storage, self.name)
+        answer = confirmation.read(self._storage, record)
+        return [one.plain for one in ranking.ranking(self._storage, record, n, answer)]
+
+    @property
+    def confirmation(self) -> Confirmation | None:
+        """What `confirm` has found out so far; None before it was called."""
+        return confirmation.read(self._storage, confirming.subject(self._storage, self.name))
 
     def trials(self) -> pandas.DataFrame:
-        """A row for each trial in whatever state, by number: COLUMNS, then a column for each knob, in real units.
+        """A row for each trial in whatever state, by number, as `dialin trials --format csv` has them.
 
+        Columns: number, outcome, value, best_epoch; epochs, seconds, device_seconds, samples, peak_memory (bytes),
+        device, started_at, settled_at (UTC); a knob each, in real units; metrics.NAME of the best epoch.
         `outcome` is complete, pruned, diverged, out_of_memory, lost or error; before that running, paused, adoptable
-        or waiting. `value` of a pruned trial is its last epoch's. `seconds` of training. A knob that a trial has not is
-        empty; a model's knob with a name that is taken is called model.NAME.
+        or waiting. `value` of a pruned trial is its last epoch's. A knob that a trial has not is empty; a model's knob
+        with a name that is taken is called model.NAME.
         """
-        import pandas
+        from search.trial_table import frame
 
-        lines = overview(self._storage, studies.find(self._storage, self.name))
-        recipes = [_spread(line.recipe) for line in lines]
-        taken = {*COLUMNS, *(name for recipe in recipes for name in recipe)}
-        rows = [
-            {"number": line.number, "outcome": line.state, "value": line.value, "best_epoch": line.best_epoch}
-            | {"epochs": line.epochs, "seconds": line.seconds}
-            | {f"recipe.{name}" if name in COLUMNS else name: value for name, value in recipe.items()}
-            | {f"model.{name}" if name in taken else name: value for name, value in line.model.items()}
-            for line, recipe in zip(lines, recipes, strict=True)
-        ]
-        columns = [*COLUMNS, *dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)]
-        frame = pandas.DataFrame(rows, columns=columns)
-        kinds = {"number": "int64", "outcome": "str", "value": "float64", "best_epoch": "Int64"}
-        return frame.astype(kinds | {"epochs": "int64", "seconds": "float64"})
+        return frame(overview(self._storage, studies.find(self._storage, self.name)))
+
+    def advice(self) -> list[Finding]:
+        """What the trials say about the next ones, the most pressing first: each has `says`, `evidence`, `actions`."""
+        from search.advice import of_study
+
+        record = confirming.subject(self._storage, self.name)
+        return [*of_study(self._storage, record).findings]
+
+    def report(self, path: str | Path) -> Path:
+        """Write the study as one HTML file that needs no network; its path in return.
+
+        UsageError: it cannot be written.
+        """
+        from search.report import gather, render
+
+        refuse_unwritable(Path(path))
+        write(Path(path), render(gather(self._storage, confirming.subject(self._storage, self.name))))
+        return Path(path)
 
     @property
     def study(self) -> optuna.Study:
@@ -112,7 +105,9 @@ class Search:
         return optuna.load_study(study_name=self.name, storage=self._storage)
 
     def weights(self, trial: int | None = None) -> dict[str, Any]:
-        """The weights of a trial's best epoch, on the CPU: a state_dict. By default the best trial's.
+        """The weights of a trial's best epoch, on the CPU: a state_dict.
+
+        By default the best trial's; of one that is confirmed those of the seed that did best.
 
         DialinError: they were not kept (only the best few trials' are), or their file is not where files are.
         """
@@ -123,7 +118,8 @@ class Search:
             best = self.best
             if best is None:
                 raise DialinError(f"{self.name} has no complete trial yet")
-            trial = best.trial
+            answer = confirmation.read(self._storage, record)
+            record, trial = confirmation.weights_of(self._storage, record, best.trial, answer)
         kept = queries.weights_of(self._storage, record, trial)
         if kept is None:
             raise DialinError(f"no weights of trial {trial} are on record: those of the best few trials are kept")
@@ -172,11 +168,7 @@ class Search:
             dict(was or {}),
             min_gain,
         )
-        place = replace(
-            self._place,
-            placement=calls.placement(workers, devices, per_device),
-            log=self._place.log if log is None else trackers.check(log),
-        )
+        place = self._place_with(calls.placement(workers, devices, per_device), log)
         self._objective = objective if objective is not None else self._objective
         record = studies.find(self._storage, self.name)
         console = calls.console(quiet)
@@ -187,13 +179,59 @@ class Search:
         _train(console, ready)
         return self
 
-    def _what(self, stored: str) -> str | ByValue:
-        if self._objective is not None:
-            return calls.sent(self._objective)
-        if stored.partition(":")[0] in builtin_objectives():
-            return stored
-        where = "in a notebook" if stored.startswith(NOTEBOOK) else f"in {stored}"
-        raise UsageError(f"the objective of {self.name} is {where}: pass it, as in resume(objective=...)")
+    def confirm(
+        self,
+        top: int | None = None,
+        seeds: int | None = None,
+        *,
+        test: bool = True,
+        changed: bool = False,
+        objective: Searched | None = None,
+        workers: int | None = None,
+        devices: str | int | Sequence[str | int] | None = None,
+        per_device: int | None = None,
+        log: Iterable[str] | None = None,
+        quiet: bool = False,
+    ) -> Confirmation:
+        """Train the best recipes again with fresh seeds, rank them by their mean, and test the winner once.
+
+        Called again it goes on where it was left, adds what is asked for more, or gives the answer.
+
+        Args:
+            top, seeds: so many recipes, so many times each; by default what was asked before, or 5.
+            test: open the test split for the winner; False: leave it closed yet.
+            changed: also where the objective's source has changed since.
+            objective: the objective, where this handle came from `load` and it is not a built-in one.
+            workers, devices, per_device, log, quiet: as `run`.
+
+        Raises:
+            UsageError: what was asked for cannot be, the study is still running, or the objective has changed.
+            RaisedError: the objective no longer works.
+            DialinError: no trial is complete, or the test split could not be opened.
+        """
+        calls.refuse_while_imported()
+        wanted = confirming.Wanted(top, seeds, test, changed)
+        place = self._place_with(calls.placement(workers, devices, per_device), log)
+        self._objective = objective if objective is not None else self._objective
+        source = confirming.subject(self._storage, self.name)
+        try:
+            answer, ending = confirming.confirm(
+                calls.console(quiet),
+                self._storage,
+                source,
+                wanted,
+                lambda: self._what(source.objective, "confirm"),
+                place,
+            )
+        except RaisedError as error:
+            raise calls.with_frames(error) from None
+        calls.heed(ending)
+        return answer
+
+    def _place_with(self, placement: Placement, log: Iterable[str] | None) -> searches.Place:
+        """Where this study was trained, with other workers."""
+        told = self._place.log if log is None else trackers.check(log)
+        return replace(self._place, placement=placement, log=told)
 
     def __repr__(self) -> str:
         try:
@@ -201,7 +239,7 @@ class Search:
         except DialinError as error:
             return f"<Search {self.name}: {error}>"
         best = self.best
-        found = f", best {status.study.metric} {printing.number(best.value)} in trial {best.trial}" if best else ""
+        found = f", best {status.study.metric} {ranking.worth(best)} in trial {best.trial}" if best else ""
         return f"<Search {self.name}: {printing.state_of(status)}, {printing.progress(status)}{found}>"
 
     def _repr_html_(self) -> str:
@@ -210,8 +248,9 @@ class Search:
             status = self.status
         except DialinError:
             return html.escape(repr(self))
-        top = queries.best(self._storage, status.study, 5)
-        rows = [(trial.number, printing.number(trial.value), printing.full_recipe(trial)) for trial in top]
+        answer = confirmation.read(self._storage, status.study)
+        top = ranking.ranking(self._storage, status.study, 5, answer)
+        rows = [(one.trial.number, ranking.worth(one.plain), printing.full_recipe(one.trial)) for one in top]
         behind = f"{printing.state_of(status)} · {printing.counts(status.counts)}"
         inside = notebook.table(("trial", status.study.metric, "recipe"), rows) if rows else notebook.best_line(None)
         return notebook.card(notebook.heading(status, behind) + inside)
@@ -332,23 +371,8 @@ def load(
     return Search(opened, studies.find(opened, study).name, place, None)
 
 
-def _best(trial: RankedTrial) -> Best:
-    recipe, model = dict(trial.attrs.get("settings", {})), dict(trial.attrs.get("model", {}))
-    return Best(trial.number, trial.value, trial.best_epoch, trial.epochs, trial.seconds, recipe, model)
-
-
-def _spread(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A number a column: betas become beta1 and beta2."""
-    flat: dict[str, Any] = {}
-    for name, value in recipe.items():
-        several = enumerate(value, start=1) if isinstance(value, list) else ()
-        flat |= {f"{name.removesuffix('s')}{n}": one for n, one in several} or {name: value}
-    return flat
-
-
 def _train(console: Console, ready: searches.Ready) -> None:
     ending = searches.train(console, ready)
     if not notebook.is_here():  # its view has said it
         searches.say_ending(console, ready.storage, ending)
-    if ending.signal is not None and not (ending.signal == signal.SIGINT and notebook.is_here()):
-        signal.raise_signal(ending.signal)  # the trials are safe: now it means what it always does
+    calls.heed(ending)

@@ -49,7 +49,7 @@ class Script:
 
 
 class BareTrial(OwnTrial):
-    """The trial that the function gets: Optuna's own, but a report is one transaction with cost and lease."""
+    """The trial that the function gets: Optuna's own, but a report is one transaction at most, with cost and lease."""
 
     def __init__(self, trial: optuna.trial.Trial, reporter: Reporter) -> None:
         super().__init__(trial)

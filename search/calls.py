@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from search.by_value import ByValue, by_value
 from search.checkpoint_settings import CheckpointSettings, settings_of
 from search.errors import ObjectiveError
 from search.failures import RaisedError
+from search.launch import Ending
 from search.loading import being_imported
 from search.preflight import Placement
 from search.printing import Terminal
@@ -96,6 +99,18 @@ def sent(objective: Searched) -> str | ByValue:
     )
 
 
+def here(objective: Searched) -> str | ByValue:
+    """As `sent`, but the value itself for whoever uses it in this process."""
+    told = sent(objective)
+    if isinstance(told, str):
+        return told
+    from search import bare
+    from search.objective import Objective
+
+    value = objective if isinstance(objective, Objective) else bare.objective_of(objective, bare.Script())  # type: ignore[arg-type]  # nothing else is sent by value
+    return replace(told, objective=value)
+
+
 def console(quiet: bool) -> Console:
     """Plain lines in a notebook, which has its own view: rich would take it for a terminal, or for a web page."""
     return Terminal(quiet=quiet, force_jupyter=False, force_terminal=False if notebook.is_here() else None)
@@ -131,3 +146,11 @@ def lasting(time: float | str | None) -> str | None:
 def until_when(moment: float | str | datetime | None) -> str | None:
     """Seconds from now, "18:30", "2h" or a moment, as --deadline takes it."""
     return moment.astimezone().isoformat() if isinstance(moment, datetime) else lasting(moment)
+
+
+def heed(ending: Ending | None) -> None:
+    """The trials are safe now: what ended training means what it always does, but for a notebook's interrupt."""
+    if ending is None or ending.signal is None:
+        return
+    if not (ending.signal == signal.SIGINT and notebook.is_here()):
+        signal.raise_signal(ending.signal)

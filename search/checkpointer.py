@@ -66,10 +66,12 @@ class Checkpointer:
                 _log.warning("%s; going back to the one before", error)
         return None
 
-    def keep_if_due(self, epoch: int, batch: int, state: State, ahead: float = 0.0) -> None:
-        """Have one written and recorded while training goes on. `ahead`: in how many seconds this is called again."""
-        if self._writing.busy or not self._pace.due(ahead):
-            return
+    def is_due(self, ahead: float = 0.0) -> bool:
+        """Whether to keep one now. `ahead`: in how many seconds this is asked again."""
+        return not self._writing.busy and self._pace.due(ahead)
+
+    def keep(self, epoch: int, batch: int, state: State) -> None:
+        """Have one written and recorded while training goes on, where none is being written."""
         began = self._pace.now()
         content = state()
         self._writing.start(lambda: self._write_and_record(epoch, batch, content))

@@ -66,6 +66,37 @@ def start(target: Callable[..., None], *args: Any) -> BaseProcess:
     return process
 
 
+class Silent(Exception):
+    """A child died without a word, with this exit code."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__(f"exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+def ask(target: Callable[..., None], *args: Any) -> Any:
+    """What `target(connection, *args)` sends from a child of its own.
+
+    Raises:
+        Silent: it ended before it had sent anything. DialinError: the fork server is gone.
+    """
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    child = start(target, theirs, *args)
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except KeyboardInterrupt:
+        child.kill()
+        raise
+    except EOFError:
+        child.join()
+        raise Silent(child.exitcode) from None
+    finally:
+        ours.close()
+    child.join()
+    return answer
+
+
 def on_main_thread() -> bool:
     """Whether signal handlers can be set here: Python allows it on the main thread only."""
     return threading.current_thread() is threading.main_thread()

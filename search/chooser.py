@@ -16,7 +16,7 @@ from search.judge import Judge
 from search.keeper import LeaseKeeper
 from search.strategy import GoOn
 from storage import new_trials, pausing
-from storage.claims import BudgetSpent, GivenUp, StudyStopped
+from storage.claims import BudgetSpent, GivenUp, StudyFull, StudyStopped
 from storage.pausing import Standing
 from storage.shared import SharedStorage
 
@@ -36,44 +36,65 @@ class Chooser:
         judge: Judge,
         interrupt: Interrupt,
         give_up: Callable[[GivenUp], None],
-        close_if_done: Callable[[], None] = lambda: None,
+        close_if_done: Callable[[], bool] = lambda: False,
+        stays: Callable[[], bool] | None = None,
     ) -> None:
         """`give_up` is told of a trial that was settled since it kills its workers.
 
-        `close_if_done` ends a study in which no trial is to start any more.
+        `close_if_done` ends a study in which no trial is to start any more. Whether it has found one that is enqueued.
+        `stays` is asked before every trial but the first whether the worker stays with the study; then it does not wait
+        for one either. None: it is the study's own, and waits as long as there may be something to do.
         """
         self._storage, self._study, self._study_id = storage, study, study._study_id
         self._judge, self._interrupt = judge, interrupt
         self._give_up, self._close_if_done = give_up, close_if_done
+        self._stays, self._began = stays, False
 
     def next(self, keeper: LeaseKeeper) -> Trial | None:
-        """A trial that is this worker's now; None when the study is over, stopped or deleted, or the worker ends."""
+        """A trial that is this worker's now; None when the study is over, stopped or deleted, or the worker ends.
+
+        None too for a worker that is not the study's own when it is wanted elsewhere, or has nothing to do now.
+        """
+        if self._began and self._stays is not None and not self._stays():
+            return None
+        self._began = True
         while not self._interrupt.requested:
-            found = None if keeper.returning else self._storage.adopt(self._study_id)
+            try:
+                found = None if keeper.returning else self._storage.adopt(self._study_id)
+            except StudyFull:
+                found = None
             if isinstance(found, GivenUp):
                 self._give_up(found)
                 continue
             if found is not None:
                 return Trial(self._study, found.trial_id)
             standing = pausing.standing(self._storage, self._study_id)
-            if standing is None:
+            if standing is None or (not standing.running and not self._waits(standing)):
                 return None
-            if not standing.running:
-                self._storage.study_state(self._study_id)  # which stops it where its deadline is past
-                return None
-            pause = AGAIN_SECONDS
-            try:
-                trial, nothing = self._begin(standing)
-            except StudyStopped:
-                return None
-            if trial is not None:
+            trial, pause = (None, WAIT_SECONDS) if standing.on_hold else self._try(standing)
+            if trial is not None or pause is None:
                 return trial
-            if nothing and standing.leased:
-                pause = WAIT_SECONDS
-            elif nothing and self._finish(standing):
-                return None
             time.sleep(pause)
         return None
+
+    def _waits(self, standing: Standing) -> bool:
+        """Whether to wait for a study that takes no trials now."""
+        self._storage.study_state(self._study_id)  # which stops it where its deadline is past
+        return standing.on_hold and self._stays is None
+
+    def _try(self, standing: Standing) -> tuple[Trial | None, float | None]:
+        """A trial, or so many seconds after which to look again; neither where there is nothing to wait for."""
+        try:
+            trial, nothing = (None, True) if standing.full else self._begin(standing)
+        except StudyStopped:
+            return None, AGAIN_SECONDS
+        except StudyFull:
+            trial, nothing = None, True
+        if trial is not None or not nothing:
+            return trial, AGAIN_SECONDS
+        if standing.leased or standing.full:
+            return None, WAIT_SECONDS if self._stays is None else None
+        return None, None if self._finish(standing) else AGAIN_SECONDS
 
     def _begin(self, standing: Standing) -> tuple[Trial | None, bool]:
         """A trial, and where there is none whether nothing is to be done: otherwise another worker was faster.
@@ -81,8 +102,8 @@ class Chooser:
         Raises StudyStopped.
         """
         try:
-            if standing.may_start:
-                self._close_if_done()
+            if standing.may_start and self._close_if_done() and not standing.waiting:
+                return None, False
             if standing.waiting and standing.may_start:
                 return self._study.ask(), False
             chosen = self._judge.next(standing)

@@ -15,10 +15,22 @@ from typing import Annotated
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from search import cli_look, cli_one, cli_storage, cli_studies, cli_train
+from search import (
+    cli_answer,
+    cli_confirm,
+    cli_look,
+    cli_one,
+    cli_queue,
+    cli_report,
+    cli_serve,
+    cli_storage,
+    cli_studies,
+    cli_train,
+)
 from search.printing import nobody_reads
 from storage.errors import DialinError
 from storage.patience import one_line, waiting
+from storage.words import printable
 
 signal.signal(signal.SIGINT, _SIGINT)
 
@@ -34,9 +46,14 @@ app = typer.Typer(
 # Every command, with the example that its help ends in.
 EXAMPLES: dict[Callable[..., None], str] = {
     cli_train.run: "dialin run my_model.py --trials 200 --storage postgresql://...",
-    cli_train.worker: "dialin worker digits-1 --storage postgresql://...",
+    cli_train.worker: "dialin worker --storage postgresql://...",
     cli_train.resume: "dialin resume digits-1 --trials +50",
     cli_train.stop: "dialin stop digits-1",
+    cli_confirm.confirm: "dialin confirm digits-1 --top 5 --seeds 5",
+    cli_queue.submit: "dialin submit digits --trials 200 --priority 3",
+    cli_queue.queue: "dialin queue --json",
+    cli_queue.pause: "dialin pause digits-1",
+    cli_queue.change: "dialin change digits-1 --priority 3 --trials +50",
     cli_studies.list_: "dialin list --json",
     cli_studies.watch: "dialin watch digits-1",
     cli_studies.show: "dialin show digits-1 12",
@@ -46,7 +63,13 @@ EXAMPLES: dict[Callable[..., None], str] = {
     cli_one.try_: "dialin try digits-1 lr=0.05 optimizer=momentum",
     cli_look.status: "dialin status digits-1 --json",
     cli_look.best: "dialin best digits-1 --top 5 --format yaml --weights best.pt",
+    cli_answer.export: "dialin export digits-1 -o digits",
+    cli_answer.replay: "dialin replay digits-1 12",
+    cli_report.trials: "dialin trials digits-1 -o trials.csv",
+    cli_report.advise: "dialin advise digits-1",
+    cli_report.report: "dialin report digits-1 -o report.html",
     cli_look.dashboard: "dialin dashboard --port 8081",
+    cli_serve.serve: "dialin serve --host 0.0.0.0 --tls-cert team.pem",
     cli_look.objectives: "dialin objectives digits",
     cli_look.check: "dialin check my_model.py --trials 200",
     cli_look.init: "dialin init my_model.py",
@@ -54,6 +77,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
 for _command, _example in EXAMPLES.items():
     app.command(_command.__name__.rstrip("_"), epilog=f"Example: {_example}")(_command)  # try_ is `dialin try`
 app.add_typer(cli_storage.app)
+app.add_typer(cli_serve.app)
 
 
 def _print_version(asked: bool) -> None:
@@ -100,13 +124,13 @@ def told(command: Callable[[], object]) -> int:
 
 def _complain(message: str, status: int, frames: str = "") -> int:
     if "\n" in frames.rstrip():  # one line holds no frame, only what the message says too
-        print(frames.rstrip(), file=sys.stderr)
+        print(printable(frames.rstrip()), file=sys.stderr)
     _say(message)
     return status
 
 
 def _say(line: str) -> None:
-    print(f"dialin: {line}", file=sys.stderr)
+    print(f"dialin: {printable(line)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,22 @@ from textwrap import indent
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
-from search import options, printing
+from search import confirmation, confirmation_page, cost_table, options, plain_answers, printing, ranking
 from search.checkpoint_settings import CheckpointSettings
+from search.confirmation import Confirmation
 from search.loading import builtin_objectives
-from storage import first_trials, queries, studies
+from storage import confirmations, costs, first_trials, queries, studies
+from storage.costs import StudyCosts
 from storage.errors import DialinError, UsageError
 from storage.first_trials import FirstTrial
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.urls import DEFAULT_URL, shown
-from storage.words import counted
+from storage.words import printable
 
 
 class Format(StrEnum):
@@ -42,37 +45,21 @@ def status(study: options.Study = None, as_json: options.Json = False, storage: 
     """Where a study stands: trials by outcome, what every worker trains now, failures, the best so far."""
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
-    found = queries.status(shared, record)
-    best = queries.best(shared, record)
-    first = first_trials.noted(shared, record.study_id)
     if as_json:
-        answer = {
-            "study": asdict(record),
-            "state": printing.state_of(found),
-            "settled": found.settled,
-            "counts": dict(found.counts),
-            "waiting": found.waiting,
-            "first_trials": [{"trial": number, "origin": one.origin} for number, one in enumerate(first)],
-            "running": [asdict(trial) for trial in found.running],
-            "adoptable": [trial.number for trial in found.running if trial.adoptable],
-            "paused": [asdict(trial) for trial in found.paused],
-            "workers": [asdict(worker) for worker in found.workers],
-            **asdict(found.handovers),
-            "epochs_trained": found.epochs_trained,
-            "epochs_saved": found.epochs_saved,
-            "seconds": found.seconds,
-            "constraints": asdict(found.kept) if found.kept is not None else None,
-            "outlook": asdict(found.outlook),
-            "failures": [asdict(failure) for failure in found.failures],
-            "best": printing.as_record(best[0], record) if best else None,
-        }
-        typer.echo(printing.as_json(answer))
+        typer.echo(printing.as_json(plain_answers.status(shared, record)))
         return
-    _print_status(found, best, first, storage)
+    first, cost = first_trials.noted(shared, record.study_id), costs.of_study(shared, record)
+    answer = plain_answers.confirmation_of(shared, record)
+    _print_status(queries.status(shared, record), queries.best(shared, record), first, answer, cost, storage)
 
 
 def _print_status(
-    found: StudyStatus, best: list[queries.RankedTrial], first: Sequence[FirstTrial], storage: str
+    found: StudyStatus,
+    best: list[queries.RankedTrial],
+    first: Sequence[FirstTrial],
+    answer: Confirmation | None,
+    cost: StudyCosts,
+    storage: str,
 ) -> None:
     console, record = printing.Terminal(), found.study
 
@@ -85,27 +72,23 @@ def _print_status(
     told = (
         ("narrowed to", printing.narrowing(record)),
         ("limits", printing.limits(record)),
+        ("queue", printing.place_in_queue(record)),
         ("first trials", printing.first_trials(first)),
     )
     for heading, text in told:
         if text:
             printing.say(console, f"{heading}: {text}")
-    if best:
+    if answer is not None:
+        printing.say(console, f"confirmed: {confirmation_page.summary(answer)}")
+    known = [one.trial for one in answer.confirmed] if answer is not None else []
+    if best and not record.confirms and best[0].number not in known:
         printing.say(console, printing.best_line(best[0], found))
     if found.kept is not None:
         nothing = found.kept.nearest is not None
         printing.say(console, printing.none_feasible(found.kept) if nothing else printing.kept_line(found.kept))
-    if found.outlook.gain is not None or found.outlook.wanted is not None:
+    if not record.confirms and (found.outlook.gain is not None or found.outlook.wanted is not None):
         printing.say(console, f"outlook: {printing.outlook(found)}")
-    saved = f", {found.epochs_saved} saved by pruning" if found.epochs_saved else ""
-    cost = f"{counted(found.epochs_trained, 'epoch')} in {printing.duration(found.seconds)}"
-    printing.say(console, f"outcomes: {printing.counts(found.counts)}; {cost}{saved}")
-    if found.waiting:
-        printing.say(console, f"waiting: {found.waiting} enqueued")
-    if found.paused:
-        printing.say(console, f"paused: {printing.paused(found)}")
-    if handed_on := printing.handovers_line(found):
-        printing.say(console, f"handed on: {handed_on}")
+    _print_trials(console, found, cost)
     if found.running or found.workers:
         console.print(_who_trains_what(found))
     for failure in found.failures:
@@ -113,6 +96,21 @@ def _print_status(
     raised = next((failure for failure in found.failures if failure.traceback), None)
     if raised is not None:
         printing.say(console, f"trial {raised.number} raised:\n{indent(raised.traceback.rstrip(), '  ')}")
+
+
+def _print_trials(console: Console, found: StudyStatus, cost: StudyCosts) -> None:
+    """What became of them, and what they have cost."""
+    printing.say(console, f"outcomes: {printing.counts(found.counts)}")
+    if cost.by_state:
+        console.print(cost_table.table(cost))
+    if saved := cost_table.saved_line(cost):
+        printing.say(console, saved)
+    if found.waiting:
+        printing.say(console, f"waiting: {found.waiting} enqueued")
+    if found.paused:
+        printing.say(console, f"paused: {printing.paused(found)}")
+    if handed_on := printing.handovers_line(found):
+        printing.say(console, f"handed on: {handed_on}")
 
 
 def _who_trains_what(found: StudyStatus) -> Table:
@@ -139,37 +137,44 @@ def best(
     weights: Annotated[
         Path | None,
         typer.Option(
-            "--weights", metavar="FILE", help="Also write the best trial's weights, of its best epoch: a state_dict."
+            "--weights",
+            metavar="FILE",
+            help="Also write the first one's weights, of its best epoch: a state_dict. Of a confirmed recipe those of "
+            "the seed that did best.",
         ),
     ] = None,
     files: options.Files = None,
     checkpoints: options.Checkpoints = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
-    """The best parameters found. Only trials that trained to their end, and keep to their constraints, are ranked.
+    """The best parameters found, those first that `dialin confirm` has confirmed.
 
-    "unconfirmed: best of 40" means: the best of 40 noisy numbers is partly luck.
-    Train it again with other seeds before you rely on its last digits.
+    Only trials that trained to their end, and keep to their constraints, are ranked.
+    "unconfirmed: best of 40 noisy draws" means: the best of 40 noisy numbers is partly luck.
     """
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
-    trials = queries.best(shared, record, top)
-    kept = queries.status(shared, record).kept
-    if not trials and kept is not None and kept.nearest is not None:
-        raise DialinError(f"{record.name}: {printing.none_feasible(kept)}")
-    if not trials:
-        raise DialinError(f"{record.name} has no complete trial yet: see `dialin status {record.name}`")
-    if kept is not None and kept.feasible < kept.ended:
-        typer.echo(printing.kept_line(kept), err=True)
+    if record.confirms:
+        record = confirmations.source_of(shared, record) or record
+    status, answer = queries.status(shared, record), confirmation.read(shared, record)
+    found = ranking.ranking(shared, record, top, answer)
+    if not found:
+        raise DialinError(printing.nothing_ranked(status))
+    if status.kept is not None and status.kept.feasible < status.kept.ended:
+        typer.echo(printable(printing.kept_line(status.kept)), err=True)
     if weights is not None:
         root = options.files_root(files, storage)
-        _write_weights(shared, record, trials[0].number, root, CheckpointSettings(checkpoints), weights)
-        typer.echo(f"weights of trial {trials[0].number} are in {weights}", err=True)
-    answer = printing.ranked(trials, record, queries.status(shared, record).settled, form.value)
-    if isinstance(answer, str):
-        typer.echo(answer)
-    else:
-        printing.Terminal().print(answer)
+        of, number = confirmation.weights_of(shared, record, found[0].trial.number, answer)
+        _write_weights(shared, of, number, root, CheckpointSettings(checkpoints), weights)
+        which = f"trial {number}" if of is record else f"trial {number} of {of.name}"
+        typer.echo(f"weights of {which} are in {weights}", err=True)
+    shown = ranking.shown(found, record, status.settled, form.value)
+    if isinstance(shown, str):
+        typer.echo(shown)
+        return
+    printing.Terminal().print(shown)
+    if answer is not None and not answer.finished:
+        typer.echo(printable(f"confirmed so far: {confirmation_page.summary(answer)}"), err=True)
 
 
 def _write_weights(

@@ -12,15 +12,13 @@ from optuna.distributions import BaseDistribution
 from search import options, printing
 from search.knobs import Knob
 from search.wishes import parse_settings
-from storage import queries, studies
+from storage import matching, queries, studies
 from storage.errors import DialinError, UsageError
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.urls import DEFAULT_URL
 
 if TYPE_CHECKING:
-    import torch
-
     from search.foreground import Trained
     from search.objective import Objective
 
@@ -59,7 +57,7 @@ def train(
     """
     import torch
 
-    from search.foreground import Order, train_here
+    from search.foreground import Order, place, train_here
     from search.loading import resolve
     from search.samplers import quiet_optuna
     from search.uncompiled import spare_the_compiler
@@ -72,29 +70,12 @@ def train(
     loaded = resolve(objective)
     for note in loaded.notes:
         typer.echo(note)
-    order = Order(loaded, given, epochs, _place(device), seed, options.data_root(data))
+    order = Order(loaded, given, epochs, place(device), seed, options.data_root(data))
     trained = train_here(order, typer.echo)
     result = trained.result
     if weights is not None and result.weights is not None:
         torch.save(result.weights, weights)
     _conclude(loaded.objective, trained, weights)
-
-
-def _place(device: str | None) -> torch.device:
-    """Where to train, with as many CPU threads as one worker would have."""
-    import torch
-
-    from search.devices import gpus
-    from search.memory import keep_freed
-    from search.preflight import Placement
-
-    if device is not None and device.removeprefix("cuda:") != "cpu" and not device.removeprefix("cuda:").isdecimal():
-        raise UsageError(f"--device is cpu or the number of a GPU, but got {device!r}")
-    named = device.removeprefix("cuda:") if device is not None else None
-    plan = Placement(1, named, None).plan(gpus() if named != "cpu" else [])
-    torch.set_num_threads(plan.threads)
-    keep_freed()
-    return torch.device(plan.slots[0].devices[0])
 
 
 def _conclude(objective: Objective, trained: Trained, weights: Path | None) -> None:
@@ -144,6 +125,8 @@ def try_(
     study, settings = _study_and_settings(words)
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
+    if record.confirms:
+        raise UsageError(f"{record.name} trains what confirms {record.confirms}, and nothing else: name another study")
     said = " ".join(words if study is not None else [record.name, *words])
     reference = reference_here(record.objective, objective, f"dialin try {said}")
     params = _params(reference, shared, record, settings)
@@ -170,7 +153,7 @@ def _params(
 
     loaded = resolve(reference).to(record.direction)
     searched = loaded.objective.searched
-    studies.check_same(record, loaded.reference, searched.name, searched.direction)
+    matching.check_same(record, loaded.reference, searched.name, searched.direction)
     with blamed("model()", loaded):
         params = params_of(of_study(loaded.objective, record.space), settings)
     if loaded.objective.trains_itself:

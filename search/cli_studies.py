@@ -6,7 +6,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ import typer
 from rich.table import Table
 
 from search import logs as trial_logs
-from search import options, printing
+from search import options, plain_answers, printing
 from search.artifacts import Artifacts
 from search.checkpoint_settings import CheckpointSettings
 from search.feed import Feed
@@ -22,14 +21,13 @@ from search.live import View
 from search.logs import Following, log_of, workers_log
 from search.trial_page import print_trial, trial_as_json
 from search.views import make_view
-from storage import queries, studies
+from storage import confirmations, provenance, queries, studies
 from storage.attachments import attached
 from storage.errors import DialinError, UsageError
 from storage.patience import DATABASE_ERRORS, Outage, waiting
-from storage.queries import StudyLine, StudyStatus
+from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
-from storage.tables import StudyState
 from storage.urls import DEFAULT_URL
 from storage.words import counted
 
@@ -49,10 +47,11 @@ Trial = Annotated[
 
 def list_(as_json: options.Json = False, storage: options.Storage = DEFAULT_URL) -> None:
     """Every study in the database, the newest first."""
-    lines = [*reversed(queries.listing(options.open_existing(storage)))]
+    shared = options.open_existing(storage)
     if as_json:
-        typer.echo(printing.as_json([{**asdict(line), "state": _state(line)} for line in lines]))
+        typer.echo(printing.as_json(plain_answers.all_studies(shared)))
         return
+    lines = [*reversed(queries.listing(shared))]
     if not lines:
         typer.echo("there is no study yet: start one with `dialin run digits`")
         return
@@ -64,19 +63,8 @@ def list_(as_json: options.Json = False, storage: options.Storage = DEFAULT_URL)
         best = f"{line.metric or 'value'} {printing.number(line.best)}" if line.best is not None else "-"
         started = printing.ago(time.time() - line.created_at) if line.created_at is not None else "-"
         name = Path(line.objective).name if line.objective is not None else "-"
-        table.add_row(line.name, name, _state(line), trials, best, started)
+        table.add_row(line.name, name, plain_answers.state_of_line(line), trials, best, started)
     printing.Terminal().print(table, markup=False)
-
-
-def _state(line: StudyLine) -> str:
-    """In a word or two."""
-    if line.state is None:
-        return "plain Optuna"
-    if line.finished:
-        return "finished"
-    if line.state is StudyState.STOPPED:
-        return "stopped"
-    return "running" if line.held else "no worker"
 
 
 def show(
@@ -88,25 +76,19 @@ def show(
 ) -> None:
     """One trial: its recipe, how it ended, its curve, what it cost, the end of its log."""
     shared = options.open_existing(storage)
-    record, number = _find(shared, study, trial)
+    record, number = options.study_and_trial(shared, study, trial)
     if number is None:
         ranked = queries.best(shared, record)
         if not ranked:
             raise DialinError(f"{record.name} has no complete trial yet: name one, as in `dialin show {record.name} 0`")
         number = ranked[0].number
     found = queries.trial(shared, record, number)
+    origin = provenance.origin(shared, record.study_id, found.attrs)
     log = log_of(options.files_root(files, storage), record, number)
     if as_json:
-        typer.echo(printing.as_json(trial_as_json(record, found, log)))
+        typer.echo(printing.as_json(trial_as_json(record, found, origin, log)))
     else:
-        print_trial(printing.Terminal(), record, found, log, trial_logs.tail(log, LAST_LINES))
-
-
-def _find(storage: SharedStorage, study: str | None, trial: int | None) -> tuple[StudyRecord, int | None]:
-    """The study and the trial meant; a number alone is a trial of the newest study."""
-    if study is not None and trial is None and study.isdecimal() and study not in studies.names(storage):
-        return studies.find(storage), int(study)
-    return studies.find(storage, study), trial
+        print_trial(printing.Terminal(), record, found, origin, log, trial_logs.tail(log, LAST_LINES))
 
 
 def logs(
@@ -139,7 +121,7 @@ def logs(
     Without TRIAL: the trials that are running, else the last few.
     """
     shared = options.open_existing(storage)
-    record, number = _find(shared, study, trial)
+    record, number = options.study_and_trial(shared, study, trial)
     root = options.files_root(files, storage)
     if workers:
         _print_one(shared, record, None, Following(workers_log(root)), follow, tail)
@@ -231,8 +213,9 @@ def watch(study: options.Study = None, storage: options.Storage = DEFAULT_URL) -
         finally:
             view.close()
         printing.say(console, f"{record.name}: {printing.state_of(status)}, {printing.progress(status)}")
-    best = queries.best(shared, status.study)
-    if best:
+    if status.study.confirms:
+        printing.say(console, f"{printing.confirm_command(status.study)} has the answer")
+    elif best := queries.best(shared, status.study):
         printing.say(console, printing.best_line(best[0], status))
 
 
@@ -279,12 +262,14 @@ def delete(
         if not sys.stdin.isatty():
             raise UsageError(f"nobody can be asked here: --yes deletes {what}")
         typer.confirm(f"Delete {what}?", abort=True)
-    pictures = attached(shared, record)
+    pictures, confirmation = attached(shared, record), confirmations.of(shared, record)
     studies.delete(shared, record)
     Artifacts(root).forget(pictures)
     _clear(CheckpointSettings(checkpoints), root, record)
     left = _remove(folder, DELETE_SECONDS if held else 0.0) if folder is not None else ""
     typer.echo(f"deleted {record.name}" + (f", but not all of its files: {left}" if left else ""))
+    if confirmation is not None:
+        typer.echo(f"{confirmation.name}, which confirmed it, is still there")
     if left:
         raise typer.Exit(1)
 

@@ -121,6 +121,8 @@ def run(
     min_gain: options.MinGain = None,
     seed: Seed = None,
     transfer: Transfer = True,
+    priority: options.Priority = 1,
+    concurrency: options.Concurrency = None,
     data: options.DataFolder = None,
     log: options.Log = None,
     hang: options.Hang = None,
@@ -151,9 +153,11 @@ def run(
         seed=seed,
         min_gain=min_gain,
         transfer=transfer,
+        priority=priority,
+        concurrency=concurrency,
     )
     placement = Placement(workers, devices, per_device)
-    place = _place(storage, files, data, placement, log, hang, checkpoints, disk)
+    place = place_of(storage, files, data, placement, log, hang, checkpoints, disk)
     console = printing.Terminal()
     if detach:
         _say_where(console, detached.start(console, objective, wanted, place))
@@ -171,6 +175,11 @@ def resume(
     total_epochs: options.MoreTotalEpochs = None,
     deadline: options.NewDeadline = None,
     min_gain: options.MinGain = None,
+    priority: options.NewPriority = None,
+    concurrency: options.NewConcurrency = None,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Train nothing here: leave it to the workers that serve the queue.")
+    ] = False,
     was: options.Was = None,
     objective: options.OwnObjective = None,
     workers: options.Workers = None,
@@ -191,11 +200,17 @@ def resume(
     The objective may have been edited: what has changed in its space is said, and trials that still fit inform on.
     """
     known = parse_was(was or ())
-    wanted = searches.MoreOfStudy(trials, options.finite(until), budget, total_epochs, deadline, known, min_gain)
+    place_in_queue = priority, concurrency
+    more = options.finite(until), budget, total_epochs, deadline, known, min_gain
+    wanted = searches.MoreOfStudy(trials, *more, *place_in_queue)
     placement = Placement(workers, devices, per_device)
-    place = _place(storage, files, data, placement, log, hang, checkpoints, disk)
+    place = place_of(storage, files, data, placement, log, hang, checkpoints, disk)
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
+    if queue:
+        searches.reopen(shared, record, wanted)
+        typer.echo(f"{record.name} is open: `{printing.worker_command(record)}` trains it, on any machine")
+        return
     reference = reference_here(record.objective, objective, f"dialin resume {record.name}")
     console = printing.Terminal()
     _train(console, searches.go_on(console, shared, record, reference, wanted, place))
@@ -205,20 +220,28 @@ def stop(study: options.Study = None, storage: options.Storage = DEFAULT_URL) ->
     """Stop a study on all machines: its workers hand back what they train and end. `dialin resume` goes on."""
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
-    if queries.status(shared, record).finished:
+    if queries.is_finished(shared, record):
         typer.echo(f"{record.name} is finished: there is nothing to stop")
         return
-    studies.stop(shared, record.study_id, "by `dialin stop`")
+    studies.stop(shared, record.study_id, "by `dialin stop`", by=options.actor())
     typer.echo(
         f"{record.name} is stopped: its workers hand back their trials; go on with {printing.resume_command(record)}"
     )
 
 
 def worker(
-    study: options.Study = None,
-    objective: options.OwnObjective = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait for a study where there is none, and for the next when one ends.")
+    study: Annotated[
+        str | None, typer.Argument(metavar="STUDY", help="Name of the study.", show_default="whatever is open")
+    ] = None,
+    objective: options.OwnObjectives = None,
+    idle: Annotated[
+        str | None,
+        typer.Option(
+            "--idle", metavar="TIME", help="End when no study was open for so long: 30s, 10m.", show_default="wait on"
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what happens as lines of JSON, each with its study and trial.")
     ] = False,
     devices: options.Devices = None,
     per_device: options.PerDevice = None,
@@ -230,31 +253,34 @@ def worker(
     disk: options.Disk = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
-    """One more worker for a study, from any machine that reaches its database.
+    """A worker, on any machine that reaches the database: for one study, or for all that are open, fairly by priority.
 
-    With several GPUs it takes one that no other worker of this database has.
+    Without STUDY it serves what is open, goes on with another when one ends, and waits when there is none.
+    With several GPUs it takes one that no other worker of this database has. SIGTERM hands its trial back.
     """
-    from search import solo  # imports torch
+    from search import queue_worker, solo, told  # import torch
     from search.uncompiled import spare_the_compiler
 
     quiet_optuna()
     spare_the_compiler()
-    place = _place(storage, files, data, Placement(1, devices, per_device), log, hang, checkpoints, disk)
-    shared = open_storage(storage) if wait else options.open_existing(storage)
+    given, seconds = objective or [], options.idle_seconds(idle)
+    place = place_of(storage, files, data, Placement(1, devices, per_device), log, hang, checkpoints, disk)
+    shared = open_storage(storage) if study is None else options.open_existing(storage)
     place.make_folders()
-    if wait:
-        if study is not None:
-            raise UsageError("--wait takes whatever study is open: name no study with it")
-        solo.serve(place, objective, shared, typer.echo)
+    tell = told.Told(as_json)
+    if study is None:
+        queue_worker.QueueWorker(place, given, shared, tell, seconds).serve()
         return
+    if len(given) > 1 or idle is not None:
+        raise UsageError("--idle, and several of --objective, are for a worker of all studies: name no study with them")
     record = studies.find(shared, study)
     status = queries.status(shared, record)
     if record.state is StudyState.STOPPED or status.late:
         raise UsageError(f"{record.name} is stopped: {printing.resume_command(record)}{printing.more(status)} goes on")
-    solo.work(place, objective, shared, record, typer.echo)
+    solo.work(place, given[0] if given else None, shared, record, tell)
 
 
-def _place(
+def place_of(
     storage: str,
     files: Path | None,
     data: Path | None,
@@ -278,10 +304,10 @@ def _say_where(console: Console, found: detached.Detached) -> None:
 def _train(console: Console, ready: searches.Ready) -> None:
     ending = searches.train(console, ready)
     searches.say_ending(console, ready.storage, ending)
-    raise typer.Exit(_say_what_next(console, ready.storage, ending))
+    raise typer.Exit(say_what_next(console, ready.storage, ending))
 
 
-def _say_what_next(console: Console, storage: SharedStorage, ending: Ending) -> int:
+def say_what_next(console: Console, storage: SharedStorage, ending: Ending) -> int:
     """Print what to type next; the exit status."""
     status = ending.status
     study = status.study
@@ -290,6 +316,7 @@ def _say_what_next(console: Console, storage: SharedStorage, ending: Ending) -> 
     printing.say(console, "go on with:")
     if status.finished or met:
         if best:
+            printing.say(console, f"  {printing.confirm_command(study)}")
             printing.say(console, f"  dialin best {study.name} --top 5")
             printing.say(console, f"  dialin show {study.name}")
         if best and queries.weights_of(storage, study, best[0].number):  # a bare function has none

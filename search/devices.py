@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,15 @@ def usable_cpus(
         # Only Linux has affinities; elsewhere every core is usable.
         affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([float(affinity), *_quotas(cgroups, own_cgroup)])))
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What the processor is called, as Linux says on x86, else by its architecture."""
+    for line in _read(cpuinfo).splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name" and value.strip():
+            return value.strip()
+    return platform.processor() or platform.machine() or "cpu"
 
 
 def _quotas(cgroups: Path, own_cgroup: Path) -> Iterator[float]:

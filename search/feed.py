@@ -9,7 +9,7 @@ from search import printing
 from search.live import View
 from storage import queries, roster, studies
 from storage.errors import UsageError
-from storage.queries import StudyStatus
+from storage.queries import SettledTrial, StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 
@@ -36,18 +36,22 @@ class Feed:
             study = studies.find(self._storage, self._name)
         except UsageError:
             return None
-        settled = [
-            trial
-            for trial in queries.settled(self._storage, study, self._newest - OVERLAP_SECONDS)
-            if trial.number not in self._known
-        ]
-        self._known.update(trial.number for trial in settled)
-        self._newest = max([self._newest, *(trial.settled_at for trial in settled)])
+        settled = self._settled(study)
+        status = queries.status(self._storage, study)
+        if status.over:  # nothing is asked after this: not without what ended between the two readings
+            settled += self._settled(study)
         self._tell_adoptions(study, view)
         best = queries.best(self._storage, study)
-        status = queries.status(self._storage, study)
         view.update(status, best[0] if best else None, settled)
         return status
+
+    def _settled(self, study: StudyRecord) -> list[SettledTrial]:
+        """Trials that have ended and were not told yet."""
+        found = queries.settled(self._storage, study, self._newest - OVERLAP_SECONDS)
+        fresh = [trial for trial in found if trial.number not in self._known]
+        self._known.update(trial.number for trial in fresh)
+        self._newest = max([self._newest, *(trial.settled_at for trial in fresh)])
+        return fresh
 
     def _adoptions(self, study: StudyRecord) -> list[roster.Adoption]:
         return roster.adoptions(self._storage, study, self._adopted_at - OVERLAP_SECONDS)

@@ -47,23 +47,13 @@ def preflight(
         RaisedError: what is wrong, in one line, perhaps with the person's own frames.
         DialinError: the child died without a word.
     """
-    ours, theirs = multiprocessing.Pipe(duplex=False)
     file = _nameless_file()
-    child = children.start(look_in_child, theirs, objective, data, placement, direction, dict(space), file, known)
-    theirs.close()
     try:
-        answer = ours.recv()
-    except KeyboardInterrupt:
-        child.kill()
-        raise
-    except EOFError:
-        child.join()
+        answer = children.ask(look_in_child, objective, data, placement, direction, dict(space), file, known)
+    except children.Silent as died:
         raise DialinError(
-            f"{objective} ended its process (exit code {child.exitcode}) when it was tried on one batch"
+            f"{objective} ended its process (exit code {died.exit_code}) when it was tried on one batch"
         ) from None
-    finally:
-        ours.close()
-    child.join()
     if isinstance(answer, Preflight):
         shared = answer.shared
         return replace(answer, shared=replace(shared, file=file) if isinstance(shared, Packed) else shared)

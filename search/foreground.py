@@ -16,16 +16,21 @@ import optuna
 import torch
 
 from search import bare, loop, space
-from search.data import Folds, size
+from search.data import Data, Folds, size
+from search.devices import gpus
 from search.loading import LoadedObjective
+from search.memory import keep_freed
+from search.micro_batch_size import MicroBatchSize
 from search.narrowing import model_wishes, narrowed
-from search.objective import Objective
+from search.objective import Objective, Task
+from search.preflight import Placement
 from search.preview import blamed, load_data
 from search.printing import number
 from search.randomness import seed_everything
-from search.reporting import EpochResult, Result, Verdict
+from search.reporting import EpochResult, Reporter, Result, Verdict
 from search.settings import middle_trial, narrowed_by, recipe_of
 from search.training import train
+from storage.errors import UsageError
 from storage.outcomes import Outcome
 
 Say = Callable[[str], None]
@@ -87,6 +92,21 @@ class Lines:
         return Verdict.GO_ON
 
 
+def place(device: str | None) -> torch.device:
+    """Where to train, with as many CPU threads as one worker would have. `device`: a GPU by its number, or cpu.
+
+    Raises:
+        UsageError: there is no such device, or it is busy.
+    """
+    if device is not None and device.removeprefix("cuda:") != "cpu" and not device.removeprefix("cuda:").isdecimal():
+        raise UsageError(f"--device is cpu or the number of a GPU, but got {device!r}")
+    named = device.removeprefix("cuda:") if device is not None else None
+    plan = Placement(1, named, None).plan(gpus() if named != "cpu" else [])
+    torch.set_num_threads(plan.threads)
+    keep_freed()
+    return torch.device(plan.slots[0].devices[0])
+
+
 def train_here(order: Order, say: Say) -> Trained:
     """Train the recipe to its end, or until Ctrl-C.
 
@@ -112,34 +132,36 @@ def train_here(order: Order, say: Say) -> Trained:
         return Trained(lines.best, True)
 
 
-def _train(order: Order, trial: optuna.Trial, lines: Lines, say: Say) -> Result:
+def train_trial(
+    order: Order,
+    trial: optuna.Trial,
+    reporter: Reporter,
+    built: Callable[[Task, Data | Folds], None] = lambda _task, _data: None,
+    micro_batch: MicroBatchSize | None = None,
+) -> Result:
+    """Train what a trial in memory suggests as a worker would, through whichever door the objective has.
+
+    `built`: called with the model and its data before training, where Dialin's own loop trains.
+
+    Raises:
+        As `train_here`, and what `reporter` and `built` raise.
+    """
     loaded, objective = order.loaded, order.loaded.objective
     seed_everything(order.seed)
     if objective.trains_itself:
         if order.device.type == "cuda":
             torch.cuda.set_device(order.device)
         with blamed("", loaded):
-            if objective.function is not None:
-                function, knobs = objective.function, objective.knobs
-                result = bare.play(trial, lambda shown: function(narrowed(shown, knobs)), lines)
-            else:
-                result = _own_loop(order, trial, lines)
-        _tell_knobs(trial, objective, say)
-        return result
+            if objective.function is None:
+                return _own_loop(order, trial, reporter)
+            function, knobs = objective.function, objective.knobs
+            return bare.play(trial, lambda shown: function(narrowed(shown, knobs)), reporter)
     data = load_data(loaded, order.data)
+    recipe = space.sample(trial, objective)
     seed_everything(order.seed)
     with blamed("model()", loaded):
         task = objective.task(trial)
-    _tell_knobs(trial, objective, say)
-    parameters = sum(parameter.numel() for parameter in task.net.parameters())
-    first = data.folds[0] if isinstance(data, Folds) else data
-    folds = f" in each of {len(data.folds)} folds" if isinstance(data, Folds) else ""
-    lines.folds = len(data.folds) if isinstance(data, Folds) else 1
-    say(
-        f"{size(first.train):,} training and {size(first.valid):,} validation samples{folds}, "
-        f"{parameters:,} parameters, on {order.device}, seed {order.seed}"
-    )
-    recipe = space.sample(trial, objective)
+    built(task, data)
     with blamed("", loaded):
         return train(
             task,
@@ -148,12 +170,33 @@ def _train(order: Order, trial: optuna.Trial, lines: Lines, say: Say) -> Result:
             objective,
             device=order.device,
             seed=order.seed,
-            reporter=lines,
+            reporter=reporter,
             new_task=lambda: objective.task(trial),
+            micro_batch=micro_batch,
         )
 
 
-def _own_loop(order: Order, trial: optuna.Trial, lines: Lines) -> Result:
+def _train(order: Order, trial: optuna.Trial, lines: Lines, say: Say) -> Result:
+    objective = order.loaded.objective
+
+    def built(task: Task, data: Data | Folds) -> None:
+        _tell_knobs(trial, objective, say)
+        parameters = sum(parameter.numel() for parameter in task.net.parameters())
+        first = data.folds[0]
+        folds = f" in each of {len(data.folds)} folds" if isinstance(data, Folds) else ""
+        lines.folds = len(data.folds)
+        say(
+            f"{size(first.train):,} training and {size(first.valid):,} validation samples{folds}, "
+            f"{parameters:,} parameters, on {order.device}, seed {order.seed}"
+        )
+
+    result = train_trial(order, trial, lines, built)
+    if objective.trains_itself:
+        _tell_knobs(trial, objective, say)
+    return result
+
+
+def _own_loop(order: Order, trial: optuna.Trial, reporter: Reporter) -> Result:
     with tempfile.TemporaryDirectory(prefix="dialin-train-") as folder:
         run = loop.Run(
             trial,
@@ -162,7 +205,7 @@ def _own_loop(order: Order, trial: optuna.Trial, lines: Lines) -> Result:
             seed=order.seed,
             data=order.data,
             folder=lambda: Path(folder),
-            reporter=lines,
+            reporter=reporter,
             sample=lambda: space.sample(trial, order.loaded.objective),
         )
         return loop.play(run, order.loaded.objective)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 # An epoch that ends within this time of the request is kept; a longer one is given up. With the hand-back itself
@@ -38,6 +39,10 @@ class Interrupt:
         if self._since is None:
             self.reason = reason
 
+    def forget(self) -> None:
+        """What was asked for is done, or of no more interest; not what `outer` requests."""
+        self._since, self.reason, self.lost = None, "", False
+
     @property
     def requested(self) -> bool:
         """Whether this worker should end."""
@@ -63,3 +68,14 @@ class Interrupt:
 
         for number in numbers:
             signal.signal(number, handle)
+
+    @contextmanager
+    def heeding(self, *numbers: signal.Signals) -> Iterator[None]:
+        """In this block these signals request; afterwards they mean what they did before."""
+        before = {number: signal.getsignal(number) for number in numbers}
+        self.on_signals(*numbers)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -15,6 +15,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from search.outbox import HELD_SECONDS
 from search.samplers import OptunaStrategy
 from search.strategy import GoOn, Left, Seen, SeenState, Start, Strategy, Verdict
 from storage import pausing
@@ -26,6 +27,7 @@ from storage.shared import SharedStorage
 from storage.trial_cache import Observed
 
 # Between epochs the study is read again when training has lasted so many times as long as that took: 5% of the time.
+# And not before HELD_SECONDS, for which others hold their epochs too.
 TRAINING_SHARE = 20.0
 
 # Makes a study's strategy. It is handed a trial by its number as its pruner is to see it.
@@ -75,17 +77,20 @@ class Judge:
         found = self._made.get(number)
         return found[0].paused if found is not None else None
 
-    def verdict(self, known: FrozenTrial, *, last: bool, may_pause: bool = True) -> tuple[Verdict, dict[str, Any]]:
+    def verdict(
+        self, known: FrozenTrial, *, last: bool, may_pause: bool = True, record: Callable[[], bool] = lambda: True
+    ) -> tuple[Verdict, dict[str, Any]]:
         """Whether a trial goes on that has these values, and the system attributes that its pruner notes on it.
 
         `last`: after its last epoch, of which only pruners hear: by its values they judge others. `may_pause`: it could
-        go on later.
+        go on later. `record()` puts on record what of the trial is not yet, before the study is read again; False where
+        it cannot.
         """
         if last and not self._alone:
             return Verdict.GO_ON, {}
         self._known = known
         mine = self._as_seen(Observed(known, None, 0.0))
-        seen = [mine] if self._alone else self._with(mine)
+        seen = [mine] if self._alone else self._with(mine, record)
         with self._storage.noting(trial_id_of(known)) as noted:
             left = replace(self._left, epochs=self._left.epochs - self._unseen)
             return self._strategy.verdict(known.number, seen, left, may_pause), noted
@@ -96,10 +101,11 @@ class Judge:
         assert known.number == number
         return known
 
-    def _with(self, mine: Seen) -> Sequence[Seen]:
+    def _with(self, mine: Seen, record: Callable[[], bool]) -> Sequence[Seen]:
         """All trials, this one with its last epoch."""
         # Always at a trial's first: what is left depends on which trial was taken, not on how long that took.
-        if mine.number != self._judged or self._clock() - self._looked >= TRAINING_SHARE * self._took:
+        again = self._looked + max(TRAINING_SHARE * self._took, HELD_SECONDS)
+        if (mine.number != self._judged or self._clock() >= again) and record():
             self._judged = mine.number
             standing = pausing.standing(self._storage, self._study_id)
             if standing is not None:

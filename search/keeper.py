@@ -9,8 +9,10 @@ import logging
 import multiprocessing.connection
 import threading
 import time
+from collections.abc import Callable
 
 from search.interrupt import Interrupt
+from storage import workers
 from storage.claims import Lease, LeaseLost
 from storage.patience import DATABASE_ERRORS, Outage, away_seconds, waiting
 from storage.shared import SharedStorage
@@ -36,14 +38,20 @@ class LeaseKeeper:
         interrupt: Interrupt,
         parent: int | None = None,
         back_at: float | None = None,
+        trial: Interrupt | None = None,
+        beside: Callable[[], float] | None = None,
     ) -> None:
         """`parent`: a file descriptor that becomes readable when the parent process is gone.
 
         `back_at`: when the database came back that the worker waited for at its start, by `time.monotonic`.
+        `trial`: what asks for the trial in hand alone, while the worker goes on; without, `interrupt`.
+        `beside`: what else is to be asked in every round, on the same connection; it says when the next round is.
         """
         self._storage = storage
         self._study_id = study_id
         self._interrupt = interrupt
+        self._trial = interrupt if trial is None else trial
+        self._beside, self._rest = beside, LISTEN_SECONDS
         self._parent = parent
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease-keeper", daemon=True)
@@ -71,8 +79,11 @@ class LeaseKeeper:
             while not self._pause():
                 try:
                     self._listen()
+                    if self._beside is not None:
+                        self._rest = self._beside()
                     if time.monotonic() - self._renewed >= RENEW_SECONDS or self._outage.seconds is not None:
                         self._renew()
+                        self._heed_the_limit()
                         self._renewed = time.monotonic()
                     self._answered()
                 except DATABASE_ERRORS as error:
@@ -83,7 +94,7 @@ class LeaseKeeper:
         if self._parent is not None and multiprocessing.connection.wait([self._parent], timeout=0):
             self._interrupt.request("the command that started this worker is gone")
             self._parent = None
-        return self._end.wait(LISTEN_SECONDS)
+        return self._end.wait(self._rest)
 
     def _not_answered(self, error: Exception) -> None:
         if (self._outage.seconds or 0.0) > away_seconds():
@@ -97,8 +108,16 @@ class LeaseKeeper:
 
     def _listen(self) -> None:
         state = self._storage.study_state(self._study_id)
-        if state is not StudyState.RUNNING:
+        if state is StudyState.PAUSED:
+            if self.lease is not None:
+                self._trial.request("the study was paused")
+        elif state is not StudyState.RUNNING:
             self._interrupt.request("the study was deleted" if state is None else "the study was stopped")
+
+    def _heed_the_limit(self) -> None:
+        lease = self.lease
+        if lease is not None and workers.is_one_too_many(self._storage, lease) and lease is self.lease:
+            self._trial.request("the study may train fewer trials at once")
 
     def _renew(self) -> None:
         lease = self.lease
@@ -106,4 +125,4 @@ class LeaseKeeper:
             self._storage.renew(lease)
         except LeaseLost as lost:
             if lease is self.lease:  # not a trial that was settled while we asked
-                self._interrupt.lose(str(lost))
+                self._trial.lose(str(lost))

@@ -72,10 +72,11 @@ def follow(
         DialinError: the study was deleted meanwhile.
     """
     with _counting_interrupts() as interrupts:
+        feed = Feed(storage, study)  # before the workers: what they end is new
         fleet = Fleet(storage, assignment, plan.slots)
         view = make_view(console, fleet.slots)
         try:
-            _Watch(storage, study, fleet, view, interrupts).until_all_have_ended()
+            _Watch(feed, fleet, view, interrupts).until_all_have_ended()
         finally:
             fleet.kill()
             if assignment.shared is not None:
@@ -94,11 +95,8 @@ def follow(
 class _Watch:
     """Follows a study while its workers run: shows what is new, and sees to workers that have died."""
 
-    def __init__(
-        self, storage: SharedStorage, study: StudyRecord, fleet: Fleet, view: View, interrupts: _Interrupts
-    ) -> None:
-        self._fleet, self._view, self._interrupts = fleet, view, interrupts
-        self._feed = Feed(storage, study)
+    def __init__(self, feed: Feed, fleet: Fleet, view: View, interrupts: _Interrupts) -> None:
+        self._feed, self._fleet, self._view, self._interrupts = feed, fleet, view, interrupts
         self._asked: float | None = None
         self._outage = Outage(view.note)
         self._may_come_back = True

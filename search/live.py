@@ -74,7 +74,9 @@ class Drawing:
             f"   {self.times(status)}",
         )
         top = Text("best  none yet", style="dim")
-        if best is not None:
+        if status.study.confirms:  # the best of its trials is no answer
+            top = Text(printing.strategy(status.study), style="dim")
+        elif best is not None:
             top = Text.assemble("best  ", (printing.number(best.value), "bold green"), f" in trial {best.number}: ")
             top.append(printing.full_recipe(best))
         table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))

@@ -122,7 +122,7 @@ def resolve(given: str | ByValue) -> LoadedObjective:
     if isinstance(given, ByValue):
         given.show_cells()
         return LoadedObjective(given.reference, given.name, given.objective, given.source_sha256, given.path)
-    target, name = _split(given)
+    target, name = split(given)
     importlib.invalidate_caches()  # A file written a moment ago is found too.
     if target.endswith(".py") or "/" in target:
         return _from_file(target, name)
@@ -136,8 +136,8 @@ def resolve(given: str | ByValue) -> LoadedObjective:
     raise UsageError(_unknown(given))
 
 
-def _split(reference: str) -> tuple[str, str]:
-    """Separate "target:name"; a colon that no name follows belongs to the target."""
+def split(reference: str) -> tuple[str, str]:
+    """Separate "target:name", where a colon that no name follows belongs to the target; the usual name without one."""
     target, _, name = reference.rpartition(":")
     return (target, name) if target and name.isidentifier() else (reference, DEFAULT_NAME)
 
@@ -163,7 +163,7 @@ def _from_file(target: str, name: str) -> LoadedObjective:
         raise UsageError(f"no file {target}; `dialin init {target}` writes one to start from") from None
     except OSError as error:
         raise UsageError(f"cannot read {target}: {error.strerror}") from None
-    _append_to_path(path.parent)
+    append_to_path(path.parent)
     module = _execute(path, source)
     found = _loaded(module, path, str(path), _tidy(path.stem), name, typed=target)
     return replace(found, source_sha256=hashlib.sha256(source).hexdigest(), notes=(*found.notes, *_clashes(path)))
@@ -171,7 +171,7 @@ def _from_file(target: str, name: str) -> LoadedObjective:
 
 def _from_dotted(target: str, name: str) -> LoadedObjective:
     folder = Path.cwd()
-    _append_to_path(folder)
+    append_to_path(folder)
     try:
         spec = importlib.util.find_spec(target)
     except ValueError:  # A module without a spec, such as __main__.
@@ -301,7 +301,7 @@ def _not_an_objective(module: ModuleType, path: Path, name: str, typed: str) -> 
     return f"{path.name} has no `{name}`; it defines {', '.join(own) or 'nothing'}; {_WRITE}"
 
 
-def _append_to_path(folder: Path) -> None:
+def append_to_path(folder: Path) -> None:
     """A person's folder comes last, so that nothing in it can stand in for a library or for dialin."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))

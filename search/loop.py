@@ -209,7 +209,8 @@ class Run:
         seconds, self._since = time.perf_counter() - self._since, time.perf_counter()
         self._last = number
         value = self._judge(values[self._metric.name])
-        result = EpochResult(number, value, values, seconds, 0, resumable=bool(self._kept))
+        own_files = epoch is not None or self._dir is not None  # in which it may go on after any epoch it has reported
+        result = EpochResult(number, value, values, seconds, 0, resumable=bool(self._kept), at_once=own_files)
         verdict = self._reporter.report(result, self._state)
         if math.isnan(value):
             raise Diverged

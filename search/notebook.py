@@ -107,7 +107,7 @@ class NotebookView:
     def _html(self, status: StudyStatus, best: RankedTrial | None) -> str:
         parts = [
             heading(status, f"{self._drawing.metric(status)} · {self._drawing.times(status)}"),
-            best_line(best),
+            "" if status.study.confirms else best_line(best),
             _chart([trial for trial in self._settled if trial.value is not None][-CHARTED:], status.study.direction),
         ]
         if status.running:
@@ -121,7 +121,8 @@ class NotebookView:
         failed = [printing.failure_line(failure) for failure in status.failures]
         lines = [*failed, *self._notes[-NOTES_SHOWN:]]
         if self._closed:
-            lines.append(printing.state_of(status) + ("" if status.finished else "; resume() goes on"))
+            call = "confirm" if status.study.confirms else "resume"
+            lines.append(printing.state_of(status) + ("" if status.finished else f"; {call}() goes on"))
         return lines
 
 

@@ -5,9 +5,11 @@ Imports no torch.
 
 from __future__ import annotations
 
+import getpass
 import math
 import os
 import re
+import socket
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,9 +17,11 @@ from typing import Annotated, Any
 import typer
 
 from search import datasets
-from storage import urls
+from storage import studies, urls
 from storage.errors import UsageError
 from storage.shared import SharedStorage, open_storage
+from storage.steering import HIGHEST
+from storage.studies import StudyRecord
 
 Storage = Annotated[
     str,
@@ -73,6 +77,29 @@ ObjectiveName = Annotated[
         "each with :name behind it if its objective is not called `objective`.",
     ),
 ]
+Priority = Annotated[
+    int,
+    typer.Option(
+        "--priority",
+        min=1,
+        max=HIGHEST,
+        metavar="P",
+        help="Its share of the workers that serve the queue: with 3 it gets three times as many as a study with 1.",
+    ),
+]
+NewPriority = Annotated[
+    int | None, typer.Option("--priority", min=1, max=HIGHEST, metavar="P", help="New priority in the queue.")
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(
+        "--concurrency", min=1, metavar="N", help="At most so many trials at once.", show_default="any number"
+    ),
+]
+NewConcurrency = Annotated[
+    int | None,
+    typer.Option("--concurrency", min=0, metavar="N", help="New limit of trials at once; 0: any number."),
+]
 OwnObjective = Annotated[
     str | None,
     typer.Option(
@@ -121,6 +148,15 @@ Log = Annotated[
     list[str] | None,
     _many(
         "--log", "NAME", "Where trials can be looked at too: tensorboard, wandb, mlflow, plots (in `dialin dashboard`)."
+    ),
+]
+OwnObjectives = Annotated[
+    list[str] | None,
+    _many(
+        "--objective",
+        "OBJECTIVE",
+        "What this machine may train beside the built-in ones: a file or module of your own, at the place where it is "
+        "here. Code is never taken from the database.",
     ),
 ]
 Fix = Annotated[
@@ -237,6 +273,14 @@ def hang_seconds(hang: str | None) -> float | None:
     return seconds
 
 
+def idle_seconds(idle: str | None) -> float | None:
+    """What --idle says, in seconds. Raises UsageError: it is no duration."""
+    seconds = None if idle is None else _duration(idle)
+    if idle is not None and seconds is None:
+        raise UsageError(f"--idle must be a time such as 30s or 10m, but got {idle!r}")
+    return seconds
+
+
 def _duration(text: str) -> float | None:
     """Seconds; None for what is no duration, or none of at least a moment."""
     found = _DURATION.fullmatch(text.strip().lower())
@@ -284,6 +328,15 @@ def finite(until: float | None) -> float | None:
     return until
 
 
+def actor() -> str:
+    """Who types, as this machine knows them: `ana@host`."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        name = "somebody"
+    return f"{name}@{socket.gethostname()}"
+
+
 def open_existing(url: str) -> SharedStorage:
     """Open a database that somebody has searched with; looking must not leave an empty one behind.
 
@@ -292,6 +345,13 @@ def open_existing(url: str) -> SharedStorage:
     """
     urls.there_is(urls.parse(url))
     return open_storage(url)
+
+
+def study_and_trial(storage: SharedStorage, study: str | None, trial: int | None) -> tuple[StudyRecord, int | None]:
+    """The study and the trial meant; a number alone is a trial of the newest study."""
+    if study is not None and trial is None and study.isdecimal() and study not in studies.names(storage):
+        return studies.find(storage), int(study)
+    return studies.find(storage, study), trial
 
 
 def files_root(given: Path | None, storage: str) -> Path:

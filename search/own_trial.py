@@ -1,10 +1,11 @@
 """The trial that a person's own code holds while it trains: Optuna's, but what it notes never meets what Dialin notes.
 
-`search.bare` hands one to a function, `search.trainer` to a training loop.
+`search.bare` hands one to a function, `search.trainer` to a training loop, with a folder of its own.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from storage.suggesting import SuggestingTrial
@@ -24,6 +25,9 @@ RESERVED = frozenset(
         "traceback",
         "best_epoch",
         "origin",
+        "confirms",
+        "provenance",
+        "micro_batch",
     ]
 )
 # What a person's attribute of such a name is stored under.
@@ -47,3 +51,17 @@ class OwnTrial(SuggestingTrial):
 
 def _renamed(key: str) -> bool:
     return key.startswith(PREFIX) and key.removeprefix(PREFIX) in RESERVED
+
+
+def own_folder(folder: Path, generation: int) -> Path:
+    """The folder for an own loop's files, moved on from owner to owner: one that lost its lease cannot reach it.
+
+    `folder` is the trial's; the files of the newest generation before this one are taken over.
+    """
+    own = folder / f"own.g{generation}"
+    older = sorted(folder.glob("own.g*"), key=lambda path: int(path.suffix.removeprefix(".g")))
+    before = [path for path in older if int(path.suffix.removeprefix(".g")) < generation]
+    if not own.exists() and before:
+        before[-1].rename(own)
+    own.mkdir(parents=True, exist_ok=True)
+    return own

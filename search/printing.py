@@ -5,21 +5,17 @@ Used by the commands and the live view; what is printed is decided here, what is
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
-import pprint
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-import yaml
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from search.loading import builtin_objectives
 from search.wishes import from_json, wish
@@ -32,24 +28,36 @@ from storage.queries import FailedTrial, RankedTrial, RunningTrial, SettledTrial
 from storage.roster import Adoption, WorkerLine
 from storage.studies import NOTEBOOK, StudyRecord
 from storage.tables import StudyState
-from storage.words import counted
+from storage.words import counted, printable
 
 
 def as_json(value: Any) -> str:
     """Strict JSON, which has no NaN and no Infinity: they are null."""
-    return json.dumps(_finite(value), indent=2, allow_nan=False)
+    return json.dumps(finite(value), indent=2, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with null in the place of NaN and Infinity."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    return [*map(_finite, value)] if isinstance(value, list | tuple) else value
+        return {name: finite(one) for name, one in value.items()}
+    return [*map(finite, value)] if isinstance(value, list | tuple) else value
 
 
 class Terminal(Console):
-    """Where commands print. Once nobody reads that any more (`| head`) it is silent, and says so by an error."""
+    """Where commands print. Once nobody reads that any more (`| head`) it is silent, and says so by an error.
+
+    What it is given is text and no markup, and much of it is from a database: nothing in it steers the terminal.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """All text on its way out, of tables and of the live view too."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
     def on_broken_pipe(self) -> None:
         """rich would end the process, which may have workers to give their trials back first."""
@@ -164,6 +172,8 @@ def state_of(status: StudyStatus) -> str:
         return f"finished: {status.study.reason}" if closed else "finished"
     if status.study.state is StudyState.STOPPED:
         return f"stopped: {status.study.reason}" if status.study.reason else "stopped"
+    if status.study.state is StudyState.PAUSED:
+        return f"paused: {status.study.reason}"
     if status.late and status.study.deadline is not None:
         return f"stopped: {past(status.study.deadline)}"
     if any(not trial.adoptable for trial in status.running):
@@ -189,6 +199,14 @@ def none_feasible(kept: Kept) -> str:
     assert kept.nearest is not None
     number, violated = kept.nearest
     return f"no complete trial keeps to its constraints: the nearest is trial {number} ({constraints(violated)})"
+
+
+def nothing_ranked(status: StudyStatus) -> str:
+    """Why a study has no best trial."""
+    name, kept = status.study.name, status.kept
+    if kept is not None and kept.nearest is not None:
+        return f"{name}: {none_feasible(kept)}"
+    return f"{name} has no complete trial yet: see `dialin status {name}`"
 
 
 def outlook(status: StudyStatus) -> str:
@@ -226,7 +244,9 @@ def running_row(trial: RunningTrial, length: int) -> tuple[str, ...]:
 
 
 def strategy(study: StudyRecord) -> str:
-    """`tpe + hyperband`; Dialin's own asks no pruner."""
+    """`tpe + hyperband`; Dialin's own asks no pruner, and a confirmation neither."""
+    if study.confirms:
+        return f"confirms {study.confirms}"
     return study.sampler if study.sampler == "auto" else f"{study.sampler} + {study.pruner}"
 
 
@@ -268,6 +288,13 @@ def limits(study: StudyRecord) -> str:
     return "; ".join(said)
 
 
+def place_in_queue(study: StudyRecord) -> str:
+    """What is out of the ordinary about it: `priority 3, at most 2 trials at once`."""
+    said = [f"priority {study.priority}"] if study.priority != 1 else []
+    said += [f"at most {counted(study.concurrency, 'trial')} at once"] if study.concurrency is not None else []
+    return ", ".join(said)
+
+
 def limit_met(status: StudyStatus, best: RankedTrial | None) -> bool:
     """Whether the study is stopped because it has got what --until, a budget or --deadline said."""
     study = status.study
@@ -297,14 +324,28 @@ def more(status: StudyStatus) -> str:
 
 def resume_command(study: StudyRecord) -> str:
     """What to type to go on: with the objective, unless it is a built-in one that is found by its name."""
+    return confirm_command(study) if study.confirms else _with_objective(f"dialin resume {study.name}", study)
+
+
+def confirm_command(study: StudyRecord) -> str:
+    """What to type to have a study's best confirmed, or to go on with that."""
+    return _with_objective(f"dialin confirm {study.confirms or study.name}", study)
+
+
+def worker_command(study: StudyRecord) -> str:
+    """What to type, on any machine, for a worker of the queue that may train this study too."""
+    return _with_objective("dialin worker", study)
+
+
+def _with_objective(command: str, study: StudyRecord) -> str:
     builtin = study.objective.partition(":")[0] in builtin_objectives()
     file = "FILE.py" if study.objective.startswith(NOTEBOOK) else study.objective
-    return f"dialin resume {study.name}" + ("" if builtin else f" --objective {file}")
+    return command + ("" if builtin else f" --objective {file}")
 
 
 def unconfirmed(settled: int) -> str:
     """What a best value of a search is worth before it is trained again with other seeds."""
-    return f"unconfirmed: best of {settled}"
+    return f"unconfirmed: best of {counted(settled, 'noisy draw')}"
 
 
 def as_record(trial: RankedTrial, study: StudyRecord) -> dict[str, Any]:
@@ -320,48 +361,3 @@ def as_record(trial: RankedTrial, study: StudyRecord) -> dict[str, Any]:
         "recipe": dict(trial.attrs.get("settings", {})),
         "model": dict(trial.attrs.get("model", {})),
     }
-
-
-def ranked(trials: Sequence[RankedTrial], study: StudyRecord, settled: int, form: str) -> str | Table:
-    """The answer of `dialin best` as table, json, yaml, csv or python."""
-    records = [as_record(trial, study) | {"note": unconfirmed(settled)} for trial in trials]
-    if form == "json":
-        return as_json(records)
-    if form == "yaml":
-        return yaml.safe_dump(records, sort_keys=False).rstrip()
-    if form == "csv":
-        return _csv(records)
-    if form == "python":
-        return _python(trials, study, settled)
-    table = Table(title=f"{study.name}: {study.metric} ({unconfirmed(settled)})", title_justify="left", box=None)
-    for heading in ("rank", "trial", study.metric, "best epoch", "seconds", "recipe"):
-        table.add_column(heading, justify="left" if heading == "recipe" else "right", overflow="fold")
-    for rank, trial in enumerate(trials, start=1):
-        cells = (rank, trial.number, number(trial.value), trial.best_epoch or "-", f"{trial.seconds:.1f}")
-        table.add_row(*map(str, cells), full_recipe(trial))
-    return table
-
-
-def _csv(records: Sequence[dict[str, Any]]) -> str:
-    """One column a value; the recipe's and the model's prefixed, so that no two collide."""
-    flat = []
-    for record in records:
-        row = {key: value for key, value in record.items() if not isinstance(value, dict)}
-        for group in ("recipe", "model"):
-            row |= {f"{group}.{key}": value for key, value in record[group].items()}
-        flat.append(row)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-    return out.getvalue().rstrip()
-
-
-def _python(trials: Sequence[RankedTrial], study: StudyRecord, settled: int) -> str:
-    blocks = []
-    for trial in trials:
-        record = as_record(trial, study)
-        head = f"# {study.name}, trial {trial.number}: {study.metric} {number(trial.value)} ({unconfirmed(settled)})"
-        names = "recipe = " + pprint.pformat(record["recipe"], sort_dicts=False)
-        blocks.append(f"{head}\n{names}\nmodel = " + pprint.pformat(record["model"], sort_dicts=False))
-    return "\n\n".join(blocks)

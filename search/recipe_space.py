@@ -54,13 +54,13 @@ class RecipeSpace:
 
     def row(self, recipe: Mapping[str, Any]) -> Floats:
         """One recipe."""
-        values = [_share(d, recipe[name]) if name in recipe else math.nan for name, d in self.distributions.items()]
+        values = [share(d, recipe[name]) if name in recipe else math.nan for name, d in self.distributions.items()]
         return np.asarray(values, dtype=np.float64)
 
     def recipe(self, row: Floats) -> dict[str, Any]:
         """What a row stands for."""
         pairs = zip(self.distributions.items(), row, strict=True)
-        return {name: _value(d, float(share)) for (name, d), share in pairs if not math.isnan(share)}
+        return {name: value_at(d, float(share)) for (name, d), share in pairs if not math.isnan(share)}
 
     def features(self, rows: Floats) -> Floats:
         """Rows in the unit cube: a choice is one column an option, and what a recipe does not have is in the middle."""
@@ -142,14 +142,14 @@ def _values(d: FloatDistribution | IntDistribution, shares: Floats) -> Floats:
     return np.clip(values, d.low, d.high)
 
 
-def _share(d: BaseDistribution, value: Any) -> float:
+def share(d: BaseDistribution, value: Any) -> float:
     if isinstance(d, CategoricalDistribution):
         return float(d.to_internal_repr(value)) if value in d.choices else math.nan
     assert isinstance(d, FloatDistribution | IntDistribution)
     return float(_shares(d, np.asarray(float(value))))
 
 
-def _value(d: BaseDistribution, share: float) -> Any:
+def value_at(d: BaseDistribution, share: float) -> Any:
     if isinstance(d, CategoricalDistribution):
         return d.choices[round(share)]
     assert isinstance(d, FloatDistribution | IntDistribution)

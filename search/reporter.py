@@ -18,11 +18,15 @@ from search.judge import Judge
 from search.outbox import Outbox
 from search.reporting import EpochResult, Verdict
 from search.telling import Listener
+from storage.attributes import PEAK_MEMORY, bytes_of
 from storage.claims import Epoch, Lease
 from storage.optuna_internals import frozen_of
 from storage.patience import unless_away
 from storage.shared import SharedStorage
 from storage.tables import StudyState
+
+# How much more memory than on record is put on record after an epoch: a trial's first epoch mostly needs all it will.
+GROWN = 1.05
 
 
 class TrialReporter:
@@ -41,10 +45,13 @@ class TrialReporter:
         listener: Listener | None = None,
         beat: Callable[[], None] = lambda: None,
         judge: Judge | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        memory: Callable[[], int | None] = lambda: None,
     ) -> None:
         """`beat` is called before each batch and after each epoch: training makes steps.
 
-        `judge`: says whether the trial goes on; by default the study's pruner does.
+        `judge`: says whether the trial goes on; by default the study's pruner does. `clock`: the outbox's.
+        `memory`: the most bytes in use so far.
         """
         self._storage = storage
         self._trial = trial
@@ -55,12 +62,14 @@ class TrialReporter:
         self._interrupt = interrupt
         self._beat = beat
         self._listener = listener or Listener()
-        self._outbox = Outbox(storage, lease, interrupt)
+        self._outbox = Outbox(storage, lease, interrupt, clock)
         self._recorded_at = time.monotonic()
         self._epoch = 0  # the last one reported, or that training goes on after
         self._judge = judge or Judge(storage, trial.study)
         self._losing = False
         self._known: FrozenTrial | None = None  # the trial as its pruner sees it
+        self._memory = memory
+        self._peak = bytes_of(trial.user_attrs.get(PEAK_MEMORY)) or 0  # on record, perhaps of an owner before
 
     def restore(self) -> dict[str, Any] | None:
         """The newest recorded checkpoint that can be read."""
@@ -69,14 +78,14 @@ class TrialReporter:
         return state
 
     def report(self, result: EpochResult, state: State | None) -> Verdict:
-        """Record the epoch and say whether to go on. A checkpoint that is due is written while training does.
+        """Record the epoch, soon, and say whether to go on. A checkpoint that is due is written while training does.
 
         Raises:
             LeaseLost: the trial is another's.
             Interrupted: the study's budget of epochs is on record without this one.
             DatabaseAway: the database went away, and has not come back within the limit.
         """
-        ending = self._interrupt.requested
+        ended, ending = time.monotonic(), self._interrupt.requested
         self._epoch = result.epoch
         self.checkpointer.check()
         verdict, noted = (strategy.Verdict.GO_ON, {}) if ending else self._asked(result)
@@ -89,7 +98,10 @@ class TrialReporter:
         if checkpoint is None and not (ending and state is not None):
             checkpoint = self.checkpointer.take_unrecorded()
         cost = result.seconds, result.samples, self._device
-        study = self._outbox.record(Epoch(result.epoch, result.value, result.metrics, *cost, noted=noted), checkpoint)
+        told = self.peak_memory(GROWN)
+        epoch = Epoch(result.epoch, result.value, result.metrics, *cost, noted=noted, ended=ended, told=told)
+        at_once = result.at_once or ending or self._losing or 0 < self._epochs <= result.epoch
+        study = self._outbox.record(epoch, checkpoint, at_once=at_once)
         if study is not None and checkpoint is not None:
             self.checkpointer.superseded()
         self._recorded_at = time.monotonic()
@@ -97,16 +109,16 @@ class TrialReporter:
         self._listener.recorded(result)
         if ending:
             return Verdict.HAND_BACK
-        stopped = study is StudyState.STOPPED
+        stopped = study not in (None, StudyState.RUNNING)
         if stopped:
-            self._interrupt.request("the study was stopped")
+            self._interrupt.request(f"the study was {study}")
         if study is not None and self._losing:
             self._losing = False
             return Verdict.PRUNE
         if result.epoch >= self._epochs:
             return Verdict.GO_ON
         if stopped:  # an epoch more would be one beyond the limit that this one has reached
-            if state is not None and not pausing:
+            if state is not None and not pausing and self._outbox.write_held():
                 self.checkpointer.save_and_record(result.epoch, 0, state)
             return Verdict.HAND_BACK
         if pausing and study is not None:
@@ -141,13 +153,22 @@ class TrialReporter:
 
         def ask() -> tuple[strategy.Verdict, dict[str, Any]]:
             last = 0 < self._epochs <= result.epoch
-            said, noted = self._judge.verdict(known, last=last, may_pause=result.resumable)
+            record = self._outbox.write_held
+            said, noted = self._judge.verdict(known, last=last, may_pause=result.resumable, record=record)
             known.system_attrs = known.system_attrs | noted
             return said, noted
 
         said, noted = unless_away(ask) or go_on
         self._losing = said is strategy.Verdict.STOP
         return said, noted
+
+    def peak_memory(self, grown: float = 1.0) -> dict[str, int]:
+        """The most memory in use so far as a trial's attribute; empty while it is not that much more than on record."""
+        now = self._memory()
+        if now is None or now <= grown * self._peak:
+            return {}
+        self._peak = now
+        return {PEAK_MEMORY: now}
 
     @property
     def unrecorded_seconds(self) -> float:
@@ -163,9 +184,10 @@ class TrialReporter:
         """So many batches after the last epoch: a checkpoint where one is due, or where training must stop."""
         if not self._interrupt.overdue:
             self._keep_if_due(batch, state)
-        elif not self._interrupt.lost:
+        elif not self._interrupt.lost and self._outbox.write_held():
             self.checkpointer.save_and_record(self._epoch, batch, state)
 
     def _keep_if_due(self, batch: int, state: State, ahead: float = 0.0) -> None:
-        if not self._outbox.behind:  # else it would not be on record, and so of no use
-            self.checkpointer.keep_if_due(self._epoch, batch, state, ahead)
+        # What it goes on after must be on record before it, else it would be of no use.
+        if not self._outbox.behind and self.checkpointer.is_due(ahead) and self._outbox.write_held():
+            self.checkpointer.keep(self._epoch, batch, state)

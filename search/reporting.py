@@ -38,6 +38,7 @@ class EpochResult:
     """One epoch (from 1) on record. `metrics`: every metric by name, `train_loss`, `lr` of the last step.
 
     `value` None: nothing that a pruner should look at. `resumable`: its state holds all that training goes on from.
+    `at_once`: whoever trains keeps checkpoints of its own, and goes on after it when it is taken over.
     """
 
     epoch: int
@@ -46,6 +47,7 @@ class EpochResult:
     seconds: float
     samples: int
     resumable: bool = True
+    at_once: bool = False
 
 
 class Reporter(Protocol):

@@ -9,7 +9,6 @@ import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,73 +16,20 @@ from rich.console import Console
 from search import children, fleet, launch, options, printing, space_changes
 from search.assignment import Assignment
 from search.by_value import ByValue
-from search.checkpoint_settings import CheckpointSettings
-from search.devices import Slot
 from search.foresight import large_imports
 from search.launch import Ending
-from search.preflight import NEW_DATABASE, Known, Placement, Preflight
+from search.place import Place as Place
+from search.preflight import NEW_DATABASE, Known, Preflight
 from search.samplers import AUTO, check_names, quiet_optuna
-from search.shared_data import NotPacked, Packed
-from storage import history, queries, stalling, studies
+from storage import history, matching, queries, stalling, steering, studies
 from storage.errors import UsageError
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudyRecord, StudySpec
-from storage.urls import DEFAULT_URL, parse, sqlite_file
+from storage.urls import parse, sqlite_file
 
 # What an integer column holds.
 MOST = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a search trains on this machine, and where its things are.
-
-    Attributes:
-        storage: the database's URL.
-        files: root folder of checkpoints and logs; None: beside the database.
-        data: folder of data sets; None: the usual one.
-        placement: devices and workers.
-        log: names of trackers.
-        hang: seconds without a batch after which a worker hangs; math.inf: never; None: the objective's.
-        checkpoints: where checkpoints go, and how much they may take.
-    """
-
-    storage: str = DEFAULT_URL
-    files: Path | None = None
-    data: Path | None = None
-    placement: Placement = field(default_factory=Placement)
-    log: tuple[str, ...] = ()
-    hang: float | None = None
-    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
-
-    def make_folders(self) -> None:
-        """Those that are written to. Raises UsageError: one cannot be made, or that of data sets is not there."""
-        options.data_root(self.data)
-        self.checkpoints.make(options.make_files_root(self.files, self.storage))
-
-    def assignment(
-        self,
-        study: str,
-        objective: str | ByValue,
-        threads: int,
-        slots: tuple[Slot, ...] = (),
-        shared: Packed | NotPacked | None = None,
-    ) -> Assignment:
-        """Orders of a worker here; see `Assignment`."""
-        return Assignment(
-            storage=self.storage,
-            study=study,
-            objective=objective,
-            places=slots,
-            threads=threads,
-            files=options.files_root(self.files, self.storage),
-            data=options.data_root(self.data),
-            log=self.log,
-            shared=shared,
-            hang=self.hang,
-            checkpoints=self.checkpoints,
-        )
 
 
 @dataclass(frozen=True)
@@ -110,10 +56,13 @@ class NewStudy:
     seed: int | None = None
     min_gain: float | None = None
     transfer: bool = True
+    priority: int = 1
+    concurrency: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("trials", 1), ("epochs", 1), ("total_epochs", 1), ("seed", 0)):
-            _refuse_beyond(name, getattr(self, name), least)
+            refuse_beyond(name, getattr(self, name), least)
+        steering.check_place(self.priority, self.concurrency)
         if self.name == "":
             raise UsageError("--study is the new study's name, but got an empty one")
         _read(self.deadline)
@@ -148,6 +97,7 @@ class MoreOfStudy:
         deadline: as `options.deadline_of` reads it, when the study goes on.
         was: values that knobs added to the objective had in older trials.
         min_gain: the least that more trials must be likely to gain; 0: go on whatever they gain.
+        priority, concurrency: the place in the queue; a concurrency of 0 for any number of trials at once.
     """
 
     trials: str | None = None
@@ -157,6 +107,8 @@ class MoreOfStudy:
     deadline: str | None = None
     was: Mapping[str, Any] = field(default_factory=dict)
     min_gain: float | None = None
+    priority: int | None = None
+    concurrency: int | None = None
 
     def __post_init__(self) -> None:
         _check_gain(self.min_gain)
@@ -205,7 +157,7 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
     there = _refuse_early(place.storage, wanted.name)
     past = tuple(history.past_studies(there)) if there is not None and wanted.transfer else ()
     known = Known(past, wanted.transfer)
-    found = _preflight(console, objective, place, wanted.direction, wanted.space, known)
+    found = preflight(console, objective, place, wanted.direction, wanted.space, known)
     _refuse_foreign_options(found, wanted)
     # Nothing is made before the objective is known to work.
     place.make_folders()
@@ -225,8 +177,10 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
         until=wanted.until,
         budget_seconds=wanted.budget_seconds,
         budget_epochs=wanted.total_epochs,
-        deadline=_deadline(storage, wanted.deadline),
+        deadline=deadline_on(storage, wanted.deadline),
         space=wanted.space,
+        priority=wanted.priority,
+        concurrency=wanted.concurrency,
     )
     first = found.first_trials[: spec.trials]
     enqueue = not found.trains_itself  # what a loop of a person's own suggests is known only when it trains
@@ -234,7 +188,18 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
     space_changes.note(storage, study, found.space)
     if wanted.min_gain:
         stalling.want(storage, study, wanted.min_gain)
-    return _ready(storage, study, objective, found, place)
+    return ready_with(storage, study, objective, found, place)
+
+
+def submit(
+    console: Console, objective: str | ByValue, wanted: NewStudy, place: Place, by: str
+) -> tuple[SharedStorage, StudyRecord]:
+    """As `begin`, but nothing is trained here: it waits for the queue's workers. It is on record who did it."""
+    ready = begin(console, objective, wanted, place)
+    if ready.assignment.shared is not None:
+        ready.assignment.shared.remove()
+    steering.submitted(ready.storage, ready.study.study_id, by)
+    return ready.storage, ready.study
 
 
 def go_on(
@@ -250,8 +215,9 @@ def go_on(
     Raises:
         DialinErrors: whatever is wrong with what was asked for; then the study is as it was.
     """
+    if study.confirms:
+        raise UsageError(f"{study.name} confirms {study.confirms}: {printing.resume_command(study)} goes on with it")
     quiet_optuna()
-    total, more = wanted.total_and_more()
     place.make_folders()
     status = queries.status(storage, study)
     _refuse_finished(status, wanted)
@@ -259,12 +225,35 @@ def go_on(
         printing.say(console, line)
     stored = space_changes.stored(storage, study)
     known = Known(sha256=study.objective_sha256 if stored is None else stored["sha256"])
-    found = _preflight(console, objective, place, study.direction, study.space, known)
-    studies.check_same(study, found.reference, found.metric, found.direction)
-    studies.check_folds(study, found.folds)
+    found = preflight(console, objective, place, study.direction, study.space, known)
+    matching.check_same(study, found.reference, found.metric, found.direction)
+    matching.check_folds(study, found.folds)
     if found.sha256 != study.objective_sha256:
         printing.say(console, f"{found.reference} has changed since {study.name} was made")
     change = space_changes.of_study(storage, study, stored, found.space, wanted.was)
+    _open(storage, study, wanted)
+    if change is not None:
+        space_changes.note(storage, study, change.space)
+        for line in change.lines:
+            printing.say(console, line)
+    return ready_with(storage, studies.find(storage, study.name), objective, found, place)
+
+
+def reopen(storage: SharedStorage, study: StudyRecord, wanted: MoreOfStudy) -> StudyRecord:
+    """Open a study for whoever serves the queue; nothing is tried or trained here.
+
+    Raises:
+        UsageError: whatever is wrong with what was asked for; then the study is as it was.
+    """
+    if wanted.was:
+        raise UsageError("--was is about an objective that was edited, which has to be tried here: leave --queue out")
+    _refuse_finished(queries.status(storage, study), wanted)
+    _open(storage, study, wanted)
+    return studies.find(storage, study.name)
+
+
+def _open(storage: SharedStorage, study: StudyRecord, wanted: MoreOfStudy) -> None:
+    total, more = wanted.total_and_more()
     studies.resume(
         storage,
         study.study_id,
@@ -272,16 +261,14 @@ def go_on(
         more=more,
         budget_seconds=wanted.budget_seconds(study),
         budget_epochs=wanted.budget_epochs(study),
-        deadline=_deadline(storage, wanted.deadline),
+        deadline=deadline_on(storage, wanted.deadline),
         until=wanted.until,
+        priority=wanted.priority,
+        concurrency=wanted.concurrency,
+        by=options.actor(),
     )
     if wanted.min_gain is not None:
         stalling.want(storage, study, wanted.min_gain or None)
-    if change is not None:
-        space_changes.note(storage, study, change.space)
-        for line in change.lines:
-            printing.say(console, line)
-    return _ready(storage, studies.find(storage, study.name), objective, found, place)
 
 
 def train(console: Console, ready: Ready) -> Ending:
@@ -296,23 +283,20 @@ def say_ending(console: Console, storage: SharedStorage, ending: Ending) -> None
     printing.say(console, f"{name}: {printing.progress(status)}, {printing.counts(status.counts)}; {state}")
     for failure in status.failures:
         printing.say(console, printing.failure_line(failure))
-    for best in queries.best(storage, status.study):
+    for best in queries.best(storage, status.study) if not status.study.confirms else ():
         printing.say(console, printing.best_line(best, status))
 
 
-def _ready(
-    storage: SharedStorage,
-    study: StudyRecord,
-    objective: str | ByValue,
-    found: Preflight,
-    place: Place,
+def ready_with(
+    storage: SharedStorage, study: StudyRecord, objective: str | ByValue, found: Preflight, place: Place
 ) -> Ready:
+    """A study with what was found out about its objective, to be trained here."""
     what = objective if isinstance(objective, ByValue) else found.reference
     assignment = place.assignment(study.name, what, found.plan.threads, shared=found.shared)
     return Ready(storage, study, found, assignment)
 
 
-def _preflight(
+def preflight(
     console: Console,
     objective: str | ByValue,
     place: Place,
@@ -320,6 +304,7 @@ def _preflight(
     space: Mapping[str, Any],
     known: Known = NEW_DATABASE,
 ) -> Preflight:
+    """Try the objective on a batch in a child process, and say what is to be known of it. Raises DialinErrors."""
     data = options.data_root(place.data)
     children.warm_up(large_imports(objective))
     with console.status(f"checking {objective} on one batch"):
@@ -334,7 +319,7 @@ def _total_and_more(name: str, said: str | None) -> tuple[int | None, int]:
         return None, 0
     if not said.removeprefix("+").isdecimal() or int(said) < 1:
         raise UsageError(f"--{name} must be a number such as 100, or +50 for 50 more, but got {said!r}")
-    _refuse_beyond(name, int(said), 1)
+    refuse_beyond(name, int(said), 1)
     return (None, int(said)) if said.startswith("+") else (int(said), 0)
 
 
@@ -344,7 +329,8 @@ def _read(deadline: str | None) -> None:
         options.deadline_of(deadline, 0.0)
 
 
-def _deadline(storage: SharedStorage, said: str | None) -> float | None:
+def deadline_on(storage: SharedStorage, said: str | None) -> float | None:
+    """A deadline as a person says it, by the database's clock; None: nothing was said."""
     return None if said is None else options.deadline_of(said, studies.clock(storage))
 
 
@@ -353,7 +339,8 @@ def _check_gain(gain: float | None) -> None:
         raise UsageError(f"--min-gain must be a number of at least 0, but got {gain}")
 
 
-def _refuse_beyond(name: str, value: Any, least: int) -> None:
+def refuse_beyond(name: str, value: Any, least: int) -> None:
+    """Raises UsageError: not an integer from `least` to what a column holds; None is nobody's wish."""
     if value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

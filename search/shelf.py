@@ -52,23 +52,23 @@ class Folder:
         self._root = root
 
     def write(self, path: str, state: dict[str, Any]) -> tuple[str, int]:
-        sha256 = checkpoints.save(self._root / path, state)
-        return sha256, (self._root / path).stat().st_size
+        sha256 = checkpoints.save(self._at(path), state)
+        return sha256, self._at(path).stat().st_size
 
     def read(self, path: str, sha256: str) -> dict[str, Any]:
-        return checkpoints.load(self._root / path, sha256)
+        return checkpoints.load(self._at(path), sha256)
 
     def remove(self, path: str) -> None:
-        with contextlib.suppress(OSError):
-            (self._root / path).unlink()
+        with contextlib.suppress(OSError, CheckpointError):
+            self._at(path).unlink()
 
     def names(self, folder: str) -> list[str]:
         return [path.name for path in (self._root / folder).glob("*")]
 
     def fetch(self, path: str, to: Path) -> None:
-        if not (self._root / path).is_file():
-            raise CheckpointError(f"there is no {self._root / path}")
-        shutil.copyfile(self._root / path, to)
+        if not self._at(path).is_file():
+            raise CheckpointError(f"there is no {self._at(path)}")
+        shutil.copyfile(self._at(path), to)
 
     def clear(self) -> None:
         try:
@@ -77,6 +77,9 @@ class Folder:
             pass
         except OSError as error:
             raise CheckpointError(f"{self._root}: {error.strerror}") from error
+
+    def _at(self, path: str) -> Path:
+        return self._root / _within(path)
 
 
 class Bucket:
@@ -122,10 +125,17 @@ class Bucket:
             self._files.rm(self._root, recursive=True)
 
     def _key(self, path: str) -> str:
-        return f"{self._root.rstrip('/')}/{path}"
+        return f"{self._root.rstrip('/')}/{_within(path)}"
 
     def _named(self, path: str) -> str:
         return str(self._files.unstrip_protocol(self._key(path)))
+
+
+def _within(path: str) -> str:
+    """A path that leads nowhere else. Raises CheckpointError: a database has it, where anybody may have written it."""
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise CheckpointError(f"the checkpoint {path!r} on record is not in the folder of its study")
+    return path
 
 
 def open_store(settings: CheckpointSettings, files: Path, study: str) -> Store:

@@ -1,91 +1,80 @@
-"""One worker in the foreground: `dialin worker`, for one study or for whatever study is open."""
+"""One worker in the foreground, for one study: `dialin worker STUDY`. `search.queue_worker` serves them all."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
 
 from search import printing
+from search.assignment import Assignment
 from search.devices import SlotPlan, gpus, plan_slots, usable_cpus
 from search.interrupt import Interrupt
 from search.loading import reference_here
+from search.place import Place
 from search.preflight import Placement
-from search.searches import Place
+from search.told import Told
 from search.worker import Worker
-from storage import studies, workers
-from storage.errors import UsageError
+from storage import workers
 from storage.queries import SettledTrial
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 
-# How often a worker that waits looks for a study.
-LOOK_SECONDS = 2.0
 
-
-def work(
-    place: Place, objective: str | None, storage: SharedStorage, record: StudyRecord, say: Callable[[str], None]
-) -> None:
+def work(place: Place, objective: str | None, storage: SharedStorage, record: StudyRecord, told: Told) -> None:
     """Work on one study to its end; SIGINT and SIGTERM hand the trial back.
 
     `objective`: where it is on this machine; None: it is a built-in one.
     """
-    ending = Interrupt()
-    ending.on_signals(signal.SIGINT, signal.SIGTERM)
-    _work(place, objective, storage, record, say, ending)
-
-
-def serve(place: Place, objective: str | None, storage: SharedStorage, say: Callable[[str], None]) -> None:
-    """Work on the newest open study whose objective is allowed here, then on the next, until interrupted."""
-    ending = Interrupt()
-    ending.on_signals(signal.SIGINT, signal.SIGTERM)
-    refused: set[int] = set()
-    say("waiting for a study")
-    while not ending.requested:
-        record = studies.newest_open(storage, refused)
-        if record is None:
-            time.sleep(LOOK_SECONDS)
-            continue
-        try:
-            _work(place, objective, storage, record, say, ending)
-        except UsageError as error:
-            say(f"leaving {record.name} alone: {error}")
-            refused.add(record.study_id)
-
-
-def _work(
-    place: Place,
-    objective: str | None,
-    storage: SharedStorage,
-    record: StudyRecord,
-    say: Callable[[str], None],
-    ending: Interrupt,
-) -> None:
+    interrupt = Interrupt()
     reference = reference_here(record.objective, objective, f"dialin worker {record.name}")
-    plan = _plan(place.placement)
+    assignment = assignment_here(place, storage, record, reference, plan_here(place.placement))
+    signals = interrupt.heeding(signal.SIGINT, signal.SIGTERM)
+    with signals, told.about(study=record.name), told.with_warnings():
+        last_words = words_to_terminal()  # before a trial's log takes standard error
+        worker = Worker(assignment, interrupt, partial(tell_settled, told, record), last_words, told=told)
+        told("study taken", f"worker for {record.name} on {worker.slot.name}", slot=worker.slot.name)
+        worker.work()
+        ended = f"ended: {interrupt.reason}" if interrupt.requested else f"{record.name} has no more work"
+        told("study left", ended, reason=interrupt.reason or None)
+
+
+def assignment_here(
+    place: Place, storage: SharedStorage, record: StudyRecord, reference: str, plan: SlotPlan, slot: str = ""
+) -> Assignment:
+    """Orders of one worker on this machine; `slot`: the name of the place that it would rather have."""
     # Workers started by hand know nothing of each other's threads; the database knows how many there are.
     threads = max(1, plan.threads // (1 + workers.living_here(storage)))
-    assignment = place.assignment(record.name, reference, threads, plan.slots)
-
-    def tell(trial: SettledTrial) -> None:
-        say(printing.settled_line(trial, record.metric))
-
-    # The end of one study is not the end of a worker that serves them all.
-    interrupt = Interrupt(outer=ending)
-    terminal = os.dup(2)  # what a trial prints, and standard error with it, goes to its log
-    worker = Worker(assignment, interrupt, tell, partial(_tell, terminal))
-    say(f"worker for {record.name} on {worker.slot.name}")
-    worker.work()
-    say(f"ended: {interrupt.reason}" if interrupt.requested else f"{record.name} has no more work")
+    slots = sorted(plan.slots, key=lambda one: one.name != slot)
+    return place.assignment(record.name, reference, threads, tuple(slots))
 
 
-def _tell(terminal: int, said: str) -> None:
+def tell_settled(told: Told, record: StudyRecord, trial: SettledTrial) -> None:
+    """Tell that a trial has ended, and how."""
+    told(
+        "trial settled",
+        printing.settled_line(trial, record.metric),
+        trial=trial.number,
+        outcome=trial.outcome.value,
+        value=trial.value,
+        epochs=trial.epochs,
+        seconds=round(trial.seconds, 3),
+        reason=trial.reason or None,
+    )
+
+
+def words_to_terminal() -> Callable[[str], None]:
+    """Takes what a process says at its end, for what is standard error now: later that is a trial's log."""
+    terminal = os.dup(2)
+    return lambda said: _write(terminal, said)
+
+
+def _write(terminal: int, said: str) -> None:
     os.write(terminal, f"dialin: {said}\n".encode())
 
 
-def _plan(placement: Placement) -> SlotPlan:
+def plan_here(placement: Placement) -> SlotPlan:
     """Every place that this one worker may take: the first free one is leased when it registers."""
     found = gpus() if placement.devices != "cpu" else []
     named = placement.devices

@@ -195,8 +195,8 @@ class Stepper:
             # which keeps the gradients as large as a mean's. float16 would overflow on a sum's.
             self._unit, self._weight = _one_for_zero(weight), 0.0
         if self._scaler is None:
-            # The gradient of total / unit, without a division on the way there and one on the way back.
-            total.backward(torch.ones_like(total) / self._unit)
+            # Not total.backward(1 / unit), which is 2 us faster: torch imports sympy for a gradient that it is given.
+            (total / self._unit).backward()
         else:
             self._scaler.scale(total / self._unit).backward()
         self._weight = self._weight + weight

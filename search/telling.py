@@ -38,7 +38,7 @@ class Listener:
         """Training goes on after this epoch; 0: from the start."""
 
     def recorded(self, result: EpochResult) -> None:
-        """An epoch is on record."""
+        """An epoch is on record, or will be soon."""
 
 
 class Teller(Listener):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -32,7 +31,8 @@ from search.micro_batch_size import KILLS_IN_A_ROW, MicroBatchSize
 from search.micro_batches import free
 from search.narrowing import narrowed
 from search.objective import Objective, Task
-from search.own_trial import OwnTrial
+from search.own_trial import OwnTrial, own_folder
+from search.peak_memory import PeakMemory
 from search.randomness import seed_everything
 from search.reporter import TrialReporter
 from search.reporting import Interrupted, Result
@@ -49,6 +49,7 @@ from storage.first_trials import FirstTrial
 from storage.optuna_internals import suggest_unless_asked
 from storage.outcomes import Outcome
 from storage.patience import DATABASE_ERRORS, DatabaseAway
+from storage.provenance import noted, trial_seed
 from storage.queries import SettledTrial
 from storage.retention import WEIGHTS_KEPT, retire_weights, worth_keeping
 from storage.shared import SharedStorage
@@ -72,6 +73,7 @@ class Trainer:
         sizes: how much of a batch has fitted into memory.
         watchdog: ends the process when training hangs.
         judge: says after each epoch whether a trial goes on.
+        provenance: what this process trains with, as it is on record (`storage.provenance`).
         first_trials: what an own loop's recipe is in the study's first trials.
     """
 
@@ -90,6 +92,7 @@ class Trainer:
     sizes: StoredSizes
     watchdog: Watchdog
     judge: Judge
+    provenance: str
     first_trials: tuple[FirstTrial, ...] = ()
 
     def train(self, trial: Trial, lease: Lease, folder: Path, keeper: LeaseKeeper) -> SettledTrial:
@@ -128,6 +131,7 @@ class Trainer:
             listener=teller,
             beat=self.watchdog.beat,
             judge=self.judge,
+            memory=PeakMemory(self.device).bytes,
         )
         try:
             with self.watchdog.watching(trial.number):
@@ -163,6 +167,8 @@ class Trainer:
             return bare.play(trial, lambda shown: function(narrowed(shown, knobs)), reporter)
         if self.objective.train is not None:
             self._use_device()
+            with self.storage.sampling(trial):
+                _note(trial, self._noted(trial))
             run = self._run(trial, seed, reporter, folder, lease)
             return loop.play(run, self.objective)
         return self._train_task(trial, seed, reporter, teller, MicroBatchSize(self.sizes, kills))
@@ -195,8 +201,7 @@ class Trainer:
             told = self._told(recipe)
             if moved := _moved(before, told, trial.filled):
                 raise CannotBeDrawn(moved)
-            for key, value in told.items():
-                trial.set_user_attr(key, value)
+            _note(trial, told)
         return recipe
 
     def _train_task(
@@ -208,10 +213,8 @@ class Trainer:
             return drawn
         recipe, task = drawn
         assert self.data is not None
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
         teller.trains(task, self.data, recipe.batch_size, self.device, self.objective.precision)
-        return train(
+        result = train(
             task,
             self.data,
             recipe,
@@ -222,6 +225,9 @@ class Trainer:
             new_task=lambda: self.objective.task(trial),
             micro_batch=micro_batch,
         )
+        if micro_batch.size is not None:  # its curve is rounded otherwise than that of whole batches
+            trial.set_user_attr("micro_batch", micro_batch.size)
+        return result
 
     def _draw(self, trial: SuggestingTrial, seed: int) -> tuple[Recipe, Task] | Result:
         """A recipe and its model; drawn again where another worker has drawn the same meanwhile."""
@@ -249,11 +255,10 @@ class Trainer:
                 raised = error
             else:
                 _keep_to(self.objective, trial, parameters=_count_of_parameters(task))
-            told = self._told(recipe) | {"model": self._own_params(trial)}
+            told = self._told(recipe) | {"model": self._own_params(trial)} | self._noted(trial)
             if moved := _moved(before, told, trial.filled):
                 return Result(Outcome.PRUNED, reason=moved)
-            for key, value in told.items():
-                trial.set_user_attr(key, value)
+            _note(trial, told)
         if isinstance(raised, optuna.TrialPruned):
             return Result(Outcome.PRUNED, reason=f"refused by the model: {raised}")
         if raised is not None:
@@ -265,6 +270,11 @@ class Trainer:
         real = {"recipe": recipe.summary(), "settings": recipe.as_dict(), "lr": recipe.lr}
         return real | {"device": str(self.device)}
 
+    def _noted(self, trial: Trial) -> dict[str, Any]:
+        """The trial's seed, and what it is trained with from this owner on."""
+        seed, generation = trial_seed(self.record.seed, trial.number), self.storage.lease_of(trial).generation
+        return noted(trial.user_attrs, seed, generation, self.provenance)
+
     def _own_params(self, trial: Trial) -> dict[str, Any]:
         """What a trial has suggested besides the recipe."""
         common = {knob.name for knob in space.recipe_knobs(self.objective)}
@@ -274,7 +284,8 @@ class Trainer:
         """An own loop's knobs beside its recipe; without a recipe they are the recipe."""
         if "recipe" in trial.user_attrs:
             return {"model": self._own_params(trial)}
-        return {"recipe": space.in_words(trial.params), "settings": dict(trial.params), "device": str(self.device)}
+        told = {"recipe": space.in_words(trial.params), "settings": dict(trial.params), "device": str(self.device)}
+        return told | self._noted(trial)
 
     def _settle(
         self,
@@ -285,7 +296,7 @@ class Trainer:
         result: Result,
         traceback: str,
     ) -> SettledTrial:
-        unrecorded = reporter.unrecorded_seconds
+        unrecorded, peak = reporter.unrecorded_seconds, reporter.peak_memory()
         leading = self._leads(result)
         weights = self._save_weights(reporter, result) if leading else None
         teller.end(result, kept=leading)  # while the trial is still held: pictures are hung on running ones
@@ -295,7 +306,7 @@ class Trainer:
             _keep_to(self.objective, trial, epoch_seconds=seconds / epochs, memory=memory)
         attrs: dict[str, Any] = {"outcome": result.outcome.value, "seconds": round(seconds, 3), "epochs": epochs}
         optional = {"reason": result.reason, "traceback": traceback, "best_epoch": result.best_epoch}
-        attrs |= {key: value for key, value in optional.items() if value}
+        attrs |= peak | {key: value for key, value in optional.items() if value}
         if self.objective.trains_itself:  # it may suggest until its end
             attrs |= self._told_at_the_end(trial)
         settlement = Settlement(result.outcome, result.reason, result.best_epoch, weights, attrs, unrecorded)
@@ -323,7 +334,7 @@ class Trainer:
         if self.objective.function is not None:
             return  # a bare function leaves none
         self.shelf.remove(retire_weights(self.storage, self.record))
-        if not self.objective.trains_itself:
+        if not self.objective.trains_itself or self.record.confirms:
             return
         leaders = {number for number, _value in queries.leaders(self.storage, self.record, WEIGHTS_KEPT)}
         for own in self.folder.glob("trial-*/own.g*"):
@@ -338,6 +349,11 @@ class Trainer:
             return self.storage.get_trial(trial_id).state.is_finished()
         except KeyError:
             return True
+
+
+def _note(trial: Trial, attrs: Mapping[str, Any]) -> None:
+    for key, value in attrs.items():
+        trial.set_user_attr(key, value)
 
 
 def _keep_to(objective: Objective, trial: Trial, **measured: float | None) -> None:
@@ -366,23 +382,3 @@ def _moved(before: Mapping[str, Any], now: Mapping[str, Any], added: Mapping[str
                 said = f"{name} was {drawn[name]}" if name in drawn else f"{name} was not there"
                 return f"{said} when it was sampled, which is not searched any more"
     return ""
-
-
-def own_folder(folder: Path, generation: int) -> Path:
-    """The folder for an own loop's files, moved on from owner to owner: one that lost its lease cannot reach it.
-
-    `folder` is the trial's; the files of the newest generation before this one are taken over.
-    """
-    own = folder / f"own.g{generation}"
-    older = sorted(folder.glob("own.g*"), key=lambda path: int(path.suffix.removeprefix(".g")))
-    before = [path for path in older if int(path.suffix.removeprefix(".g")) < generation]
-    if not own.exists() and before:
-        before[-1].rename(own)
-    own.mkdir(parents=True, exist_ok=True)
-    return own
-
-
-def trial_seed(study_seed: int, number: int) -> int:
-    """The seed of a trial's weights, order and augmentation: the same whoever trains it."""
-    digest = hashlib.sha256(f"{study_seed}/{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "big")

@@ -12,6 +12,9 @@ from rich.console import Console
 
 from search import printing
 from search.chart import chart
+from search.cost_table import size
+from storage.attributes import PEAK_MEMORY, bytes_of
+from storage.provenance import Origin
 from storage.queries import TrialDetail
 from storage.studies import StudyRecord
 from storage.words import counted
@@ -21,7 +24,7 @@ HEIGHTS = (7, 4)
 LOSSES = ("train_loss", "loss")
 
 
-def trial_as_json(study: StudyRecord, trial: TrialDetail, log: Path) -> dict[str, Any]:
+def trial_as_json(study: StudyRecord, trial: TrialDetail, origin: Origin, log: Path) -> dict[str, Any]:
     """Everything about it, as plain values."""
     return {
         "study": study.name,
@@ -37,8 +40,11 @@ def trial_as_json(study: StudyRecord, trial: TrialDetail, log: Path) -> dict[str
         "enqueued": dict(trial.enqueued),
         "constraints": dict(trial.constraints),
         "origin": trial.attrs.get("origin", ""),
+        "seed": origin.seed,
+        "provenance": [{"from_owner": first, **asdict(one)} for first, one in origin.owners.items()],
         "epochs": [asdict(epoch) for epoch in trial.epochs],
         "seconds": round(trial.seconds, 3),
+        "peak_memory": bytes_of(trial.attrs.get(PEAK_MEMORY)),
         "owners": [asdict(owner) for owner in trial.owners],
         "started_at": trial.started_at,
         "settled_at": trial.settled_at,
@@ -48,7 +54,9 @@ def trial_as_json(study: StudyRecord, trial: TrialDetail, log: Path) -> dict[str
     }
 
 
-def print_trial(console: Console, study: StudyRecord, trial: TrialDetail, log: Path, lines: Sequence[str]) -> None:
+def print_trial(
+    console: Console, study: StudyRecord, trial: TrialDetail, origin: Origin, log: Path, lines: Sequence[str]
+) -> None:
     """The page. `lines` are the last ones of its log."""
     printing.say(console, f"{study.name} trial {trial.number}: {_outcome(study, trial)}")
     for text in (
@@ -57,6 +65,7 @@ def print_trial(console: Console, study: StudyRecord, trial: TrialDetail, log: P
         *_curves(console, study, trial),
         *_folds(study, trial),
         *_cost(trial),
+        *_provenance(origin),
     ):
         printing.say(console, text)
     if lines:
@@ -152,11 +161,27 @@ def _cost(trial: TrialDetail) -> list[str]:
     if samples:
         parts.append(f"{samples:,} samples an epoch")
     parts.append(" and ".join(dict.fromkeys(epoch.device for epoch in trial.epochs if epoch.device)) or "?")
-    if trial.weights is not None:
-        parts.append(f"weights kept in {trial.weights.path}")
+    if (peak := bytes_of(trial.attrs.get(PEAK_MEMORY))) is not None:
+        parts.append(f"{size(peak)} of memory at most")
     owners = [
         f"{owner.host} pid {owner.pid} on {owner.slot} ({counted(owner.epochs, 'epoch')}"
         + (", now)" if owner.holds else ")")
         for owner in trial.owners
     ]
-    return [f"cost: {', '.join(parts)}", *([f"trained by {', then '.join(owners)}"] if owners else [])]
+    lines = [f"cost: {', '.join(parts)}"]
+    lines += [f"trained by {', then '.join(owners)}"] if owners else []
+    return lines + ([f"weights kept in {trial.weights.path}"] if trial.weights is not None else [])
+
+
+def _provenance(origin: Origin) -> list[str]:
+    """The seed, and what its last owner trained with; all of it is in the JSON."""
+    if origin.seed is None:
+        return []
+    last = origin.last
+    said = [f"seed {origin.seed}"]
+    if last is not None:
+        said += [f"torch {last.versions.get('torch', '?')}", f"{counted(last.threads, 'thread')} of {last.device}"]
+        changed = ", with changes" if last.changed else ""
+        said += [f"commit {last.commit[:12]}{changed}"] if last.commit else []
+    others = f"; {counted(len(origin.owners), 'kind')} of owners, see --json" if len(origin.owners) > 1 else ""
+    return [", ".join(said) + others]

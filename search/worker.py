@@ -23,26 +23,31 @@ from optuna.trial import Trial
 
 from search import memory, narrowing, samplers, space_changes, strategies, watchdog
 from search.assignment import Assignment
+from search.by_value import ByValue
 from search.chooser import Chooser
 from search.data import Data, Folds
 from search.devices import Slot
 from search.interrupt import Interrupt
 from search.judge import Judge, MakeStrategy
 from search.keeper import LeaseKeeper
-from search.loading import resolve
+from search.loading import LoadedObjective, resolve
 from search.objective import Objective
 from search.outbox import HAND_BACK_SECONDS
 from search.packing import shared_or_loaded
+from search.provenance import provenance
 from search.reporting import Interrupted, Paused
 from search.settings import of_study
+from search.shared_data import NotPacked, Packed
 from search.shelf import Shelf, open_store
 from search.sizes import StoredSizes
 from search.telling import Teller
+from search.told import SILENT, Told
 from search.trackers import make_trackers
 from search.trainer import Trainer
 from search.trial_log import printing_to
 from search.watchdog import Watchdog
-from storage import first_trials, pausing, stalling, studies, workers
+from storage import confirmations, first_trials, matching, pausing, stalling, studies, workers
+from storage import provenance as provenances
 from storage.claims import Claimant, GivenUp, Lease, LeaseLost
 from storage.closing import close
 from storage.errors import DialinError
@@ -62,36 +67,54 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Hooks:
+    """What a worker of the queue does in its own way: where it gets an objective and its data, whether it stays.
+
+    `stays`: see `Chooser`; `beside`: see `LeaseKeeper`. `open`: as `open_storage`.
+    """
+
+    stays: Callable[[], bool] | None = None
+    beside: Callable[[], float] | None = None
+    open: Callable[[str, Claimant], SharedStorage] = open_storage
+    resolve: Callable[[str | ByValue], LoadedObjective] = resolve
+    load: Callable[[Packed | NotPacked | None, LoadedObjective, Path, Callable[[str], None]], Any] = shared_or_loaded
+
+
+OWN = Hooks()
+
+
+@dataclass(frozen=True)
 class Work:
     """What a study's trials train: the objective, as long as the study says and with its data, and its module's file.
 
-    data: None where the objective trains itself.
+    data: None where the objective trains itself. sha256: of the source.
     """
 
     objective: Objective
     data: Data | Folds | None
     path: Path
+    sha256: str
 
 
-def load_work(assignment: Assignment, storage: SharedStorage, record: StudyRecord) -> Work:
+def load_work(assignment: Assignment, storage: SharedStorage, record: StudyRecord, hooks: Hooks = OWN) -> Work:
     """Load the objective and its data, both as the study began with them.
 
     Raises:
         DialinErrors: there is no such objective here, or it or its data are not what the study was made with.
     """
-    loaded = resolve(assignment.objective).to(record.direction)
+    loaded = hooks.resolve(assignment.objective).to(record.direction)
     searched = loaded.objective.searched
-    studies.check_same(record, loaded.reference, searched.name, searched.direction)
+    matching.check_same(record, loaded.reference, searched.name, searched.direction)
     loaded = replace(loaded, objective=of_study(loaded.objective, record.space))
     now = space_changes.describe(loaded.objective, loaded.source_sha256, whole=False)
     space_changes.open_for(storage, record, now, narrowing.beliefs(loaded.objective.knobs), _log.warning)
     # The study's length, which `--epochs` may have set, is the horizon of every schedule.
     objective = replace(loaded.objective, epochs=record.epochs)
     if objective.trains_itself:
-        return Work(objective, None, loaded.path)
-    data = shared_or_loaded(assignment.shared, loaded, assignment.data, _log.warning)
-    studies.check_folds(record, len(data.folds))
-    return Work(objective, data, loaded.path)
+        return Work(objective, None, loaded.path, loaded.source_sha256)
+    data = hooks.load(assignment.shared, loaded, assignment.data, _log.warning)
+    matching.check_folds(record, len(data.folds))
+    return Work(objective, data, loaded.path, loaded.source_sha256)
 
 
 class Worker:
@@ -104,22 +127,27 @@ class Worker:
         tell: Callable[[SettledTrial], None] = lambda _settled: None,
         last_words: Callable[[str], None] = lambda _line: None,
         make_strategy: MakeStrategy | None = None,
+        told: Told = SILENT,
+        hooks: Hooks = OWN,
     ) -> None:
         """Opens everything, and registers. `last_words`: told why the process ends, when training hangs.
 
-        `make_strategy`: in place of the study's own.
+        `make_strategy`: in place of the study's own. `told`: of what happens to trials. `hooks`: of a worker of
+        the queue; without, it is the study's own.
 
         Raises DialinErrors: storage, study, objective, no free place."""
         samplers.quiet_optuna()
         torch.set_num_threads(assignment.threads)
         memory.keep_freed()
-        self.interrupt, self._tell = interrupt, tell
+        self.interrupt, self._tell, self._told = interrupt, tell, told
+        self._trial = Interrupt(outer=interrupt)  # what asks for the trial in hand alone
+        self.trained, self._hooks = 0, hooks
         self._claimant = Claimant(assignment.worker_id, assignment.lease_seconds)
         self._back_at: float | None = None
         self._storage = self._open(assignment.storage)
         self._record = studies.find(self._storage, assignment.study)
         # Before the first claim: a machine without the data must not spend trials to find out.
-        work = load_work(assignment, self._storage, self._record)
+        work = load_work(assignment, self._storage, self._record, hooks)
         self._watchdog = Watchdog(
             watchdog.patience_with(work.objective, assignment.hang),
             lambda said: watchdog.end_process(said, last_words),
@@ -127,12 +155,21 @@ class Worker:
         )
         self._min_gain = stalling.wanted(self._storage, self._record)
         self._slot = self._register(assignment)
+        try:
+            self._set_up(assignment, work, make_strategy)
+        except BaseException:
+            self._end()  # or a process that goes on with another study would find its place taken, by itself
+            raise
+
+    def _set_up(self, assignment: Assignment, work: Work, make_strategy: MakeStrategy | None) -> None:
+        """What needs the place that it took."""
         self._files, self._folder = assignment.files, assignment.files / self._record.folder
         self._shelf = self._open_shelf(assignment)
         ordinal = workers.ordinal(self._storage, self._claimant.worker_id)
         self._study = self._open_study(ordinal)
         self._judge = Judge(self._storage, self._study, make_strategy or strategies.of_study(self._record, ordinal))
-        self._chooser = Chooser(self._storage, self._study, self._judge, interrupt, self._give_up, self._close_if_done)
+        ends = self._give_up, self._close_if_done, self._hooks.stays
+        self._chooser = Chooser(self._storage, self._study, self._judge, self.interrupt, *ends)
         self._trainer = self._make_trainer(work, assignment.data)
         self._trackers = make_trackers(assignment.log, self._folder)
 
@@ -148,6 +185,7 @@ class Worker:
     def _make_trainer(self, work: Work, data_root: Path) -> Trainer:
         device, record = torch.device(self._slot.devices[0]), self._record
         own_loop = work.objective.train is not None
+        found = provenance(work.objective, work.sha256, work.path, work.data, str(device))
         return Trainer(
             storage=self._storage,
             study=self._study,
@@ -159,12 +197,13 @@ class Worker:
             folder=self._folder,
             shelf=self._shelf,
             path=work.path,
-            interrupt=self.interrupt,
+            interrupt=self._trial,
             teller=self._teller,
             sizes=StoredSizes(self._storage, device),
             watchdog=self._watchdog,
             judge=self._judge,
             first_trials=first_trials.noted(self._storage, record.study_id) if own_loop else (),
+            provenance=provenances.keep(self._storage, record.study_id, found),
         )
 
     def _open(self, url: str) -> SharedStorage:
@@ -177,7 +216,7 @@ class Worker:
             waits.append(line)
 
         with waiting(stop=lambda: self.interrupt.requested, tell=tell):
-            storage = patiently(lambda: open_storage(url, self._claimant))
+            storage = patiently(lambda: self._hooks.open(url, self._claimant))
         if waits:
             self._back_at = time.monotonic()
         return storage
@@ -198,13 +237,18 @@ class Worker:
         try:
             with (
                 waiting(stop=self._ends_while_waiting),
-                LeaseKeeper(self._storage, self._record.study_id, self.interrupt, sentinel, self._back_at) as keeper,
+                self._keeper(sentinel) as keeper,
             ):
                 while not self.interrupt.requested and (trial := self._chooser.next(keeper)) is not None:
                     self._work_on(trial, keeper)
         finally:
             self._sign_off()
             self._trackers.close(hurried=lambda: self.interrupt.requested)
+            self._storage.backend.engine.dispose()  # a process that goes on with another study opens its own
+
+    def _keeper(self, parent: int | None) -> LeaseKeeper:
+        ends = self.interrupt, parent, self._back_at
+        return LeaseKeeper(self._storage, self._record.study_id, *ends, trial=self._trial, beside=self._hooks.beside)
 
     def _ends_while_waiting(self) -> bool:
         """Asked several times a second while the database is away: that is no hang."""
@@ -220,7 +264,7 @@ class Worker:
             lease,
             files=self._files,
             slot=self._slot.name,
-            interrupt=self.interrupt,
+            interrupt=self._trial,
             late=self._trainer.objective.trains_itself,
         )
 
@@ -239,22 +283,31 @@ class Worker:
         return by_name[place.name]
 
     def _sign_off(self) -> None:
+        self._end(self._tidy_paused)
+
+    def _end(self, first: Callable[[], None] = lambda: None) -> None:
         """Hardly waited for: a worker that is not seen for a lease's length has ended too."""
         try:
             with waiting(SIGN_OFF_SECONDS):
-                self._tidy_paused()
+                first()
                 workers.end(self._storage, self._claimant.worker_id)
         except DatabaseAway as error:
             _log.info("the worker ends without signing off: %s", error)
 
-    def _close_if_done(self) -> None:
-        """A study may come to an end before its budget does: no trial is started to find that out."""
+    def _close_if_done(self) -> bool:
+        """A study may come to an end before its budget does: no trial is started to find that out.
+
+        Whether there is a trial to start that was not there before: a confirmation has those again that raised.
+        """
         storage, study_id = self._storage, self._record.study_id
         assert storage.view is not None
+        if self._record.confirms:
+            return confirmations.fill_up(storage, study_id)
         if not storage.view.endless and is_exhausted(storage.view.today(storage.recorded(study_id))):
             close(storage, study_id, EXHAUSTED)
         elif self._min_gain is not None:
             stalling.close_if_stalled(storage, self._record)
+        return False
 
     def _give_up(self, lost: GivenUp) -> None:
         """A trial that kills its workers is settled: nobody will need its checkpoints."""
@@ -263,8 +316,14 @@ class Worker:
 
     def _work_on(self, trial: Trial, keeper: LeaseKeeper) -> None:
         lease = self._storage.lease_of(trial)
+        self.trained += 1
+        with self._told.about(trial=trial.number):
+            self._told("trial began", f"trial {trial.number} began", generation=lease.generation)
+            self._train(trial, lease, keeper)
+
+    def _train(self, trial: Trial, lease: Lease, keeper: LeaseKeeper) -> None:
+        self._trial.forget()
         keeper.lease = lease
-        self.interrupt.lost = False
         folder = self._folder / trial_folder(trial.number)
         try:
             with printing_to(folder / "log.txt"):
@@ -273,15 +332,20 @@ class Worker:
         except Paused:
             self._pause(trial, lease, keeper)
         except Interrupted:
-            if self.interrupt.lost:
-                self._let_go(trial, lease, self.interrupt.reason)
+            if self._trial.lost:
+                self._let_go(trial, lease, self._trial.reason)
             else:
-                with waiting(HAND_BACK_SECONDS, stop=lambda: False):
-                    self._storage.hand_back(lease)
+                self._hand_back(trial, lease)
         except LeaseLost as lost:
             self._let_go(trial, lease, str(lost))
         finally:
             keeper.lease = None
+
+    def _hand_back(self, trial: Trial, lease: Lease) -> None:
+        with waiting(HAND_BACK_SECONDS, stop=lambda: False):
+            self._storage.hand_back(lease)
+        why = self._trial.reason
+        self._told("trial handed back", f"trial {trial.number} handed back: {why}", reason=why)
 
     def _pause(self, trial: Trial, lease: Lease, keeper: LeaseKeeper) -> None:
         keeper.lease = None  # first: it must not renew what is let go
@@ -291,6 +355,7 @@ class Worker:
             self._let_go(trial, lease, str(lost))
             return
         if paused:
+            self._told("trial paused", f"trial {trial.number} paused by the strategy")
             self._shelf.trim()
         else:
             self._shelf.discard(trial_folder(trial.number))

@@ -27,8 +27,8 @@ from search.data import size
 from search.objective import Objective
 from search.reporting import Result
 from search.space import recipe_from_params
-from search.trainer import trial_seed
 from storage import checking
+from storage.provenance import trial_seed
 from storage.shared import open_storage
 
 EPOCHS = (

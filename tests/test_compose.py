@@ -28,7 +28,7 @@ from studies import Inside
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"POSTGRES_PASSWORD": "fromTheTest1"}
-OURS = ("dashboard", "worker", "worker-gpu", "dialin")
+OURS = ("server", "worker", "worker-gpu", "dialin")
 # What the file's first lines tell people to type, from the command's name on.
 HEADER_COMMANDS = re.findall(
     r"^#.*docker compose run --rm (?:dialin|worker-gpu) (\w.*?)(?:   .*)?$",
@@ -130,7 +130,7 @@ def test_every_service_reaches_the_database_that_is_started() -> None:
 
 def test_ports_are_published_on_loopback_only() -> None:
     ports = {name: service["ports"] for name, service in services().items() if "ports" in service}
-    assert ports == {"dashboard": ["127.0.0.1:8080:8080"]}
+    assert ports == {"server": ["127.0.0.1:8080:8080"]}
     assert not any("network_mode" in service for service in services().values())
 
 
@@ -241,10 +241,11 @@ def trials_by_state(url: str, study: str) -> Counter[str]:
         return Counter(dict(rows.fetchall()))
 
 
-def fetch(url: str) -> str | None:
+def fetch(url: str, token: str) -> str | None:
     """The page when the answer is 200, None while nobody answers."""
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        request = urllib.request.Request(url, headers={"authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
             assert answer.status == 200
             page: str = answer.read().decode()
             return page
@@ -262,8 +263,11 @@ def test_services_started_together_on_an_empty_database_finish_a_study_that_was_
     start_dialin: Callable[..., Running], environment: Callable[[str], dict[str, str]], postgres_url: str
 ) -> None:
     port = free_port()
-    dashboard_command = [word.replace("8080", port) for word in services()["dashboard"]["command"]]
-    dashboard = start_dialin(*dashboard_command, **environment("dashboard"))
+    maker = start_dialin("token", "create", "me", **environment("dialin"))
+    assert maker.wait() == 0, maker.stderr
+    token = maker.stdout.strip()
+    command = [word.replace("8080", port) for word in services()["server"]["command"]]
+    server = start_dialin(*command, **environment("server"))
     workers = [start_dialin(*services()[name]["command"], **environment(name)) for name in ("worker", "worker-gpu")]
     # What `cpus: 1` does in a container: without it each worker computes on every core, in the others' way.
     cores = sorted(os.sched_getaffinity(0))
@@ -277,17 +281,17 @@ def test_services_started_together_on_an_empty_database_finish_a_study_that_was_
     starter.wait_until(lambda: trials_by_state(postgres_url, "digits-1")["RUNNING"])
     starter.interrupt()
     starter.wait(timeout=30)
-    # The workers end when they like; the dashboard stays, so it is the one to be waited with.
-    dashboard.wait_until(
+    # The workers end when they like; the server stays, so it is the one to be waited with.
+    server.wait_until(
         lambda: (
             {*trials_by_state(postgres_url, "digits-1")} <= {"COMPLETE", "PRUNED"}
             and trials_by_state(postgres_url, "digits-1").total() == 6
         ),
         timeout=120,
     )
-    dashboard.wait_until(lambda: fetch(f"http://127.0.0.1:{port}/dashboard/"))
-    assert "digits-1" in (fetch(f"http://127.0.0.1:{port}/api/studies") or "")
-    for running in [*workers, dashboard]:
+    server.wait_until(lambda: fetch(f"http://127.0.0.1:{port}/dashboard/", token))
+    assert "digits-1" in (fetch(f"http://127.0.0.1:{port}/v1/studies", token) or "")
+    for running in [*workers, server]:
         assert running.process.poll() in (None, 0), running.stderr
         running.send_signal(signal.SIGTERM)
         running.wait(timeout=10)

@@ -19,8 +19,9 @@ from studies import SLOW, Inside, all_have_ended, assert_settled, rows, states, 
 
 from search.checkpoint_settings import CheckpointSettings
 from search.detached import read, written
+from search.place import Place
 from search.preflight import Placement
-from search.searches import NewStudy, Place
+from search.searches import NewStudy
 
 Start = Callable[..., tuple[psutil.Process, subprocess.CompletedProcess[str]]]
 

@@ -9,7 +9,7 @@ import pytest
 from doc_blocks import ROOT, Reader, blocks
 from studies import Inside
 
-from search import cli, cli_storage
+from search import cli, cli_serve, cli_storage
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # tests/test_frameworks.py runs its modules with real workers and the deaths of some.
@@ -39,12 +39,13 @@ def test_the_simple_door_fits_in_thirty_lines() -> None:
     assert len(simple.text.strip().splitlines()) < 30
 
 
-def test_every_command_is_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_every_command_is_in_the_readme_or_a_document() -> None:
+    said = "".join(page.read_text() for page in [ROOT / "README.md", *PAGES])
     commands = [command.__name__.rstrip("_") for command in cli.EXAMPLES]
     commands += [f"storage {command.__name__}" for command in cli_storage.EXAMPLES]
+    commands += [f"token {command.__name__.rstrip('_')}" for command in cli_serve.EXAMPLES]
     assert len(commands) >= 10
-    assert [name for name in commands if f"dialin {name}" not in readme] == []
+    assert [name for name in commands if f"dialin {name}" not in said] == []
 
 
 def test_links_between_documents_lead_somewhere() -> None:

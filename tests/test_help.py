@@ -10,11 +10,12 @@ import pytest
 from studies import TINY, Inside
 from typer.main import get_command
 
-from search import cli_storage
+from search import cli_serve, cli_storage
 from search.cli import app
 
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
 OF_STORAGE = sorted(f"storage {command.__name__}" for command in cli_storage.EXAMPLES)
+OF_TOKEN = sorted(f"token {command.__name__.rstrip('_')}" for command in cli_serve.EXAMPLES)
 # Runs commands and prints how each ended and what was imported until then that takes a second or more.
 WATCH = """
 import sys
@@ -35,7 +36,7 @@ def test_all_commands_are_there() -> None:
     }
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *OF_STORAGE])
+@pytest.mark.parametrize("command", [*COMMANDS, *OF_STORAGE, *OF_TOKEN])
 def test_help_says_what_it_is_for_and_ends_in_an_example(inside: Inside, command: str) -> None:
     said = inside(*command.split(), "--help")
     assert said.status == 0

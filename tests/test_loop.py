@@ -107,6 +107,20 @@ def learning(run: Any) -> None:
 
 
 class TestReports:
+    def test_a_loop_with_files_of_its_own_has_each_epoch_on_record_before_it_writes_them(self) -> None:
+        def counting(run: Any) -> None:
+            for epoch in run.epochs:
+                run.report(accuracy=0.5, epoch=epoch)
+
+        def with_a_folder(run: Any) -> None:
+            assert run.dir == Path("own")
+            reporting(*[0.5] * 4)(run)
+
+        for train, at_once in ((counting, True), (with_a_folder, True), (reporting(*[0.5] * 4), False)):
+            recorder = Recorder()
+            play(own(train), recorder)
+            assert [one.at_once for one in recorder.results] == [at_once] * 4
+
     def test_the_best_epoch_is_the_trials_value(self) -> None:
         recorder = Recorder()
         result = play(own(reporting(0.5, 0.9, 0.7, 0.6)), recorder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from studies import TINY, engines_disposed, rows
 
 from search.assignment import Assignment
@@ -46,11 +47,10 @@ class After(Interrupt):
         self._batches = batches
 
     @property
-    def overdue(self) -> bool:
+    def requested(self) -> bool:
         if trained() >= self._batches:
             self.request("SIGTERM")
-            return True
-        return False
+        return super().requested
 
 
 def trained() -> int:
@@ -58,7 +58,10 @@ def trained() -> int:
     return Path("batches").read_text().count("True") if Path("batches").exists() else 0
 
 
-def test_no_batch_is_trained_twice_and_the_curve_is_the_same(sqlite_url: str, tmp_path: Path) -> None:
+def test_no_batch_is_trained_twice_and_the_curve_is_the_same(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("search.interrupt.GRACE_SECONDS", -1.0)
     Path("counted.py").write_text(COUNTED)
     spec = StudySpec("counted.py", "", "accuracy", "maximize", EPOCHS, 1, 0, "random", "none")
     with engines_disposed():

@@ -1,4 +1,7 @@
-"""Epochs that cannot be written while the database is away: kept in order, written once it is back, never by two."""
+"""Epochs that cannot be written while the database is away: kept in order, written once it is back, never by two.
+
+For those that are held, to share a transaction, see test_held_epochs.py.
+"""
 
 from __future__ import annotations
 
@@ -54,13 +57,14 @@ def crashed(postgres_server: PostgresServer) -> Iterator[PostgresServer]:
     postgres_server.start_again()
 
 
-def test_epochs_are_recorded_at_once_while_the_database_answers(storage_url: str) -> None:
+def test_what_is_not_held_is_recorded_at_once_while_the_database_answers(storage_url: str) -> None:
     storage, lease = claimed(storage_url)
     outbox = Outbox(storage, lease, Interrupt())
     assert outbox.record(an_epoch(1)) is StudyState.RUNNING
     assert outbox.record(an_epoch(2), Checkpoint(2, "state-2", "0" * 64)) is StudyState.RUNNING
+    assert outbox.record(an_epoch(3), at_once=True) is StudyState.RUNNING
     assert not outbox.behind
-    assert recorded(storage) == [1, 2]
+    assert recorded(storage) == [1, 2, 3]
 
 
 def test_training_goes_on_without_the_server_and_everything_is_on_record_in_order_when_it_is_back(
@@ -79,7 +83,7 @@ def test_training_goes_on_without_the_server_and_everything_is_on_record_in_orde
     assert [row.path for row in rows(storage, CheckpointRow)] == ["state-2"]
     assert [row.spent_seconds for row in rows(storage, StudyRow)] == [5 * 0.25]
     wait_until(lambda: not outbox.behind)
-    assert outbox.record(an_epoch(6)) is StudyState.RUNNING
+    assert outbox.record(an_epoch(6), at_once=True) is StudyState.RUNNING
 
 
 def test_a_trial_adopted_during_the_outage_takes_nothing_more_from_its_owner_before(
@@ -91,8 +95,8 @@ def test_a_trial_adopted_during_the_outage_takes_nothing_more_from_its_owner_bef
         outbox = Outbox(storage, lease, interrupt)
         outbox.record(an_epoch(1))
         adopter.execute("BEGIN IMMEDIATE")
-        assert outbox.record(an_epoch(2)) is None
-        adopter.execute("UPDATE dialin_leases SET reign = reign + 1, worker_id = 'another'")
+        assert outbox.record(an_epoch(2), at_once=True) is None
+        adopter.execute("UPDATE dialin_leases SET mandate = mandate + 1, worker_id = 'another'")
         adopter.execute("COMMIT")
         with pytest.raises(LeaseLost):
             outbox.flush()

@@ -25,7 +25,7 @@ LAYERS = (
     """search.training search.curve search.evaluation search.steps search.streams search.predictions
     search.batches search.layout search.checkpoints search.randomness search.failures search.snapshots
     search.reporting search.loop search.micro_batches search.exactness search.micro_batch_size
-    search.graphed search.python_state""",
+    search.graphed search.python_state search.fingerprint""",
     """search.strategy search.auto search.improvement search.curve_model search.curve_points search.epoch_cost
     search.grace search.recipe_space search.judge search.chooser search.strategies
     search.samplers search.portfolio search.transfer search.first_trials search.worker search.fleet search.devices
@@ -36,12 +36,19 @@ LAYERS = (
     search.checkpointer search.shelf search.checkpoint_settings search.foresight search.uncompiled
     search.trial_log search.by_value search.children search.artifacts search.telling search.trackers search.trackers.*
     search.shared_data search.module_state search.packing search.memory search.sizes search.watchdog
-    search.space_changes""",
+    search.space_changes search.test_split search.provenance search.peak_memory search.told""",
     """search.cli search.cli_train search.cli_one search.cli_studies search.cli_look search.cli_storage
+    search.cli_queue
+    search.cli_confirm search.confirming search.confirmation search.confirmation_page search.intervals search.ranking
     search.foreground search.chart search.trial_page search.logs search.options search.live search.feed search.launch
-    search.solo search.searches search.views search.notebook search.api search.calls search.detached
+    search.solo search.queue_worker search.attendant search.allowed search.kept search.place search.searches
+    search.views search.notebook search.api search.calls search.detached
     search.printing
-    search.dashboard search.check search.check_lines search.check_own
+    search.dashboard search.check search.check_lines search.check_own search.cli_report search.trial_table
+    search.cost_table search.written search.advice search.advice.* search.advice_text search.report search.report.*
+    search.promises search.comparing search.replay search.own_source search.plain_torch search.plain_loop
+    search.export_facts search.model_card search.export search.answers search.cli_answer
+    search.plain_answers search.cli_serve search.server search.server.*
     search.template search.knob_table search.integrations search.integrations.*""",
 )
 # What a layer must not know: values need no database and no terminal, and the database needs no tensors.
@@ -137,6 +144,7 @@ def test_the_distribution_needs_what_the_design_lists_and_no_more() -> None:
         "pyyaml",
         "cloudpickle",
         "matplotlib",
+        "safetensors",
     }
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
 

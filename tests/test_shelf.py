@@ -51,6 +51,21 @@ def test_what_is_written_is_found_again_by_its_checksum(store: Store, tmp_path: 
         store.read(PATH, "0" * 64)
 
 
+@pytest.mark.parametrize("path", ["../another.pt", "trial-00000/../../another.pt", "{absolute}"])
+def test_a_path_that_leads_elsewhere_is_no_checkpoint(store: Store, tmp_path: Path, path: str) -> None:
+    """It is from the database: whoever wrote it there is to have no file read, copied or removed."""
+    path = path.format(absolute=tmp_path / "another.pt")
+    for folder in (tmp_path, tmp_path / "own", tmp_path / "bucket"):
+        folder.mkdir(exist_ok=True)
+        (folder / "another.pt").write_text("a person's own")
+    store.remove(path)
+    for look in (lambda: store.read(path, "0" * 64), lambda: store.fetch(path, tmp_path / "copy.pt")):
+        with pytest.raises(CheckpointError, match="on record is not in the folder of its study"):
+            look()
+    assert len([*tmp_path.rglob("another.pt")]) == 3
+    assert not (tmp_path / "copy.pt").exists()
+
+
 def test_what_is_not_there_is_named_and_no_trouble_to_remove(store: Store) -> None:
     with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*state-0001\.g1\.pt"):
         store.read(PATH, "0" * 64)

@@ -42,6 +42,11 @@ def objective(trial):
     return trial.suggest_float("x", 0.0, 1.0) + len(kind)
 """
 
+# A sampler sees trials through a view that does not know the database: each of both is there once.
+EACH_SAMPLER = pytest.mark.parametrize(
+    ("storage_url", "sampler"), [("sqlite", "tpe"), ("postgresql", "gp")], indirect=["storage_url"]
+)
+
 
 def written(text: str, *edits: tuple[str, str]) -> Path:
     """A module with these edits, in the test's own folder."""
@@ -71,7 +76,7 @@ def left_half_trained(url: str, file: Path, **params: Any) -> int:
 class TestAStudyGoesOn:
     """Through the commands, with real workers, on both databases."""
 
-    @pytest.mark.parametrize("sampler", ["tpe", "gp"])
+    @EACH_SAMPLER
     def test_with_a_choice_dropped_and_one_added(self, inside: Inside, storage_url: str, sampler: str) -> None:
         fewer = ("epochs=4,", 'epochs=2, optimizers=("sgd", "adam"), schedules=("cosine",),')
         common = ("--workers", 1, "--pruner", "none", "--seed", 1, "--storage", storage_url)
@@ -162,7 +167,7 @@ class TestAStudyGoesOn:
         assert inside("best", "--top", 6, "--storage", storage_url).status == 0
 
     @pytest.mark.parametrize("text", [OWN_LOOP, BARE])
-    @pytest.mark.parametrize("sampler", ["tpe", "gp"])
+    @EACH_SAMPLER
     def test_that_trains_itself(self, inside: Inside, storage_url: str, text: str, sampler: str) -> None:
         file = written(text)
         named = file if text is OWN_LOOP else f"{file}:objective"

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import Dialin
+from optuna.trial import TrialState
+from studies import TINY_TEXT, Inside, states, trials
 
 STEPS = """
 import sys
@@ -89,9 +90,28 @@ def objective(trial):
 """
 
 
-def test_a_worker_imports_no_compiler_for_a_plain_trial_and_trains_a_compiled_one(dialin: Dialin) -> None:
-    dialin.folder.joinpath("old.py").write_text(BARE)
-    ran = dialin("run", "old.py:objective", "--trials", 2, "--workers", 1, "--direction", "maximize")
-    assert ran.returncode == 0, ran.stderr
-    assert "0 complete: value 0" in ran.stdout, ran.stdout
-    assert "1 complete: value 1" in ran.stdout, ran.stdout
+def test_a_worker_imports_no_compiler_for_a_plain_trial_and_trains_a_compiled_one(inside: Inside) -> None:
+    Path("old.py").write_text(BARE)
+    ran = inside("run", "old.py:objective", "--trials", 2, "--workers", 1, "--direction", "maximize")
+    assert ran.status == 0, ran.err
+    assert "0 complete: value 0" in ran.out, ran.out
+    assert "1 complete: value 1" in ran.out, ran.out
+
+
+WATCHED_LOSS = """
+import sys
+
+def watched_loss(outputs, targets):
+    assert "sympy" not in sys.modules
+    return nn.functional.cross_entropy(outputs, targets)
+"""
+
+
+def test_nor_does_training_import_what_the_compiler_needs(inside: Inside) -> None:
+    """The loss of a second step sees what the first one has brought in."""
+    usual = "loss=nn.CrossEntropyLoss(),"
+    assert usual in TINY_TEXT
+    Path("mine.py").write_text(TINY_TEXT.replace(usual, "loss=lambda *given: watched_loss(*given),") + WATCHED_LOSS)
+    ran = inside("run", "mine.py", "--trials", 1, "--workers", 1)
+    assert ran.status == 0, ran.err
+    assert states(trials("sqlite:///dialin.db", "mine-1")) == {TrialState.COMPLETE: 1}
