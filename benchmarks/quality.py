@@ -1,15 +1,16 @@
 """How good a search is after how much training: strategies on recorded learning curves, in simulated time.
 
-    DIALIN_CURVES=../shared/data/curves python -m benchmarks.quality --processes 2
-    DIALIN_CURVES=../shared/data/curves python -m benchmarks.quality --strategies auto tpe+hyperband --budgets 5 10
+    DIALIN_CURVES=FOLDER python -m benchmarks.quality --processes 2
+    DIALIN_CURVES=FOLDER python -m benchmarks.quality --strategies auto tpe+hyperband --budgets 5 10
     python -m benchmarks.quality --decisions
 
 Regret = (best value at any epoch of any trial so far - best known) / (median over random recipes of their best epoch -
 best known), capped at 2, after B full trainings' worth of epochs of four asynchronous workers. Mean and standard error
 are over tasks (each the mean of its seeds), the rank is the mean over tasks, "worst fifth" the mean over the fifth of
-the tasks where the strategy is worst. "history": the search begins with recipes that won on the other tasks of its
-family, each the best of 200 full runs there, as many as `--portfolio` says and chosen to complement each other;
-"defaults": with three that practice starts from; "none": with nothing. Only `auto` and `tpe+hyperband` have starts.
+the tasks where the strategy is worst. "history": the search begins with some of the best recipes of each other task of
+its family (the four best of its recorded runs, of 200 full ones on LCBench), as many as `--portfolio` says (a search
+starts with up to eight), chosen to complement each other; "defaults": with three that practice starts from; "none":
+with nothing. Only `auto` and `tpe+hyperband` have starts.
 A search ends after the largest budget, which strategies are told with `--known` only, or, with `--trials`, by itself.
 `--decisions` tells how long `auto` decides with 1,000 trials of 20 epochs on record, in processor time.
 """
@@ -42,9 +43,11 @@ from benchmarks.measured import option_parser, print_header
 from benchmarks.quality_simulation import Limits, Make, Outcome, search
 from benchmarks.quality_tasks import Task
 from search.auto import Auto, Rules
+from search.first_trials import MOST
 from search.portfolio import complementary, normalised
 from search.samplers import OptunaStrategy
 from search.strategy import Left, Seen, SeenState, Start, Strategy
+from search.transfer import CANDIDATES
 
 Starts = Sequence[tuple[str, Mapping[str, Any]]]
 BUDGETS = (5, 10, 25, 50)
@@ -101,19 +104,24 @@ STRATEGIES: dict[str, Make] = {
 
 
 def history(task: Task, others: Sequence[Task], cache_folder: Path, count: int) -> Starts:
-    """What won on each other task, in an order of which each head serves many of them."""
+    """Of the best recipes of each other task some, in an order of which each head serves many of them.
+
+    As `search.transfer` takes them from finished studies, so many of each.
+    """
     if task.family == "taskset":
         lowest = [
             normalised(np.nanmin(np.where(np.isfinite(o.source.valid), o.source.valid, 1e9), axis=1)) for o in others
         ]
-        winners = sorted({int(np.argmin(values)) for values in lowest})
-        chosen = complementary(np.stack(lowest, axis=1)[winners], count)
-        return [(f"won on {len(others)} others", task.source.settings[winners[one]]) for one in chosen]
-    recipes = lcbench_winners(others, cache_folder)
-    values = np.stack(
-        [(_lowest(other, recipes) - other.best) / (other.middle - other.best) for other in others], axis=1
-    )
-    return [(f"won on {others[one].name}", recipes[one]) for one in complementary(np.clip(values, 0, 2), count)]
+        best = sorted({int(index) for values in lowest for index in np.argsort(values)[:CANDIDATES]})
+        recipes = [task.source.settings[index] for index in best]
+        values = np.stack(lowest, axis=1)[best]
+    else:
+        recipes = lcbench_best(others, cache_folder)
+        values = np.stack(
+            [(_lowest(other, recipes) - other.best) / (other.middle - other.best) for other in others], axis=1
+        )
+    chosen = complementary(np.clip(values, 0, 2), count)
+    return [(f"best on {len(others)} others", recipes[one]) for one in chosen]
 
 
 def _lowest(task: Task, recipes: Sequence[Mapping[str, Any]]) -> quality_tasks.Floats:
@@ -121,17 +129,17 @@ def _lowest(task: Task, recipes: Sequence[Mapping[str, Any]]) -> quality_tasks.F
     return source.surrogate.curves(source.task, recipes, source.metric)[0].min(axis=1)
 
 
-def lcbench_winners(tasks: Sequence[Task], folder: Path) -> list[Mapping[str, Any]]:
-    """The best of so many random full runs of each task."""
-    found = []
+def lcbench_best(tasks: Sequence[Task], folder: Path) -> list[Mapping[str, Any]]:
+    """The best few of so many random full runs of each task."""
+    found: list[Mapping[str, Any]] = []
     for task in tasks:
-        path = folder / f"winner-{task.name}-{task.source.metric}.json"
+        path = folder / f"best-{CANDIDATES}-{task.name}-{task.source.metric}.json"
         if not path.is_file():
             rng = np.random.default_rng(1_000_000 + int(task.name))
             points = rng.random((quality_tasks.WINNER_OF, len(task.space)))
             recipes = [quality_tasks.unit_to_recipe(task.space, point) for point in points]
-            path.write_text(json.dumps(recipes[int(np.argmin(_lowest(task, recipes)))]))
-        found.append(json.loads(path.read_text()))
+            path.write_text(json.dumps([recipes[one] for one in np.argsort(_lowest(task, recipes))[:CANDIDATES]]))
+        found += json.loads(path.read_text())
     return found
 
 
@@ -276,7 +284,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, help="only each so-manieth task")
     parser.add_argument("--strategies", nargs="+", choices=[*STRATEGIES], default=[*STRATEGIES])
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=[*STARTS])
-    parser.add_argument("--portfolio", type=int, default=4)
+    parser.add_argument("--portfolio", type=int, default=MOST)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--budgets", type=float, nargs="+", default=[*BUDGETS])
     parser.add_argument("--workers", type=int, default=4, help="simulated ones")

@@ -122,8 +122,11 @@ class PlainOptuna:
         self.clock = Clock(self.storage, self.engine)
         self.study = optuna.load_study(study_name=NAME, storage=self.storage, sampler=sampler, pruner=self._pruner)
 
-    def trial(self) -> None:
-        """One of 30 epochs that leads from the first, so that every decision has to look."""
+    def trial(self, _apart: float = 0.0) -> None:
+        """One of 30 epochs that leads from the first, so that every decision has to look.
+
+        How far they are apart makes no difference to it.
+        """
         trial = self.study.ask()
         suggest(trial)
         for epoch in range(1, EPOCHS + 1):
@@ -163,8 +166,11 @@ class Dialin:
             pruner=samplers.make_pruner(self._pruner, EPOCHS),
         )
 
-    def trial(self) -> None:
-        """The same trial, as `search.worker` and `search.trainer` take it through."""
+    def trial(self, apart: float = 0.0) -> None:
+        """The same trial, as `search.worker` and `search.trainer` take it through.
+
+        `apart`: so many seconds pass from epoch to epoch, by the clock that the reporter has.
+        """
         assert self.storage.adopt(self.record.study_id) is None
         trial = self.study.ask()
         lease = self.storage.lease_of(trial)
@@ -173,7 +179,7 @@ class Dialin:
             suggest(trial)
             for key, value in (("recipe", "adam"), ("settings", dict(trial.params)), ("lr", 0.1), ("device", "cpu")):
                 trial.set_user_attr(key, value)
-        interrupt = Interrupt()
+        interrupt, passed = Interrupt(), 0.0
         shelf = Shelf(cast(Any, None), None, lambda _limit, _last: [])  # no checkpoint is due
         checkpointer = Checkpointer(
             self.storage, lease, folder="trial", shelf=shelf, interrupt=interrupt, shares_cores=True
@@ -186,10 +192,12 @@ class Dialin:
             device="cpu",
             checkpointer=checkpointer,
             interrupt=interrupt,
+            clock=lambda: time.monotonic() + passed,
         )
         assert reporter.restore() is None
         self.clock.timed(micro_batches.find)(self.storage, "0" * 64, "cpu 8 GiB")
         for epoch in range(1, EPOCHS + 1):
+            passed += apart
             value = 0.9 + epoch / 1000
             reporter.report(EpochResult(epoch, value, {"accuracy": value, "loss": 0.5}, 0.01, 1000), None)
         reporter.finish()

@@ -12,8 +12,9 @@ in wall time and in the process's own seconds of the CPU, which other work on th
 share of Dialin's time that the model's floating-point operations would take at the rate of a matrix product (1024 x
 1024, float32) timed in the same turn; what is not a matrix product or a convolution counts for nothing there.
 
-`--accuracy` trains both from the same initial weights, shuffled each in its own way, and prints the mean and the
-standard deviation of the accuracy on the test images after the last epoch.
+`--accuracy` trains both from the same initial weights, shuffled each in its own way, at a rate that falls to zero on
+half a cosine (at a constant one the last few batches decide), and prints the mean and the standard deviation of the
+accuracy on the test images after the last epoch, and how far apart the two are, with its standard error.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -50,12 +52,13 @@ PRODUCT_SIZE = 1024
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same for every case."""
+    """What is the same for every case. `annealed`: so many epochs bring the rate to zero; 0 leaves it as it is."""
 
     data: Path
     images: int
     device: torch.device
     batch_size: int
+    annealed: int = 0
 
     def case(self, name: str) -> Case:
         return CASES[name](self.data, self.images)
@@ -126,12 +129,13 @@ def dialin(case: Case, settings: Settings, seed: int, turns: Turns) -> None:
     """Train as a worker does."""
     task, row, size = case.task(), OPTIMIZERS[case.optimizer], settings.batch_size
     momentum = {"momentum": 0.9} if row.momentum is Momentum.MOMENTUM else {"betas": (0.9, 0.999)}
-    recipe = Recipe(row, case.rate, 0.0, size, SCHEDULES["constant"], **momentum)
+    schedule = ("cosine", {"cosine_final": 0.0}) if settings.annealed else ("constant", {})
+    recipe = Recipe(row, case.rate, 0.0, size, SCHEDULES[schedule[0]], shape=schedule[1], **momentum)
     objective = Objective(
         model=lambda _trial: task,
         data=lambda _root: case.data,
         metric=case.metric,
-        epochs=MANY_EPOCHS,
+        epochs=settings.annealed or MANY_EPOCHS,
         batch_sizes=(size,),
     )
     train(task, case.data, recipe, objective, device=settings.device, seed=seed, reporter=KeepsNothing(turns))
@@ -147,6 +151,7 @@ def baseline(case: Case, settings: Settings, seed: int, turns: Turns) -> None:
         optimizer = torch.optim.SGD(net.parameters(), lr=case.rate, momentum=0.9)
     else:
         optimizer = torch.optim.AdamW(net.parameters(), lr=case.rate, weight_decay=0.0)
+    schedule: Any = CosineAnnealingLR(optimizer, settings.annealed * len(batches)) if settings.annealed else None
     turns.wait()
     while True:
         net.train()
@@ -156,6 +161,8 @@ def baseline(case: Case, settings: Settings, seed: int, turns: Turns) -> None:
             loss = mean_loss(net(inputs), targets)
             loss.backward()
             optimizer.step()
+            if schedule is not None:
+                schedule.step()
         turns.ended(evaluated(net, held_out, case, device))
 
 
@@ -267,7 +274,7 @@ def print_speeds(names: Sequence[str], settings: Settings, repeats: int) -> None
 
 def print_accuracies(names: Sequence[str], settings: Settings, seeds: int, epochs: int) -> None:
     """Both trained by the same recipe for the same few epochs."""
-    print(f"n = {seeds} seeds, {epochs} epochs; mean and standard deviation of what the last epoch was evaluated to")
+    print(f"n = {seeds} seeds, {epochs} epochs; mean and standard deviation of what the last one was evaluated to")
     print("case         images  value     dialin             baseline           apart")
     for name in names:
         ours, theirs = (
@@ -275,9 +282,10 @@ def print_accuracies(names: Sequence[str], settings: Settings, seeds: int, epoch
         )
         told = [f"{statistics.mean(one):.4f} +- {statistics.stdev(one):.4f}" for one in (ours, theirs)]
         case = settings.case(name)
+        pairs = [one - other for one, other in zip(ours, theirs, strict=True)]
+        apart, error = statistics.mean(pairs), statistics.stdev(pairs) / len(pairs) ** 0.5
         print(
-            f"{name:12s} {case.counts[0]:6d}  {case.metric:8s}  {told[0]}  {told[1]}  "
-            f"{statistics.mean(ours) - statistics.mean(theirs):+.4f}",
+            f"{name:12s} {case.counts[0]:6d}  {case.metric:8s}  {told[0]}  {told[1]}  {apart:+.4f} +- {error:.4f}",
             flush=True,
         )
 
@@ -299,10 +307,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=3, help="with --accuracy")
+    parser.add_argument("--epochs", type=int, default=10, help="with --accuracy")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    settings = Settings(given.data, given.images, torch.device(given.device), given.batch_size)
+    annealed = given.epochs if given.accuracy else 0
+    settings = Settings(given.data, given.images, torch.device(given.device), given.batch_size, annealed)
     names = given.cases or (["fashion-mlp", "fashion-cnn"] if given.accuracy else list(CASES))
     gpus = [torch.cuda.get_device_name(settings.device)] if settings.device.type == "cuda" else []
     print_header("torch", "torchvision", gpus=gpus)
