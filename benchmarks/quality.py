@@ -10,7 +10,8 @@ are over tasks (each the mean of its seeds), the rank is the mean over tasks, "w
 the tasks where the strategy is worst. "history": the search begins with some of the best recipes of each other task of
 its family (the four best of its recorded runs, of 200 full ones on LCBench), as many as `--portfolio` says (a search
 starts with up to eight), chosen to complement each other; "defaults": with three that practice starts from; "none":
-with nothing. Only `auto` and `tpe+hyperband` have starts.
+with nothing. Only `auto` and `tpe+hyperband` have starts. "none better" is the best of all recorded runs, as far as one
+worker can have trained it by then: no strategy comes below that (TaskSet only, whose runs are all known).
 A search ends after the largest budget, which strategies are told with `--known` only, or, with `--trials`, by itself.
 `--decisions` tells how long `auto` decides with 1,000 trials of 20 epochs on record, in processor time.
 """
@@ -153,6 +154,10 @@ class Job:
     start: str
     seed: int
 
+    def made(self, result: Mapping[str, Any]) -> bool:
+        """Whether that is what it came to."""
+        return all(result[name] == getattr(self, name) for name in ("task", "strategy", "start", "seed"))
+
 
 @cache
 def tasks_of(folder: Path, cache_folder: Path, metric: str) -> tuple[Task, ...]:
@@ -184,7 +189,7 @@ def summary(task: Task, job: Job, outcome: Outcome, budgets: Sequence[float], to
     regrets = {}
     for budget in budgets:
         at = min(math.ceil(budget * task.epochs), len(outcome.best))
-        regrets[budget] = task.regret(outcome.best[at - 1])
+        regrets[f"{budget:g}"] = task.regret(outcome.best[at - 1])
     return {
         "family": task.family,
         "task": task.name,
@@ -225,6 +230,18 @@ def table(results: Sequence[Mapping[str, Any]], budgets: Sequence[float]) -> lis
     return lines
 
 
+def none_better(tasks: Sequence[Task], budgets: Sequence[float], workers: int) -> str:
+    """The regret of a search that knew from the beginning which recorded run is the best one at each moment."""
+    cells = []
+    for budget in budgets:
+        epochs = [min(task.epochs, math.ceil(math.ceil(budget * task.epochs) / workers)) for task in tasks]
+        lowest = [np.nanmin(task.source.valid[:, :so_far]) for task, so_far in zip(tasks, epochs, strict=True)]
+        values = sorted((task.regret(float(value)) for task, value in zip(tasks, lowest, strict=True)), reverse=True)
+        worst = values[: max(1, math.ceil(len(values) / 5))]
+        cells.append(f"{statistics.mean(values):.3f}            {statistics.mean(worst):.3f}")
+    return f"{'none better, taskset':<24}" + "".join(f"{one:>22}" for one in cells)
+
+
 def by_task(
     results: Sequence[Mapping[str, Any]], group: tuple[str, str], budgets: Sequence[float]
 ) -> dict[str, list[float]]:
@@ -232,7 +249,7 @@ def by_task(
     found: dict[str, list[list[float]]] = {}
     for one in results:
         if (one["strategy"], one["start"]) == group:
-            found.setdefault(one["task"], []).append([one["regret"][budget] for budget in budgets])
+            found.setdefault(one["task"], []).append([one["regret"][f"{budget:g}"] for budget in budgets])
     return {task: [statistics.mean(column) for column in zip(*rows, strict=True)] for task, rows in found.items()}
 
 
@@ -294,7 +311,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--decisions", action="store_true")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--kept", type=Path, help="a file to which every search's result is added; what is in it is not searched again"
+    )
     return parser.parse_args()
 
 
@@ -308,20 +327,25 @@ def main() -> None:
     everything = tasks_of(options.curves, options.cache, options.metric)
     tasks = [
         one for one in everything if one.family in options.families and (not options.tasks or one.name in options.tasks)
-    ]
+    ][:: options.every]
     jobs = [
         Job(options, task.name, strategy, start, seed)
         for seed in options.seeds
-        for task in tasks[:: options.every]
+        for task in tasks
         for start in options.starts
         for strategy in options.strategies
         if start == "none" or strategy not in ("random", "tpe+median", "tpe+halving")
     ]
-    results = []
+    earlier = options.kept.read_text().splitlines() if options.kept and options.kept.is_file() else []
+    results = [one for one in map(json.loads, earlier) if any(job.made(one) for job in jobs)]
+    missing = [job for job in jobs if not any(job.made(one) for one in results)]
     with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        for done, result in enumerate(pool.imap_unordered(run_job, jobs), start=1):
+        for done, result in enumerate(pool.imap_unordered(run_job, missing), start=1):
             results.append(result)
-            print(f"\r{done} of {len(jobs)}", end="", file=sys.stderr, flush=True)
+            if options.kept:
+                with options.kept.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+            print(f"\r{done} of {len(missing)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     print_header("optuna", "numpy", "scipy", "onnxruntime")
     print(
@@ -329,8 +353,9 @@ def main() -> None:
         f"portfolio of {options.portfolio}"
     )
     print("\n".join(table(results, options.budgets)))
-    if options.json:
-        options.json.write_text(json.dumps(results))
+    recorded = [task for task in tasks if task.family == "taskset"]
+    if recorded:
+        print(none_better(recorded, options.budgets, options.workers))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
     pip install -e '.[benchmarks]' -c constraints.txt
     python -m benchmarks.race --data FOLDER --plot race.png --output race.json
+    python -m benchmarks.race --contest adult --systems dialin optuna --data FOLDER
 
-FOLDER has FashionMNIST/raw. All search the same space (Dialin's recipe, and a width and a dropout of the network) for
-the same small convolutional network on the same images, 10 epochs a full trial, two processes with one thread each.
-What differs is in benchmarks/rivals:
+FOLDER has FashionMNIST/raw, or tabular/adult.data. All search the same space (Dialin's recipe and the network's own
+knobs) for the same network on the same examples, 10 epochs a full trial, two processes with one thread each: a small
+convolutional network on images of Fashion-MNIST, or the built-in objectives `digits` and `adult`. What differs is in
+benchmarks/rivals:
 
 - dialin: `dialin run` and its defaults (`auto`), but for the recipes that it starts with: those that ship were chosen
-  on these images too, so it has those of portfolio_left_out.json, which saw neither them nor anything like them.
+  on these tasks too, so it has those of portfolio_left_out.json, which saw neither them nor any image.
 - optuna: the loop of Optuna's official PyTorch example (torchvision dataset, transforms for each item, DataLoader,
   eager), TPESampler, MedianPruner, one process a core on one SQLite file.
 - ray: the same loop under Ray Tune, OptunaSearch with TPESampler, ASHAScheduler, one trial a core, actors reused.
@@ -43,6 +45,8 @@ from search.portfolio import VARIABLE as PORTFOLIO_VARIABLE
 from storage.tables import EpochRow, TrialRow
 
 RIVALS = Path(__file__).resolve().parent / "rivals"
+# What `dialin run` is given.
+CONTESTS = {"fashion": str(RIVALS / "dialin_objective.py"), "digits": "digits", "adult": "adult"}
 PORTFOLIO = Path(__file__).resolve().parent / "portfolio_left_out.json"
 # To hand back trials and write results once it is interrupted, before it is ended for good.
 GRACE_SECONDS = 30
@@ -71,7 +75,7 @@ def dialin_command(given: argparse.Namespace, seed: int, _folder: Path) -> list[
     """`dialin run`, with more trials than there is time for."""
     options = {"workers": given.workers, "epochs": given.epochs, "trials": MANY, "seed": seed, "data": given.root}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "search.cli", "run", str(RIVALS / "dialin_objective.py"), *words, "--devices", "cpu"]
+    return [sys.executable, "-m", "search.cli", "run", CONTESTS[given.contest], *words, "--devices", "cpu"]
 
 
 def dialin_events(folder: Path) -> Iterator[Event]:
@@ -93,7 +97,7 @@ def script_command(script: str) -> Callable[[argparse.Namespace, int, Path], lis
     """One of the rivals' scripts."""
 
     def command(given: argparse.Namespace, seed: int, folder: Path) -> list[str]:
-        options = {"images": given.images, "workers": given.workers, "epochs": given.epochs, "seed": seed}
+        options = {"contest": given.contest, "workers": given.workers, "epochs": given.epochs, "seed": seed}
         options |= {"data": given.root, "log": folder / "log"}
         (folder / "log").touch()
         return [sys.executable, str(RIVALS / script), *(f"--{name}={value}" for name, value in options.items())]
@@ -160,19 +164,24 @@ def interrupt(process: subprocess.Popen[bytes]) -> None:
 
 
 def options() -> argparse.Namespace:
-    """What was asked for; `root` is where the images lie unpacked, so that no system pays for that."""
+    """What was asked for; `root` is where the data lie, images unpacked, so that no system pays for that."""
     parser = option_parser(__doc__)
+    parser.add_argument("--contest", choices=CONTESTS, default="fashion")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=240.0, help="for each system and seed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--images", type=int, default=10_000, help="that train; a quarter as many validate")
+    parser.add_argument(
+        "--images", type=int, default=10_000, help="of Fashion-MNIST that train; a quarter as many validate"
+    )
     parser.add_argument("--epochs", type=int, default=10, help="of a full trial")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--plot", type=Path, help="a PNG file")
     parser.add_argument("--output", type=Path, help="a JSON file for every curve")
     given = parser.parse_args()
-    given.root = find_dataset("FashionMNIST/raw", FashionMNIST.resources, given.data, get="").resolve()
+    given.root = given.data.resolve()
+    if given.contest == "fashion":
+        given.root = find_dataset("FashionMNIST/raw", FashionMNIST.resources, given.data, get="").resolve()
     if "ray" in given.systems and not versions(["ray"]):
         parser.error(
             "Ray is not installed: pip install -e '.[benchmarks]' -c constraints.txt, or leave it out: --systems"
@@ -184,7 +193,8 @@ def main() -> None:
     """Race, print the table, and draw."""
     given = options()
     print_header("torch", "torchvision", "optuna", "ray")
-    setting = f"{given.seconds:g} s, {given.workers} workers, {given.images:,} training images"
+    what = f"{given.images:,} images of Fashion-MNIST" if given.contest == "fashion" else given.contest
+    setting = f"{what}, {given.seconds:g} s, {given.workers} workers"
     print(f"{setting}, {given.epochs} epochs a full trial; n = {given.seeds}, medians (least to most)")
     print("under a system's name: seconds until its final value was reached")
     print(header(given.systems))
@@ -198,7 +208,7 @@ def main() -> None:
             given.output.write_text(json.dumps([one.as_dict() for runs in seeds for one in runs], indent=1))
     print_medians(seeds, given.seconds)
     if given.plot:
-        plot(seeds, given.seconds, f"Fashion-MNIST: {setting}", given.plot)
+        plot(seeds, given.seconds, setting, given.plot)
 
 
 if __name__ == "__main__":

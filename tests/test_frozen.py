@@ -31,7 +31,7 @@ from storage.studies import StudyRecord, StudySpec
 from storage.tables import StudyRow
 
 EPOCHS = 20
-LEASE_SECONDS = 3.0
+LEASE_SECONDS = 5.0
 SPEC = StudySpec(str(SLOW), "", "accuracy", "maximize", EPOCHS, 1, 0, "random", "none")
 
 

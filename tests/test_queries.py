@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 import optuna
+import pauses
 import pytest
 from optuna.storages import RDBStorage
 from storage_places import an_epoch, fresh, make_study, optuna_study, run_trial, worker_on
 
-from storage import pausing, queries, workers
+from storage import queries, workers
 from storage.claims import Checkpoint, Settlement
 from storage.outcomes import Outcome
 from storage.retention import WEIGHTS_KEPT, retire_weights, worth_keeping
@@ -57,15 +58,11 @@ def test_a_study_is_finished_when_all_its_trials_are_begun_and_none_is_left(work
 
     run_trial(worker, study)
     assert not finished()
-    mine = optuna_study(worker, study)
-    last = mine.ask()
+    last = pauses.paused(worker, study)
     assert not finished()
-    lease = worker.lease_of(last)
-    worker.record_epoch(lease, an_epoch(1))
-    pausing.pause(worker, lease)
+    pauses.taken(worker, study, last.number)
     assert not finished()
-    assert pausing.go_on(worker, study.study_id, last.number, 1) is not None
-    worker.settle(mine, last, Settlement(Outcome.COMPLETE), 0.5)
+    worker.settle(optuna_study(worker, study), last, Settlement(Outcome.COMPLETE), 0.5)
     assert finished()
 
 

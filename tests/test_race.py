@@ -12,7 +12,6 @@ import optuna
 import pytest
 import torch
 
-from search.objective import Objective
 from search.optimizers import OPTIMIZERS, build
 from search.schedules import SCHEDULES
 from search.space import recipe_from_params, sample
@@ -33,14 +32,6 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     return importlib.import_module
 
 
-@pytest.fixture
-def objective(load: Load) -> Objective:
-    """Dialin's side."""
-    found = load("dialin_objective").objective
-    assert isinstance(found, Objective)
-    return found
-
-
 def trials(rows: int) -> Iterator[optuna.Trial]:
     """Random trials, so many for each pair of an optimizer and a schedule."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -51,10 +42,11 @@ def trials(rows: int) -> Iterator[optuna.Trial]:
                 yield study.ask()
 
 
-def test_a_plain_trial_has_the_parameters_and_ranges_of_dialins(load: Load, objective: Objective) -> None:
-    suggest = load("plain_recipe").suggest
+@pytest.mark.parametrize("contest", ["fashion", "digits", "adult"])
+def test_a_plain_trial_has_the_parameters_and_ranges_of_dialins(load: Load, contest: str) -> None:
+    suggest, objective = load("plain_recipe").suggest, load("contests").CONTESTS[contest].objective
     for trial in trials(1):
-        suggest(trial)
+        suggest(trial, objective)
         study = optuna.create_study()
         study.enqueue_trial(trial.params)
         ours = study.ask()
@@ -64,13 +56,15 @@ def test_a_plain_trial_has_the_parameters_and_ranges_of_dialins(load: Load, obje
         assert ours.distributions == trial.distributions
 
 
-def test_a_plain_trial_steps_as_dialins(load: Load, objective: Objective) -> None:
-    recipe = load("plain_recipe")
-    for trial in trials(2):
-        recipe.suggest(trial)
-        net = load("network").small_cnn(8, 0.0)
+@pytest.mark.parametrize("contest", ["fashion", "digits", "adult"])
+def test_a_plain_trial_steps_as_dialins(load: Load, contest: str) -> None:
+    recipe, run_on = load("plain_recipe"), load("contests").CONTESTS[contest]
+    objective = run_on.objective
+    for trial in trials(1):
+        recipe.suggest(trial, objective)
+        net = run_on.net(trial.params)
         theirs = recipe.make_optimizer(trial.params, net)
-        schedule = recipe.make_schedule(trial.params, theirs, STEPS)
+        schedule = recipe.make_schedule(trial.params, theirs, STEPS, objective)
         mine = recipe_from_params(trial.params, objective)
         groups = zip(build(mine, net).param_groups, theirs.param_groups, strict=True)
         for group, other in groups:

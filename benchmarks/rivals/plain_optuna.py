@@ -8,7 +8,8 @@ from pathlib import Path
 
 import optuna
 import torch
-from plain_loop import arguments, fit, load, note
+from contests import CONTESTS
+from plain_loop import arguments, fit, note
 from plain_recipe import suggest
 
 NAME = "race"
@@ -19,14 +20,15 @@ def work(given: argparse.Namespace, worker: int) -> None:
     torch.set_num_threads(1)
     seed = given.seed * given.workers + worker
     torch.manual_seed(seed)
-    data = load(given.data, given.images)
+    contest = CONTESTS[given.contest]
+    data = contest.datasets(given.data)
 
     def objective(trial: optuna.Trial) -> float:
         name = str(trial.number)
         note(given.log, name, "start")
-        suggest(trial)
+        suggest(trial, contest.objective)
         best = 0.0
-        for epoch, accuracy in enumerate(fit(trial.params, data, given.epochs)):
+        for epoch, accuracy in enumerate(fit(trial.params, contest, data, given.epochs)):
             note(given.log, name, "epoch", accuracy=accuracy)
             best = max(best, accuracy)
             trial.report(accuracy, epoch)

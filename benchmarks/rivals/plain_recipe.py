@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dialin_objective import objective
-from network import DROPOUTS, WIDTHS
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 
+from search import Objective
 from search.schedules import SCHEDULES
 from search.space import recipe_from_params
 
@@ -34,8 +33,8 @@ WITH_MOMENTUM = ("momentum", "nesterov")
 ADAMS = {"adam": optim.Adam, "adamw": optim.AdamW, "nadam": optim.NAdam, "radam": optim.RAdam}
 
 
-def suggest(trial: Any) -> None:
-    """Sample everything; a define-by-run space as OptunaSearch takes it returns nothing."""
+def suggest(trial: Any, objective: Objective) -> None:
+    """Sample everything, the network's knobs last; a define-by-run space as OptunaSearch takes it returns nothing."""
     optimizer = trial.suggest_categorical("optimizer", tuple(BASE_RATES))
     trial.suggest_float("lr_multiple", 0.03, 30.0, log=True)
     if optimizer in WITH_MOMENTUM:
@@ -44,12 +43,11 @@ def suggest(trial: Any) -> None:
         trial.suggest_float("one_minus_beta1", 0.01, 0.5, log=True)
         trial.suggest_float("one_minus_beta2", 0.001, 0.1, log=True)
     trial.suggest_float("l2", 1e-6, 1e-2, log=True)
-    trial.suggest_categorical("batch_size", (16, 32, 64, 128))
+    trial.suggest_categorical("batch_size", objective.batch_sizes)
     schedule = trial.suggest_categorical("schedule", tuple(SCHEDULES))
     trial.suggest_float("warmup", 0.0, 0.1)
     suggest_shape(trial, schedule)
-    trial.suggest_int("width", *WIDTHS, log=True)
-    trial.suggest_float("dropout", *DROPOUTS)
+    objective.model(trial)
 
 
 def suggest_shape(trial: Any, schedule: str) -> None:
@@ -84,8 +82,9 @@ def make_optimizer(params: Params, net: nn.Module) -> optim.Optimizer:
     name = params["optimizer"]
     rate = params["lr_multiple"] * BASE_RATES[name]
     decay = params["l2"] * (100 if name == "adamw" else 1)  # decoupled: it is multiplied by the rate
-    weights = [parameter for parameter in net.parameters() if parameter.ndim > 1]
-    biases = [parameter for parameter in net.parameters() if parameter.ndim <= 1]
+    spared = {name for name, parameter in net.named_parameters() if parameter.ndim <= 1 or name.endswith("bias")}
+    weights = [parameter for name, parameter in net.named_parameters() if name not in spared]
+    biases = [parameter for name, parameter in net.named_parameters() if name in spared]
     groups: list[dict[str, Any]] = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
     if name in ADAMS:
         betas = (1 - params["one_minus_beta1"], 1 - params["one_minus_beta2"])
@@ -98,7 +97,7 @@ def make_optimizer(params: Params, net: nn.Module) -> optim.Optimizer:
     return optim.SGD(groups, rate, momentum=momentum, nesterov=name == "nesterov", weight_decay=decay)
 
 
-def make_schedule(params: Params, optimizer: optim.Optimizer, steps: int) -> LambdaLR:
+def make_schedule(params: Params, optimizer: optim.Optimizer, steps: int, objective: Objective) -> LambdaLR:
     """A scheduler to step after each batch of a run of so many: the rates are Dialin's own, from a table."""
     factors = [*recipe_from_params(params, objective).factors(steps).tolist(), 0.0]  # it asks after the last batch too
     return LambdaLR(optimizer, factors.__getitem__)

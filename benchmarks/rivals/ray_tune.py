@@ -6,11 +6,14 @@ An actor goes on with the next trial instead of importing torch again for each (
 from __future__ import annotations
 
 import argparse
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from plain_loop import arguments, fit, load, note
+from contests import CONTESTS, Parts
+from plain_loop import arguments, fit, note
 from plain_recipe import suggest
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -19,13 +22,20 @@ from ray.tune.search.optuna import OptunaSearch
 GOAL = {"metric": "accuracy", "mode": "max"}
 
 
+@cache
+def load(contest: str, root: Path) -> Parts:
+    """Read once in an actor."""
+    return CONTESTS[contest].datasets(root)
+
+
 def train(config: dict[str, Any], given: argparse.Namespace) -> None:
     """One trial."""
     name = tune.get_context().get_trial_id()
     note(given.log, name, "start")
     torch.set_num_threads(1)
     torch.manual_seed(given.seed)
-    for accuracy in fit(config, load(given.data, given.images), given.epochs):
+    data = load(given.contest, given.data)
+    for accuracy in fit(config, CONTESTS[given.contest], data, given.epochs):
         note(given.log, name, "epoch", accuracy=accuracy)
         tune.report({"accuracy": accuracy})
 
@@ -44,10 +54,11 @@ def main() -> None:
     """Trials until it is ended."""
     given = arguments(__doc__)
     ray.init(num_cpus=given.workers, include_dashboard=False)
+    space = partial(suggest, objective=CONTESTS[given.contest].objective)
     tuner = tune.Tuner(
         tune.with_parameters(train, given=given),
         tune_config=tune.TuneConfig(
-            search_alg=OptunaSearch(space=suggest, seed=given.seed, **GOAL),
+            search_alg=OptunaSearch(space=space, seed=given.seed, **GOAL),
             scheduler=ASHAScheduler(max_t=given.epochs, **GOAL),
             num_samples=-1,
             max_concurrent_trials=given.workers,
