@@ -1,10 +1,10 @@
 """The default strategy: recipes that won before, then half promotion by rank, half a model of the learning curves.
 
-A trial trains from rung to rung (`search.grace` finds the first one, each other is twice as far) and is paused where
-something else promises more; a paused trial costs nothing. Half of the decisions promote by plain rank, because a
-model alone gets over-confident: the best paused trial of the top third at the highest rung goes on, and else a new one
-starts. The other half take what most improves on the best value for its cost, by a Gaussian process over (recipe,
-epoch).
+A trial trains from rung to rung (`search.grace` finds the first one, each other is twice as far, none is in the second
+half of a training) and is paused where something else promises more; a paused trial costs nothing. Half of the
+decisions promote by plain rank, because a model alone gets over-confident: the best paused trial of the top third at
+the highest rung goes on, and else a new one starts. The other half take what most improves on the best value for its
+cost, by a Gaussian process over (recipe, epoch).
 What is on record decides; only the model's fit is kept between decisions, since it takes longest.
 
 Where only a number of trials is given, they may train `SHARE` of what they would all take in full.
@@ -113,8 +113,9 @@ class Auto:
         return grace(runs, self._length)
 
     def _rungs(self, first: int) -> list[int]:
+        """None in the second half: what is left costs little there, and schedules make their best of it at the end."""
         rungs = [first]
-        while rungs[-1] * 2 < self._length:
+        while rungs[-1] * 4 <= self._length:
             rungs.append(rungs[-1] * 2)
         return [rung for rung in rungs if rung < self._length]
 

@@ -118,6 +118,12 @@ def test_a_trial_is_paused_at_a_rung_only_and_only_where_another_is_to_go_on() -
         assert Auto(epochs=EPOCHS, seed=0, rules=RANKS).verdict(8, [*probes(), good], Left()) is Verdict.GO_ON
 
 
+def test_in_the_second_half_of_a_training_no_trial_is_paused() -> None:
+    for length, losing in ((4, Verdict.PAUSE), (8, Verdict.GO_ON)):
+        bad = trial(8, [9.0] * length, SeenState.RUNNING)
+        assert Auto(epochs=10, seed=0, rules=RANKS).verdict(8, [*probes(8, length), bad], Left()) is losing
+
+
 def test_probes_train_on_while_the_order_of_trials_says_nothing() -> None:
     rng = np.random.default_rng(3)
     noise = rng.permutation(8)
