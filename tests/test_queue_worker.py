@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from command import Dialin
 from sqlalchemy import event
-from storage_places import make_study
+from storage_places import make_study, run_trial, worker_on
 from studies import SLOW, TINY, TINY_TEXT, Inside, assert_settled, meanwhile, rows, value, wait_until
 
 from search import loading, queue_worker, space_changes, worker
