@@ -2,7 +2,8 @@
 
 A python block that names a file in its first line (`# my_model.py`) is written to it, and tried if it holds an
 objective; one without a name is a script.
-What a block needs from outside is replaced: a PostgreSQL that nobody has by the test's, large budgets by small ones.
+What a block needs from outside is replaced: a PostgreSQL that nobody has by the test's, large budgets by small ones,
+a worker for each core by one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -97,11 +98,13 @@ class Reader:
         if not words:
             return False
         if words[0] == "export":
-            for name, _, value in (word.partition("=") for word in words[1:]):
-                self.patch.setenv(name, value)
+            self._set(words[1:])
         elif words[0] == "dialin":
-            said = self.inside(*words[1:])
-            assert said.status == 0, f"{line}\n{said.err}"
+            self._command(line, words[1:])
+        elif words[1:2] == ["dialin"]:  # NAME=value dialin ...
+            with self.patch.context() as patch:
+                replace(self, patch=patch)._set(words[:1])
+                self._command(line, words[2:])
         elif words[0] == "python":
             self._script(self.folder / words[1])
         else:
@@ -109,7 +112,18 @@ class Reader:
             subprocess.run(typed, cwd=self.folder, env=activated(), check=True, capture_output=True, timeout=60)
         return True
 
+    def _set(self, settings: list[str]) -> None:
+        for name, _, value in (setting.partition("=") for setting in settings):
+            self.patch.setenv(name, value)
+
+    def _command(self, line: str, words: list[str]) -> None:
+        said = self.inside(*words)
+        assert said.status == 0, f"{line}\n{said.out}\n{said.err}"
+
     def _here(self, line: str) -> str:
         line = re.sub(r"postgresql://\S+", self.postgres, line)
         line = re.sub(r"/mnt/shared\b", str(self.folder / "shared"), line)
+        # What a document says nothing of: a worker for each core, and as many epochs as the objective wants.
+        line = re.sub(r"\b(dialin (?:run|resume|confirm))\b(?!.* --workers)", r"\1 --workers 1", line)
+        line = re.sub(r"\b(dialin run .*\bdigits)\b(?!.* --epochs)", r"\1 --epochs 2", line)
         return re.sub(r"--trials (\d+)", lambda found: f"--trials {min(TRIALS, int(found.group(1)))}", line)

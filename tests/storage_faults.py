@@ -6,11 +6,13 @@ told apart in the database.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +20,9 @@ from typing import Any
 import psycopg
 from optuna.trial import Trial
 from sqlalchemy import Connection, event, select
-from storage_places import an_epoch, fresh, optuna_study, rows
+from storage_places import an_epoch, fresh, optuna_study, rows, worker_on
 
+from search import children
 from storage import pausing, studies, workers
 from storage.claims import BudgetSpent, Checkpoint, Claimant, GivenUp, Settlement, new_uuid
 from storage.optuna_internals import models
@@ -33,6 +36,8 @@ EPOCHS = 2
 BUGS = (0, 2)
 # With pauses: those that go on.
 GO_ON = (1, 2)
+# So many workers die of a study, one after the other: with one that was dead before, too few for any trial to be lost.
+DEATHS = 3
 
 
 class Died(BaseException):
@@ -200,6 +205,43 @@ def points_of(storage: SharedStorage, at: Callable[[Point], None]) -> Iterator[l
             event.remove(storage.backend.engine, name, hand)
 
 
+def die_at_new_points(
+    url: str, record: StudyRecord, life: Life, seen: set[tuple[tuple[str, ...], bool]], everywhere: bool
+) -> list[tuple[tuple[str, ...], bool]]:
+    """Workers of which each dies where none has before, and the next goes on; the last lives. Where they died.
+
+    `seen` is where others have, by what the transaction had written; these are added to it. Unless `everywhere`, only
+    where nothing was written yet, or all.
+    """
+    died: list[tuple[tuple[str, ...], bool]] = []
+
+    def die(point: Point) -> None:
+        here = point.written, point.committing
+        counts = point.writes and (everywhere or point.committing or point.place == 0)
+        if counts and here not in seen and len(died) < DEATHS:
+            seen.add(here)
+            died.append(here)
+            raise Died
+
+    while True:
+        worker = worker_on(url)
+        try:
+            with points_of(worker, die):
+                life(worker, record)
+            return died
+        except Died:
+            bury(worker)
+        finally:
+            worker.backend.engine.dispose()
+
+
+def bury(storage: SharedStorage) -> None:
+    """Say that the worker is dead whose storage this is."""
+    claimant = storage.backend.claimant
+    assert claimant is not None
+    workers.end(storage, claimant.worker_id)
+
+
 def cut(connection: Connection) -> None:
     """The connection is gone; whatever its transaction had written is rolled back."""
     if connection.dialect.name == "sqlite":
@@ -220,11 +262,18 @@ def commit_and_cut(connection: Connection) -> None:
     ours.close()
 
 
-def die_at(url: str, study: str, points: Sequence[int], life: Life = live) -> list[str]:
-    """Run in a process of its own that has no threads: a worker for each point, which SIGKILL ends there; their ids.
+def killed_at(url: str, study: str, points: Sequence[int], life: Life = live) -> list[str]:
+    """A worker for each point, which SIGKILL ends there, each a process of its own; their ids.
 
     Each says first that the one before it is dead, as a machine's fleet does.
     """
+    children.warm_up()  # what is forked from must have no threads; spawned, it would import all this again
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        return pool.submit(_die_at, url, study, points, life).result()
+
+
+def _die_at(url: str, study: str, points: Sequence[int], life: Life) -> list[str]:
+    os.chdir("/")  # the folder of the test that started the fork server may be gone
     killed: list[str] = []
     for last in points:
         worker_id = new_uuid()

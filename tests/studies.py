@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import psutil
 import pytest
 from conftest import COLOUR_VARIABLES
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
 from search import children
 from search.cli import main
@@ -47,13 +48,15 @@ def trials(url: str, study: str) -> list[FrozenTrial]:
 
 
 def rows(url: str, statement: str, **values: Any) -> list[Any]:
-    """What one statement of SQL gives; nothing where the database or the table is not there yet."""
-    engine = create_engine(optuna_url(url))
-    try:
-        with engine.connect() as connection:
-            return [*connection.execute(text(statement), values)]
-    finally:
-        engine.dispose()
+    """What one statement of SQL gives, on a connection of its own."""
+    with _engine(url).connect() as connection:
+        return [*connection.execute(text(statement), values)]
+
+
+@lru_cache(maxsize=4)
+def _engine(url: str) -> Engine:
+    """One for all that is asked: whoever waits asks many times a second, and each new one asks a server who it is."""
+    return create_engine(optuna_url(url), poolclass=NullPool)
 
 
 def value(url: str, statement: str, **values: Any) -> Any:

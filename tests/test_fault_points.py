@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 
 import pytest
-from storage_faults import Died, Point, commit_and_cut, cut, die_at, endings, live, points_of, portrait
+from storage_faults import (
+    Point,
+    bury,
+    commit_and_cut,
+    cut,
+    die_at_new_points,
+    endings,
+    killed_at,
+    live,
+    points_of,
+    portrait,
+)
 from storage_places import make_study, optuna_study, worker_on
 
 from storage import patience, workers
@@ -48,13 +57,6 @@ def a_study_left_by_a_dead_worker(storage: SharedStorage) -> StudyRecord:
     bury(killed)
     bury(left._storage)
     return study
-
-
-def bury(storage: SharedStorage) -> None:
-    """Say that the worker is dead whose storage this is."""
-    claimant = storage.backend.claimant
-    assert claimant is not None
-    workers.end(storage, claimant.worker_id)
 
 
 Make = Callable[[SharedStorage], StudyRecord]
@@ -109,28 +111,18 @@ def test_a_study_ends_right_when_the_answer_to_every_commit_is_lost(worker: Shar
 
 
 def test_a_study_ends_right_when_its_worker_dies_at_any_point(worker: SharedStorage) -> None:
-    """Another worker, which sees it die, goes on. On PostgreSQL only at the borders of transactions, which is dear."""
+    """Others, which see it die, go on. On PostgreSQL only at the borders of transactions, which is dear."""
     everywhere = worker.backend.engine.name == "sqlite"
-    other, seen = worker_on(worker.backend.url), set()
+    seen: set[tuple[tuple[str, ...], bool]] = set()
     for make in (a_study, a_study_left_by_a_dead_worker):
         twin, points = undisturbed(worker, make)
-        expected = portrait(worker, twin)
-        for last in points:
-            if (last.written, last.committing) in seen or not (everywhere or last.committing or last.place == 0):
-                continue
-            seen.add((last.written, last.committing))
-
-            def die(point: Point, last: int = last.number) -> None:
-                if point.writes and point.number == last:
-                    raise Died
-
+        expected, died = portrait(worker, twin), True
+        while died:
             study = make(worker)
-            with points_of(worker, die), pytest.raises(Died):
-                live(worker, study)
-            bury(worker)
-            live(other, study)
-            assert portrait(worker, study) == expected, last
+            died = bool(die_at_new_points(worker.backend.url, study, live, seen, everywhere))
+            assert portrait(worker, study) == expected, seen
             assert endings(worker, study)["settled"] == endings(worker, twin)["settled"]
+        assert {(point.written, point.committing) for point in points if everywhere or point.committing} <= seen
 
 
 def test_a_study_ends_right_when_sigkill_ends_its_workers_at_some_points(worker: SharedStorage) -> None:
@@ -138,8 +130,7 @@ def test_a_study_ends_right_when_sigkill_ends_its_workers_at_some_points(worker:
     points = [2, 5, 7, 11, 16, 19, 25]  # in claims, the sampling, an epoch, a checkpoint and settlements
     twin, study = (make_study(worker, trials=len(points), first=1) for _ in range(2))
     live(worker, twin)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        killed = pool.submit(die_at, worker.backend.url, study.name, points).result()
+    killed = killed_at(worker.backend.url, study.name, points)
     assert len(killed) == len(points)
     for worker_id in killed:
         workers.end(worker, worker_id)

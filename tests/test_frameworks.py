@@ -11,8 +11,9 @@ from typing import Any, cast
 
 import pytest
 import torch
+from command import Dialin
 from optuna.trial import TrialState
-from studies import Inside, assert_settled, meanwhile, rows, wait_until
+from studies import Inside, assert_settled, rows
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "frameworks.md"
 LIGHTNING, BERT = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
@@ -61,15 +62,15 @@ def with_accidents(source: str, package: str, base: str, begin: str) -> str:
 
 @pytest.mark.parametrize(("framework", "database"), [("lightning", "postgres_url"), ("huggingface", "sqlite_url")])
 def test_a_framework_is_searched_and_a_killed_workers_trial_goes_on_from_its_checkpoint(
-    inside: Inside, tmp_path: Path, request: pytest.FixtureRequest, framework: str, database: str
+    dialin: Dialin, inside: Inside, tmp_path: Path, request: pytest.FixtureRequest, framework: str, database: str
 ) -> None:
+    """The real command: what it forks workers from has imported the framework, once for all of them."""
     storage_url = request.getfixturevalue(database)
     *source, checkpoint = FRAMEWORKS[framework]
     (tmp_path / "mine.py").write_text(with_accidents(*source))
     (tmp_path / "slow").touch()
     files = tmp_path / "files"
     options = ("--trials", 3, "--workers", 2, "--pruner", "none", "--files", files, "--storage", storage_url)
-    killed: list[int] = []
 
     def held() -> list[tuple[int, int]]:
         try:
@@ -77,18 +78,13 @@ def test_a_framework_is_searched_and_a_killed_workers_trial_goes_on_from_its_che
         except Exception:  # the tables are not there yet
             return []
 
-    def kill() -> None:
-        wait_until(held, "a third epoch", 90)
-        [(pid, victim), *_] = held()
-        os.kill(pid, signal.SIGKILL)
-        killed.append(victim)
-        (tmp_path / "slow").unlink()
-
-    with meanwhile(kill):
-        run = inside("run", "./mine.py", *options)
-    assert run.status == 0, run.err
-    assert "its trial goes on elsewhere" in run.out
-    [victim] = killed
+    run = dialin.start("run", "./mine.py", *options)
+    run.wait_until(held, 90)
+    [(pid, victim), *_] = held()
+    os.kill(pid, signal.SIGKILL)
+    (tmp_path / "slow").unlink()
+    assert run.wait() == 0, run.stderr
+    assert "its trial goes on elsewhere" in run.stdout
     found = assert_settled(storage_url, "mine-1", 3)
     assert [trial.state for trial in found] == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
     assert found[1].user_attrs["reason"] == "enough"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-
 import pytest
-from storage_faults import Died, Point, commit_and_cut, cut, die_at, endings, live_with_pauses, points_of, portrait
+from storage_faults import (
+    Point,
+    commit_and_cut,
+    cut,
+    die_at_new_points,
+    endings,
+    killed_at,
+    live_with_pauses,
+    points_of,
+    portrait,
+)
 from storage_places import make_study, worker_on
 
 from storage import patience, workers
@@ -86,26 +93,16 @@ def test_with_pauses_a_study_ends_right_when_the_answer_to_every_commit_is_lost(
 
 
 def test_with_pauses_a_study_ends_right_when_its_worker_dies_at_any_point(worker: SharedStorage) -> None:
-    """Another worker, which sees it die, goes on. On PostgreSQL only at the borders of transactions, which is dear."""
+    """Others, which see it die, go on. On PostgreSQL only at the borders of transactions, which is dear."""
     everywhere = worker.backend.engine.name == "sqlite"
-    other, seen = worker_on(worker.backend.url), set()
+    seen: set[tuple[tuple[str, ...], bool]] = set()
     twin, points = undisturbed(worker)
-    expected = portrait(worker, twin)
-    for last in points:
-        if (last.written, last.committing) in seen or not (everywhere or last.committing or last.place == 0):
-            continue
-        seen.add((last.written, last.committing))
-
-        def die(point: Point, last: int = last.number) -> None:
-            if point.writes and point.number == last:
-                raise Died
-
+    expected, died = portrait(worker, twin), True
+    while died:
         study = a_study(worker)
-        with points_of(worker, die), pytest.raises(Died):
-            live_with_pauses(worker, study)
-        bury(worker)
-        live_with_pauses(other, study)
-        assert portrait(worker, study) == expected, last
+        died = bool(die_at_new_points(worker.backend.url, study, live_with_pauses, seen, everywhere))
+        assert portrait(worker, study) == expected, seen
+    assert {(point.written, point.committing) for point in points if everywhere or point.committing} <= seen
     assert len(seen) >= 10
 
 
@@ -114,17 +111,9 @@ def test_with_pauses_a_study_ends_right_when_sigkill_ends_its_workers_at_some_po
     twin, all_points = undisturbed(worker)
     points = [*range(3, len(all_points), 4)]
     study = a_study(worker)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        killed = pool.submit(die_at, worker.backend.url, study.name, points, live_with_pauses).result()
+    killed = killed_at(worker.backend.url, study.name, points, live_with_pauses)
     assert len(killed) > 2
     for worker_id in killed:
         workers.end(worker, worker_id)
     live_with_pauses(worker, study)
     assert portrait(worker, study) == portrait(worker, twin)
-
-
-def bury(storage: SharedStorage) -> None:
-    """Say that the worker is dead whose storage this is."""
-    claimant = storage.backend.claimant
-    assert claimant is not None
-    workers.end(storage, claimant.worker_id)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from optuna.artifacts import download_artifact, get_all_artifact_meta
 from studies import engines_disposed
-from told import COMPLETE, INFO, point
+from told import COMPLETE, INFO, made, point
 from torch import Tensor
 
 from search.artifacts import Artifacts
@@ -39,7 +39,7 @@ def drawn(tmp_path: Path, pairs: Pairs | None, ending: Ending = COMPLETE, epochs
         assert width > height > 300
         found.append(path.name)
 
-    plots = Plots(tmp_path)
+    plots = made("plots", tmp_path)
     plots.start(replace(INFO, attach=attach))
     for epoch in range(1, epochs + 1):
         plots.epoch(point(epoch))

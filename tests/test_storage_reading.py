@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -9,10 +10,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command import DIALIN
 from old_databases import put_version
 from storage_places import fresh, make_study, run_trial, worker_on
 
@@ -24,28 +25,80 @@ pytestmark = pytest.mark.usefixtures("storage_test")
 
 # Permissions bind the superuser too once a process has given up CAP_DAC_OVERRIDE (1), by PR_CAPBSET_DROP (24).
 BOUND = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
-OPEN = "import sys; from storage.shared import open_storage; open_storage(sys.argv[1])"
+# Has imported all when it is asked; each answer comes from a child of its own, which ends as the command does.
+ANSWERING = """
+import json, os, sys
+from search.cli import main
+from storage.shared import open_storage
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    if not (child := os.fork()):
+        for descriptor, path in ((1, asked["out"]), (2, asked["err"])):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.chdir(asked["folder"])
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        sys.argv = ["dialin", *asked["arguments"]]
+        open_storage(asked["open"]) if asked["open"] else main()
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
-def bound(*command: object) -> subprocess.CompletedProcess[str]:
-    """Run a command for which permissions count, whoever runs the tests."""
-    whole = [sys.executable, "-c", BOUND, *map(str, command)]
-    return subprocess.run(whole, capture_output=True, text=True, timeout=120)
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
 
 
-def told(*arguments: str, url: str) -> object:
-    """The JSON that a command prints under these rights."""
-    ended = bound(DIALIN, *arguments, "--storage", url)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    return json.loads(ended.stdout)
+class Bound:
+    """A process for which permissions count, whoever runs the tests."""
+
+    def __init__(self, log: Path) -> None:
+        """`log`: what its commands print is beside it."""
+        self._log, self._numbers = log, itertools.count()
+        command = [sys.executable, "-c", BOUND, sys.executable, "-c", ANSWERING]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
+
+    def __call__(self, *arguments: str, url: str) -> Ended:
+        """Run a command on this database; without one it is opened only."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        out, err = (self._log.with_suffix(f".{next(self._numbers)}") for _ in range(2))
+        asked = {"out": str(out), "err": str(err), "folder": os.getcwd(), "environment": {**os.environ}}
+        asked |= {"arguments": [*arguments, "--storage", url], "open": "" if arguments else url}
+        self._process.stdin.write(f"{json.dumps(asked)}\n")
+        self._process.stdin.flush()
+        return Ended(int(self._process.stdout.readline()), out.read_text(), err.read_text())
+
+    def close(self) -> None:
+        """Its input ends, and with it the process."""
+        with self._process:
+            pass
+
+    def told(self, *arguments: str, url: str) -> object:
+        """The JSON that a command prints."""
+        ended = self(*arguments, url=url)
+        assert (ended.status, ended.err) == (0, "")
+        return json.loads(ended.out)
+
+    def refused(self, *arguments: str, url: str) -> str:
+        """What a command says that fails in one line."""
+        ended = self(*arguments, url=url)
+        assert ended.status == 1, ended.err
+        assert len(ended.err.splitlines()) == 1
+        return ended.err
 
 
-def refused(*arguments: str, url: str) -> str:
-    """What a command says that fails in one line."""
-    ended = bound(DIALIN, *arguments, "--storage", url)
-    assert ended.returncode == 1, ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
-    return ended.stderr
+@pytest.fixture(scope="module")
+def bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bound]:
+    bound = Bound(tmp_path_factory.mktemp("bound") / "log")
+    yield bound
+    bound.close()
 
 
 @contextmanager
@@ -69,7 +122,7 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     with only_readable(folder):
         script = "import os, sys; sys.exit(os.access(sys.argv[1], os.W_OK))"
-        if bound(sys.executable, "-c", script, folder).returncode:
+        if subprocess.run([sys.executable, "-c", BOUND, sys.executable, "-c", script, folder]).returncode:
             pytest.skip("permissions do not bind this user")
     return folder
 
@@ -105,26 +158,26 @@ def closed(storage: SharedStorage) -> None:
     ("file_mode", "folder_mode"), [(0o444, 0o555), (0o644, 0o555), (0o444, 0o755)], ids=["both", "folder", "file"]
 )
 def test_a_study_in_a_place_that_may_only_be_read_is_shown(
-    folder: Path, url: str, worker: SharedStorage, study: StudyRecord, file_mode: int, folder_mode: int
+    bound: Bound, folder: Path, url: str, worker: SharedStorage, study: StudyRecord, file_mode: int, folder_mode: int
 ) -> None:
     closed(worker)
     assert os.listdir(folder) == ["a.db"]
     with only_readable(folder, file_mode, folder_mode):
-        status = told("status", "--json", url=url)
+        status = bound.told("status", "--json", url=url)
         assert isinstance(status, dict)
         assert (status["study"]["name"], status["counts"]) == (study.name, {"complete": 1})
-        best = told("best", "--format", "json", url=url)
+        best = bound.told("best", "--format", "json", url=url)
         assert isinstance(best, list)
         assert best[0]["value"] == 0.5
         assert os.listdir(folder) == ["a.db"]  # nothing left beside it that would be in its writers' way
 
 
 def test_what_a_worker_has_just_written_is_seen(
-    folder: Path, url: str, worker: SharedStorage, study: StudyRecord
+    bound: Bound, folder: Path, url: str, worker: SharedStorage, study: StudyRecord
 ) -> None:
     assert (folder / "a.db-wal").stat().st_size > 0
     with only_readable(folder):
-        status = told("status", "--json", url=url)
+        status = bound.told("status", "--json", url=url)
     assert isinstance(status, dict)
     assert status["counts"] == {"complete": 1}
     run_trial(worker, study)  # and the worker goes on
@@ -140,52 +193,56 @@ def left_by_a_killed_worker(folder: Path, names: list[str]) -> None:
         shutil.copyfile(copies / name, folder / name)
 
 
-def test_what_a_killed_worker_has_written_is_seen(folder: Path, url: str, study: StudyRecord) -> None:
+def test_what_a_killed_worker_has_written_is_seen(bound: Bound, folder: Path, url: str, study: StudyRecord) -> None:
     left_by_a_killed_worker(folder, ["a.db", "a.db-wal", "a.db-shm"])
     with only_readable(folder):
-        status = told("status", "--json", url=url)
+        status = bound.told("status", "--json", url=url)
     assert isinstance(status, dict)
     assert status["counts"] == {"complete": 1}
 
 
-def test_the_one_case_that_cannot_be_read_says_who_can(folder: Path, url: str, study: StudyRecord) -> None:
+def test_the_one_case_that_cannot_be_read_says_who_can(
+    bound: Bound, folder: Path, url: str, study: StudyRecord
+) -> None:
     left_by_a_killed_worker(folder, ["a.db", "a.db-wal"])
     with only_readable(folder):
-        said = refused("status", url=url)
+        said = bound.refused("status", url=url)
     assert f"its last writer was killed: only who may write in {folder} can open it, once is enough" in said
     closed(worker_on(url))
     with only_readable(folder):
-        told("status", "--json", url=url)
+        bound.told("status", "--json", url=url)
 
 
 # -- Writing
 
 
 def test_who_wants_to_write_is_told_that_it_may_only_be_read(
-    folder: Path, tmp_path: Path, url: str, worker: SharedStorage, study: StudyRecord
+    bound: Bound, folder: Path, tmp_path: Path, url: str, worker: SharedStorage, study: StudyRecord
 ) -> None:
     closed(worker)
     with only_readable(folder):
         for command in (["stop"], ["resume", "--files", str(tmp_path)]):
-            assert f"{url} may only be read: are a.db and {folder} writable for you?" in refused(*command, url=url)
+            assert f"{url} may only be read: are a.db and {folder} writable for you?" in bound.refused(
+                *command, url=url
+            )
 
 
-def test_an_old_database_that_may_only_be_read_is_not_upgraded(folder: Path, url: str) -> None:
+def test_an_old_database_that_may_only_be_read_is_not_upgraded(bound: Bound, folder: Path, url: str) -> None:
     put_version(1, url)
     with only_readable(folder):
-        assert "may only be read" in refused("storage", "upgrade", url=url)
+        assert "may only be read" in bound.refused("storage", "upgrade", url=url)
 
 
-def test_a_folder_without_rights_is_refused_for_a_new_database(folder: Path, url: str) -> None:
+def test_a_folder_without_rights_is_refused_for_a_new_database(bound: Bound, folder: Path, url: str) -> None:
     with only_readable(folder):
-        said = bound(sys.executable, "-c", OPEN, url).stderr
+        said = bound(url=url).err
     assert said.splitlines()[-1].startswith("storage.schema.StorageUnavailable")
     assert f"is {folder} writable for you?" in said
 
 
-def test_a_file_that_may_only_be_read_is_refused_for_a_new_database(folder: Path, url: str) -> None:
+def test_a_file_that_may_only_be_read_is_refused_for_a_new_database(bound: Bound, folder: Path, url: str) -> None:
     (folder / "a.db").touch()
     with only_readable(folder, folder_mode=0o755):
-        said = bound(sys.executable, "-c", OPEN, url).stderr
+        said = bound(url=url).err
     assert said.splitlines()[-1].startswith("storage.schema.StorageUnavailable")
     assert f"is {folder} writable for you?" in said

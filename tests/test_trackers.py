@@ -1,4 +1,7 @@
-"""Trackers by name, what they may do to a trial (nothing), and the lines of a trial's own log."""
+"""Trackers by name, what they may do to a trial (nothing), and the lines of a trial's own log.
+
+That each can be made by its name is said by the tests of what it leaves (`test_trackers_*.py`, `test_plots.py`).
+"""
 
 from __future__ import annotations
 
@@ -95,18 +98,6 @@ class TestNames:
         )
         said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert said.stdout == "set()\n"
-
-    def test_every_tracker_can_be_made(self, tmp_path: Path) -> None:
-        # In a process of its own: what the libraries warn of when they are imported is their affair.
-        script = (
-            "import sys, pathlib\nfrom search.trackers import TRACKERS\n"
-            "for row in TRACKERS.values():\n"
-            "    made = row.tracker(pathlib.Path(sys.argv[1]))\n"
-            "    print(all(callable(getattr(made, name)) for name in ('start', 'epoch', 'end')))"
-        )
-        command = [sys.executable, "-c", script, str(tmp_path)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert said.stdout.split() == ["True"] * 4
 
 
 class TestHarmless:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from studies import engines_disposed
-from told import COMPLETE, HAND_BACK, INFO, going_on_after, point, tell
+from told import COMPLETE, HAND_BACK, INFO, going_on_after, made, point, tell
 
 from search.trackers import Ending
 
@@ -23,12 +23,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, engines_disposed():
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield tmp_path_factory.mktemp("mlflow")
-
-
-def tracker(folder: Path) -> Any:
-    from search.trackers.mlflow import MLflow
-
-    return MLflow(folder)
 
 
 def runs(folder: Path, study: str) -> list[Any]:
@@ -49,7 +43,7 @@ def curve(folder: Path, run: Any, name: str) -> list[tuple[int, float]]:
 
 
 def test_a_trial_is_a_run_with_its_recipe_its_curve_and_its_value(folder: Path) -> None:
-    tell(tracker(folder), INFO, [1, 2, 3, 4], COMPLETE)
+    tell(made("mlflow", folder), INFO, [1, 2, 3, 4], COMPLETE)
     (run,) = runs(folder, "digits-1")
     assert run.info.run_name == "trial-00012"
     assert run.info.status == "FINISHED"
@@ -62,10 +56,10 @@ def test_a_trial_is_a_run_with_its_recipe_its_curve_and_its_value(folder: Path) 
 
 def test_an_adopter_continues_the_run_without_gap_or_double_step(folder: Path) -> None:
     """The owner before got to epoch 3, but was killed before it told of 2; its last checkpoint was of epoch 2."""
-    tell(tracker(folder), replace(INFO, study="left-1"), [1, 3], HAND_BACK)
+    tell(made("mlflow", folder), replace(INFO, study="left-1"), [1, 3], HAND_BACK)
     (run,) = runs(folder, "left-1")
     assert run.info.status == "RUNNING"
-    tell(tracker(folder), replace(going_on_after(2), study="left-1"), [3, 4], COMPLETE)
+    tell(made("mlflow", folder), replace(going_on_after(2), study="left-1"), [3, 4], COMPLETE)
     (run,) = runs(folder, "left-1")
     assert run.info.status == "FINISHED"
     for name in ("accuracy", "train_loss"):
@@ -73,7 +67,7 @@ def test_an_adopter_continues_the_run_without_gap_or_double_step(folder: Path) -
 
 
 def test_two_workers_and_two_studies_have_their_own_runs(folder: Path) -> None:
-    first, second = tracker(folder), tracker(folder)
+    first, second = made("mlflow", folder), made("mlflow", folder)
     first.start(replace(INFO, study="two-1"))
     second.start(replace(INFO, study="two-1", number=13))
     first.epoch(point(1))
@@ -85,11 +79,11 @@ def test_two_workers_and_two_studies_have_their_own_runs(folder: Path) -> None:
         "trial-00013": "FAILED",
     }
     # A server may have seen a study of this name from another database.
-    tell(tracker(folder), replace(INFO, study="two-1", key="two-1-ffffffff"), [1], COMPLETE)
+    tell(made("mlflow", folder), replace(INFO, study="two-1", key="two-1-ffffffff"), [1], COMPLETE)
     assert len(runs(folder, "two-1")) == 3
 
 
 def test_a_long_history_is_told_in_pieces(folder: Path) -> None:
-    tell(tracker(folder), replace(going_on_after(500), study="long-1"), [501], HAND_BACK)
+    tell(made("mlflow", folder), replace(going_on_after(500), study="long-1"), [501], HAND_BACK)
     (run,) = runs(folder, "long-1")
     assert len(curve(folder, run, "lr")) == 501

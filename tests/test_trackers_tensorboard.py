@@ -12,10 +12,9 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
-from told import COMPLETE, HAND_BACK, INFO, going_on_after, point, tell
+from told import COMPLETE, HAND_BACK, INFO, going_on_after, made, point, tell
 
 from search.trackers import Ending
-from search.trackers.tensorboard import TensorBoard
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -29,7 +28,7 @@ def curve(epochs: int) -> list[tuple[int, float]]:
 
 
 def test_every_metric_is_a_scalar_by_epoch(tmp_path: Path) -> None:
-    tell(TensorBoard(tmp_path), INFO, [1, 2, 3, 4], COMPLETE)
+    tell(made("tensorboard", tmp_path), INFO, [1, 2, 3, 4], COMPLETE)
     assert scalars(tmp_path, "accuracy") == curve(4)
     found = EventAccumulator(str(tmp_path / "tensorboard" / "trial-00012")).Reload()
     assert {*found.Tags()["scalars"]} == {"accuracy", "train_loss", "lr", "trial_value"}
@@ -37,7 +36,7 @@ def test_every_metric_is_a_scalar_by_epoch(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_has_told_every_epoch_that_it_recorded(tmp_path: Path) -> None:
-    tracker = TensorBoard(tmp_path)
+    tracker = made("tensorboard", tmp_path)
     tell(tracker, INFO, [1, 2], ending=None)
     assert scalars(tmp_path, "accuracy") == curve(2)
     tracker.end(HAND_BACK)
@@ -46,38 +45,38 @@ def test_a_killed_worker_has_told_every_epoch_that_it_recorded(tmp_path: Path) -
 @pytest.mark.parametrize("ending", [HAND_BACK, None])
 def test_an_adopted_trial_is_one_curve_without_gap_or_double_step(tmp_path: Path, ending: Ending | None) -> None:
     """The owner before got to epoch 3; its last checkpoint was of epoch 2."""
-    before = TensorBoard(tmp_path)
+    before = made("tensorboard", tmp_path)
     tell(before, INFO, [1, 2, 3], ending)
-    tell(TensorBoard(tmp_path), going_on_after(2), [3, 4, 5], COMPLETE)
+    tell(made("tensorboard", tmp_path), going_on_after(2), [3, 4, 5], COMPLETE)
     assert scalars(tmp_path, "accuracy") == curve(5)
     if ending is None:
         before.end(HAND_BACK)
 
 
 def test_a_tensorboard_that_is_looking_sees_one_curve_too(tmp_path: Path) -> None:
-    tell(TensorBoard(tmp_path), INFO, [1, 2, 3], HAND_BACK)
+    tell(made("tensorboard", tmp_path), INFO, [1, 2, 3], HAND_BACK)
     looking = EventAccumulator(str(tmp_path / "tensorboard" / INFO.name)).Reload()
-    tell(TensorBoard(tmp_path), going_on_after(2), [3, 4], COMPLETE)
+    tell(made("tensorboard", tmp_path), going_on_after(2), [3, 4], COMPLETE)
     looking.Reload()
     assert [event.step for event in looking.Scalars("accuracy")] == [1, 2, 3, 4]
 
 
 def test_an_owner_whose_clock_was_ahead_is_no_second_curve(tmp_path: Path) -> None:
-    tell(TensorBoard(tmp_path), INFO, [1, 2, 3], HAND_BACK)
+    tell(made("tensorboard", tmp_path), INFO, [1, 2, 3], HAND_BACK)
     (file,) = (tmp_path / "tensorboard" / INFO.name).iterdir()
     file.rename(file.with_name(file.name.replace(file.name.split(".")[3], "9999999999")))
-    tell(TensorBoard(tmp_path), going_on_after(2), [3, 4], COMPLETE)
+    tell(made("tensorboard", tmp_path), going_on_after(2), [3, 4], COMPLETE)
     assert scalars(tmp_path, "accuracy") == curve(4)
 
 
 def test_an_adopter_that_shares_no_disk_has_the_whole_curve(tmp_path: Path) -> None:
-    tell(TensorBoard(tmp_path), going_on_after(3), [4], COMPLETE)
+    tell(made("tensorboard", tmp_path), going_on_after(3), [4], COMPLETE)
     assert scalars(tmp_path, "accuracy") == curve(4)
 
 
 def test_the_hparams_tab_compares_trials_with_knobs_of_their_own(tmp_path: Path) -> None:
     other = replace(INFO, number=13, recipe={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9})
-    tracker = TensorBoard(tmp_path)
+    tracker = made("tensorboard", tmp_path)
     tell(tracker, INFO, [1, 2, 3, 4], COMPLETE)
     tell(tracker, other, [1], Ending("pruned", 0.5, best_epoch=1))
     rows = hparams(tmp_path / "tensorboard")

@@ -17,10 +17,9 @@ from told import INFO, point
 SCRIPT = """
 import sys
 from pathlib import Path
-from told import COMPLETE, HAND_BACK, INFO, going_on_after, tell
-from search.trackers.wandb import WeightsAndBiases
+from told import COMPLETE, HAND_BACK, INFO, going_on_after, made, tell
 
-tracker = WeightsAndBiases(Path(sys.argv[1]))
+tracker = made("wandb", Path(sys.argv[1]))
 tell(tracker, INFO, [1, 2, 3], HAND_BACK)
 tell(tracker, going_on_after(2), [3, 4], COMPLETE)
 """

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
-from search.trackers import HANDED_BACK, Ending, Point, Tracker, TrialInfo
+from search.trackers import HANDED_BACK, TRACKERS, Ending, Point, Tracker, TrialInfo
 
 RECIPE: dict[str, float | str] = {"optimizer": "adam", "lr": 0.01, "width": 8}
 INFO = TrialInfo("digits-1", "digits-1-0a1b2c3d", 12, "accuracy", 15, RECIPE, "adam lr 0.01 width 8", "cpu/0")
 COMPLETE = Ending("complete", 0.8, best_epoch=4, kept=True)
 HAND_BACK = Ending(HANDED_BACK)
+
+
+def made(name: str, folder: Path) -> Tracker:
+    """The tracker of this name, as a worker makes it."""
+    return TRACKERS[name].tracker(folder)
 
 
 def point(epoch: int) -> Point:
