@@ -16,6 +16,8 @@ from rich.console import Console
 from search import children, fleet, launch, options, printing, space_changes
 from search.assignment import Assignment
 from search.by_value import ByValue
+from search.crew import Crew
+from search.fleet import Fleet
 from search.foresight import large_imports
 from search.launch import Ending
 from search.place import Place as Place
@@ -146,6 +148,10 @@ class Ready:
     found: Preflight
     assignment: Assignment
 
+    def start(self) -> Crew:
+        """Start its workers. Raises DialinError."""
+        return Fleet(self.storage, self.assignment, self.found.plan.slots)
+
 
 def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: Place) -> Ready:
     """Try the objective on a batch and make a study of it.
@@ -272,8 +278,8 @@ def _open(storage: SharedStorage, study: StudyRecord, wanted: MoreOfStudy) -> No
 
 
 def train(console: Console, ready: Ready) -> Ending:
-    """Start a worker in each slot and show the study until they have all ended. Raises DialinError."""
-    return launch.follow(console, ready.storage, ready.study, ready.assignment, ready.found.plan)
+    """Start its workers and show the study until they have all ended. Raises DialinError."""
+    return launch.follow(console, ready.storage, ready.study, ready.start)
 
 
 def say_ending(console: Console, storage: SharedStorage, ending: Ending) -> None:

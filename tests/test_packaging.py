@@ -29,7 +29,7 @@ LAYERS = (
     """search.strategy search.auto search.improvement search.curve_model search.curve_points search.epoch_cost
     search.grace search.recipe_space search.judge search.chooser search.strategies
     search.samplers search.portfolio search.transfer search.first_trials search.worker search.fleet search.devices
-    search.device_memory
+    search.device_memory search.crew
     search.assignment search.interrupt
     search.keeper search.bare search.own_trial search.trainer search.loading
     search.pace search.preflight search.preload search.restarts search.preview search.reporter search.outbox
