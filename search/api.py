@@ -141,6 +141,7 @@ class Search(Answers):
         workers: int | None = None,
         devices: str | int | Sequence[str | int] | None = None,
         per_device: int | None = None,
+        on: str | None = None,
         log: Iterable[str] | None = None,
         quiet: bool = False,
     ) -> Search:
@@ -152,7 +153,7 @@ class Search(Answers):
             until, budget, total_epochs, deadline: new limits; "+1h" of device time or "+100" epochs on top of the old.
             min_gain: as `run`; 0 goes on whatever trials gain.
             was: values that knobs added to the objective had in older trials, as {"layers": 2}.
-            workers, devices, per_device, log, quiet: as `run`.
+            workers, devices, per_device, on, log, quiet: as `run`; by default on the cluster that `run` was told.
 
         Raises:
             UsageError: what was asked for cannot be, or the study has nothing left.
@@ -168,7 +169,7 @@ class Search(Answers):
             dict(was or {}),
             min_gain,
         )
-        place = self._place_with(calls.placement(workers, devices, per_device), log)
+        place = self._place_with(calls.placement(workers, devices, per_device), log, on)
         self._objective = objective if objective is not None else self._objective
         record = studies.find(self._storage, self.name)
         console = calls.console(quiet)
@@ -190,6 +191,7 @@ class Search(Answers):
         workers: int | None = None,
         devices: str | int | Sequence[str | int] | None = None,
         per_device: int | None = None,
+        on: str | None = None,
         log: Iterable[str] | None = None,
         quiet: bool = False,
     ) -> Confirmation:
@@ -202,7 +204,7 @@ class Search(Answers):
             test: open the test split for the winner; False: leave it closed yet.
             changed: also where the objective's source has changed since.
             objective: the objective, where this handle came from `load` and it is not a built-in one.
-            workers, devices, per_device, log, quiet: as `run`.
+            workers, devices, per_device, on, log, quiet: as `run`; by default on the cluster that `run` was told.
 
         Raises:
             UsageError: what was asked for cannot be, the study is still running, or the objective has changed.
@@ -211,7 +213,7 @@ class Search(Answers):
         """
         calls.refuse_while_imported()
         wanted = confirming.Wanted(top, seeds, test, changed)
-        place = self._place_with(calls.placement(workers, devices, per_device), log)
+        place = self._place_with(calls.placement(workers, devices, per_device), log, on)
         self._objective = objective if objective is not None else self._objective
         source = confirming.subject(self._storage, self.name)
         try:
@@ -228,10 +230,10 @@ class Search(Answers):
         calls.heed(ending)
         return answer
 
-    def _place_with(self, placement: Placement, log: Iterable[str] | None) -> searches.Place:
+    def _place_with(self, placement: Placement, log: Iterable[str] | None, on: str | None) -> searches.Place:
         """Where this study was trained, with other workers."""
         told = self._place.log if log is None else trackers.check(log)
-        return replace(self._place, placement=placement, log=told)
+        return replace(self._place, placement=placement, log=told, on=on or self._place.on)
 
     def __repr__(self) -> str:
         try:
@@ -266,6 +268,7 @@ def run(
     workers: int | None = None,
     devices: str | int | Sequence[str | int] | None = None,
     per_device: int | None = None,
+    on: str | None = None,
     sampler: str | None = None,
     pruner: str | None = None,
     fix: Mapping[str, Any] | None = None,
@@ -296,6 +299,7 @@ def run(
         workers: processes; by default one a GPU, without GPUs one a CPU core.
         devices: "cpu", 0, "0,2" or [0, 2]; by default all GPUs that are not busy.
         per_device: workers on each GPU, by default as many as its free memory holds, at most 4.
+        on: a Ray cluster to start the workers on: "ray" for the one here, or its address; by default this machine.
         sampler: auto (Dialin's own), or one of Optuna's: tpe, gp, cmaes, qmc, random. By default auto; tpe for a bare
             function, or where a pruner is named.
         pruner: of Optuna's samplers: hyperband, by default, asha, median or none.
@@ -327,7 +331,7 @@ def run(
     calls.refuse_while_imported()
     settings = calls.checkpoint_settings(checkpoints, disk)
     place = calls.place(
-        storage, files, data, calls.placement(workers, devices, per_device), trackers.check(log), settings
+        storage, files, data, calls.placement(workers, devices, per_device), trackers.check(log), settings, on
     )
     wanted = searches.NewStudy(
         name=study,

@@ -35,7 +35,7 @@ class Assignment:
         lease_seconds: how long what it holds stays its own without a sign of it.
     """
 
-    storage: str
+    storage: str = field(repr=False)
     study: str
     objective: str | ByValue
     places: tuple[Slot, ...]

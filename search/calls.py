@@ -42,6 +42,7 @@ def place(
     placement: Placement,
     log: tuple[str, ...],
     checkpoints: CheckpointSettings,
+    on: str | None = None,
 ) -> searches.Place:
     """Where a search trains; what is not said comes from the environment."""
     given = files or os.environ.get("DIALIN_FILES")
@@ -52,6 +53,7 @@ def place(
         placement,
         log,
         checkpoints=checkpoints,
+        on=on,
     )
 
 

@@ -46,6 +46,7 @@ def confirm(
     workers: options.Workers = None,
     devices: options.Devices = None,
     per_device: options.PerDevice = None,
+    on: options.On = None,
     data: options.DataFolder = None,
     log: options.Log = None,
     hang: options.Hang = None,
@@ -61,7 +62,7 @@ def confirm(
     """
     wanted = confirming.Wanted(top, seeds, test, changed)
     placement = Placement(workers, devices, per_device)
-    place = place_of(storage, files, data, placement, log, hang, checkpoints, disk)
+    place = place_of(storage, files, data, placement, log, hang, checkpoints, disk, on)
     shared = options.open_existing(storage)
     source = confirming.subject(shared, study)
     console = printing.Terminal()

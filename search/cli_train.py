@@ -109,6 +109,7 @@ def run(
     workers: options.Workers = None,
     devices: options.Devices = None,
     per_device: options.PerDevice = None,
+    on: options.On = None,
     sampler: Sampler = None,
     pruner: Pruner = None,
     fix: options.Fix = None,
@@ -157,7 +158,7 @@ def run(
         concurrency=concurrency,
     )
     placement = Placement(workers, devices, per_device)
-    place = place_of(storage, files, data, placement, log, hang, checkpoints, disk)
+    place = place_of(storage, files, data, placement, log, hang, checkpoints, disk, on)
     console = printing.Terminal()
     if detach:
         _say_where(console, detached.start(console, objective, wanted, place))
@@ -185,6 +186,7 @@ def resume(
     workers: options.Workers = None,
     devices: options.Devices = None,
     per_device: options.PerDevice = None,
+    on: options.On = None,
     data: options.DataFolder = None,
     log: options.Log = None,
     hang: options.Hang = None,
@@ -204,7 +206,7 @@ def resume(
     more = options.finite(until), budget, total_epochs, deadline, known, min_gain
     wanted = searches.MoreOfStudy(trials, *more, *place_in_queue)
     placement = Placement(workers, devices, per_device)
-    place = place_of(storage, files, data, placement, log, hang, checkpoints, disk)
+    place = place_of(storage, files, data, placement, log, hang, checkpoints, disk, on)
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     if queue:
@@ -289,10 +291,11 @@ def place_of(
     hang: str | None,
     checkpoints: str | None,
     disk: str | None,
+    on: str | None = None,
 ) -> searches.Place:
     """Where a command trains, as its options say. Raises UsageError."""
     log_to, seconds = trackers.check(log or ()), options.hang_seconds(hang)
-    return searches.Place(storage, files, data, placement, log_to, seconds, settings_of(checkpoints, disk))
+    return searches.Place(storage, files, data, placement, log_to, seconds, settings_of(checkpoints, disk), on)
 
 
 def _say_where(console: Console, found: detached.Detached) -> None:

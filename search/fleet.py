@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 from search import children
 from search.assignment import Assignment
 from search.by_value import ByValue
+from search.crew import Death
 from search.devices import Slot
 from search.failures import RaisedError
 from search.memory import OomKills
@@ -84,22 +86,8 @@ class Member:
     wanted_memory: bool | None = None
 
 
-@dataclass(frozen=True)
-class Death:
-    """A worker that ended otherwise than by itself: its last words, or the signal or status it died of.
-
-    `again`: seconds until its slot has another; None: never. `hopeless`: it has died at its start too often.
-    """
-
-    slot: Slot
-    reason: str
-    handed_back: int
-    again: float | None = None
-    hopeless: bool = False
-
-
 class Fleet:
-    """Keeps a worker in every slot, notices deaths, and passes on a wish to end."""
+    """A `search.crew.Crew` of processes on this machine."""
 
     def __init__(
         self,
@@ -127,6 +115,7 @@ class Fleet:
                 self._name_slots()
         except BaseException:
             self.kill()
+            self.close()
             raise
 
     def _start(self, slot: Slot) -> tuple[str, BaseProcess, Connection]:
@@ -205,6 +194,10 @@ class Fleet:
         """
         return [member.process.sentinel for member in self.members if member.process.is_alive()]
 
+    def wait(self, seconds: float) -> None:
+        """So long at most, and no longer than until a worker has ended."""
+        multiprocessing.connection.wait(self.sentinels(), timeout=seconds)
+
     def hand_back(self) -> None:
         """Ask every worker to hand its trial back and end. Asked again it does no harm: one that starts is deaf yet."""
         for member in self.members:
@@ -218,6 +211,11 @@ class Fleet:
             if member.process.is_alive():
                 member.process.kill()
                 member.process.join()
+
+    def close(self) -> None:
+        """Let go of the data that the workers shared; none of them is left."""
+        if self._assignment.shared is not None:
+            self._assignment.shared.remove()
 
 
 def _last_words(member: Member) -> str:

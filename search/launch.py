@@ -1,14 +1,13 @@
-"""Starting, following and ending a search on this machine; `dialin run` and `dialin resume` are thin over it.
+"""Following a search from its start to its end; `dialin run` and `dialin resume` are thin over it.
 
 The parent process imports no torch: it reads the database and shows what it finds.
 """
 
 from __future__ import annotations
 
-import multiprocessing.connection
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -16,10 +15,8 @@ from types import FrameType
 from rich.console import Console
 
 from search import children
-from search.assignment import Assignment
-from search.devices import SlotPlan
+from search.crew import Crew, Death
 from search.feed import Feed
-from search.fleet import Death, Fleet
 from search.live import View
 from search.restarts import STARTS
 from search.views import make_view
@@ -60,10 +57,8 @@ class _Interrupts:
         self.first = self.first or number
 
 
-def follow(
-    console: Console, storage: SharedStorage, study: StudyRecord, assignment: Assignment, plan: SlotPlan
-) -> Ending:
-    """Start a worker in each slot and show the study until they have all ended.
+def follow(console: Console, storage: SharedStorage, study: StudyRecord, start: Callable[[], Crew]) -> Ending:
+    """Start the workers and show the study until they have all ended.
 
     The first Ctrl-C (or SIGTERM) gives the running trials back, a second one kills the workers. Python hears signals on
     its main thread only: elsewhere they are left alone.
@@ -73,16 +68,15 @@ def follow(
     """
     with _counting_interrupts() as interrupts:
         feed = Feed(storage, study)  # before the workers: what they end is new
-        fleet = Fleet(storage, assignment, plan.slots)
-        view = make_view(console, fleet.slots)
+        crew = start()
+        view = make_view(console, crew.slots)
         try:
-            _Watch(feed, fleet, view, interrupts).until_all_have_ended()
+            _Watch(feed, crew, view, interrupts).until_all_have_ended()
         finally:
-            fleet.kill()
-            if assignment.shared is not None:
-                assignment.shared.remove()
+            crew.kill()
             with suppress(*DATABASE_ERRORS), waiting(0):
-                [*fleet.deaths()]  # what they held may be adopted at once
+                [*crew.deaths()]  # what they held may be adopted at once
+            crew.close()
             view.close()
     try:
         with waiting(PATIENCE_SECONDS, tell=lambda _line: None):
@@ -95,8 +89,8 @@ def follow(
 class _Watch:
     """Follows a study while its workers run: shows what is new, and sees to workers that have died."""
 
-    def __init__(self, feed: Feed, fleet: Fleet, view: View, interrupts: _Interrupts) -> None:
-        self._feed, self._fleet, self._view, self._interrupts = feed, fleet, view, interrupts
+    def __init__(self, feed: Feed, crew: Crew, view: View, interrupts: _Interrupts) -> None:
+        self._feed, self._crew, self._view, self._interrupts = feed, crew, view, interrupts
         self._asked: float | None = None
         self._outage = Outage(view.note)
         self._may_come_back = True
@@ -104,15 +98,15 @@ class _Watch:
     def until_all_have_ended(self) -> None:
         """Redraw a few times a second. A database that does not answer is asked again."""
         while True:
-            over = not self._fleet.alive and not self._fleet.unheard
+            over = not self._crew.alive and not self._crew.unheard
             try:
                 answered = self._look()
-                if over or (not answered and not self._fleet.alive and self._gives_up):
+                if over or (not answered and not self._crew.alive and self._gives_up):
                     return
                 self._heed_interrupts()
             except BrokenPipeError:  # whoever read the lines has gone (`| head`): trials are given back in silence
                 self._interrupts(signal.SIGPIPE, None)
-            multiprocessing.connection.wait(self._fleet.sentinels(), timeout=POLL_SECONDS)
+            self._crew.wait(POLL_SECONDS)
 
     def _look(self) -> bool:
         """Ask the database, and say so once where it does not answer; whether it did."""
@@ -120,8 +114,8 @@ class _Watch:
             with waiting(0):
                 status = self._feed.show(self._view)
                 if status is None or status.over:
-                    self._fleet.no_more()
-                for death in self._fleet.deaths():
+                    self._crew.no_more()
+                for death in self._crew.deaths():
                     self._view.note(_obituary(death))
         except DATABASE_ERRORS as error:
             self._may_come_back = away(error)
@@ -129,10 +123,10 @@ class _Watch:
             return False
         self._outage.answered()
         try:
-            self._fleet.start_again()
+            self._crew.start_again()
         except DialinError as error:
             self._view.note(f"no worker can be started again: {error}")
-            self._fleet.no_more()
+            self._crew.no_more()
         return True
 
     @property
@@ -144,12 +138,12 @@ class _Watch:
     def _heed_interrupts(self) -> None:
         if not self._interrupts.count:
             return
-        self._fleet.no_more()
+        self._crew.no_more()
         if self._asked is None:
             self._asked = time.monotonic()
             self._view.note("giving the trials back (Ctrl-C again to kill)")
         patient = self._interrupts.count == 1 and time.monotonic() - self._asked < PATIENCE_SECONDS
-        self._fleet.hand_back() if patient else self._fleet.kill()
+        self._crew.hand_back() if patient else self._crew.kill()
 
 
 def _obituary(death: Death) -> str:

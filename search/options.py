@@ -127,6 +127,15 @@ PerDevice = Annotated[
         "--per-device", min=1, metavar="N", help="Workers on each GPU.", show_default="as memory says, at most 4"
     ),
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="ray|ADDRESS",
+        help="Start the workers on a Ray cluster: ray for the one here, ray://HOST:10001, HOST:6379.",
+        show_default="this machine",
+    ),
+]
 MinGain = Annotated[
     float | None,
     typer.Option(

@@ -1,4 +1,4 @@
-"""Where a search trains on this machine, and where its things are."""
+"""Where a search trains, and where its things are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storage.urls import DEFAULT_URL
 
 @dataclass(frozen=True)
 class Place:
-    """Where a search trains on this machine, and where its things are.
+    """Where a search trains, and where its things are.
 
     Attributes:
         storage: the database's URL.
@@ -27,6 +27,7 @@ class Place:
         log: names of trackers.
         hang: seconds without a batch after which a worker hangs; math.inf: never; None: the objective's.
         checkpoints: where checkpoints go, and how much they may take.
+        on: the cluster that workers are started on; None: this machine.
     """
 
     storage: str = DEFAULT_URL
@@ -36,6 +37,12 @@ class Place:
     log: tuple[str, ...] = ()
     hang: float | None = None
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    on: str | None = None
+
+    @property
+    def tried_on(self) -> Placement:
+        """Where an objective is tried: for workers elsewhere on this machine's CPU, whatever else it has."""
+        return self.placement if self.on is None else Placement(1, "cpu")
 
     def make_folders(self) -> None:
         """Those that are written to. Raises UsageError: one cannot be made, or that of data sets is not there."""

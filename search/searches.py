@@ -9,17 +9,21 @@ import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 
-from search import children, fleet, launch, options, printing, space_changes
+from search import children, fleet, launch, options, printing, ray_cluster, space_changes
 from search.assignment import Assignment
 from search.by_value import ByValue
+from search.crew import Crew
+from search.fleet import Fleet
 from search.foresight import large_imports
 from search.launch import Ending
 from search.place import Place as Place
 from search.preflight import NEW_DATABASE, Known, Preflight
+from search.ray_fleet import RayFleet
 from search.samplers import AUTO, check_names, quiet_optuna
 from storage import history, matching, queries, stalling, steering, studies
 from storage.errors import UsageError
@@ -139,12 +143,20 @@ class MoreOfStudy:
 
 @dataclass(frozen=True)
 class Ready:
-    """A study that exists, with an objective that works, ready to be trained on this machine."""
+    """A study that exists, with an objective that works, ready to be trained."""
 
     storage: SharedStorage
     study: StudyRecord
     found: Preflight
     assignment: Assignment
+    place: Place
+
+    def start(self, console: Console) -> Crew:
+        """Start its workers. Raises DialinError."""
+        if self.place.on is None:
+            return Fleet(self.storage, self.assignment, self.found.plan.slots)
+        tell = partial(printing.say, console)
+        return RayFleet(self.storage, self.assignment, self.place.placement, self.place.on, self.found.sha256, tell)
 
 
 def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: Place) -> Ready:
@@ -272,8 +284,8 @@ def _open(storage: SharedStorage, study: StudyRecord, wanted: MoreOfStudy) -> No
 
 
 def train(console: Console, ready: Ready) -> Ending:
-    """Start a worker in each slot and show the study until they have all ended. Raises DialinError."""
-    return launch.follow(console, ready.storage, ready.study, ready.assignment, ready.found.plan)
+    """Start its workers and show the study until they have all ended. Raises DialinError."""
+    return launch.follow(console, ready.storage, ready.study, partial(ready.start, console))
 
 
 def say_ending(console: Console, storage: SharedStorage, ending: Ending) -> None:
@@ -290,10 +302,10 @@ def say_ending(console: Console, storage: SharedStorage, ending: Ending) -> None
 def ready_with(
     storage: SharedStorage, study: StudyRecord, objective: str | ByValue, found: Preflight, place: Place
 ) -> Ready:
-    """A study with what was found out about its objective, to be trained here."""
+    """A study with what was found out about its objective, to be trained."""
     what = objective if isinstance(objective, ByValue) else found.reference
     assignment = place.assignment(study.name, what, found.plan.threads, shared=found.shared)
-    return Ready(storage, study, found, assignment)
+    return Ready(storage, study, found, assignment, place)
 
 
 def preflight(
@@ -306,9 +318,11 @@ def preflight(
 ) -> Preflight:
     """Try the objective on a batch in a child process, and say what is to be known of it. Raises DialinErrors."""
     data = options.data_root(place.data)
+    if place.on is not None:
+        ray_cluster.check(place.on, place.storage, objective, place.placement)
     children.warm_up(large_imports(objective))
     with console.status(f"checking {objective} on one batch"):
-        found = fleet.preflight(objective, data, place.placement, direction, space, known)
+        found = fleet.preflight(objective, data, place.tried_on, direction, space, known)
     for note in found.notes:
         printing.say(console, note)
     return found

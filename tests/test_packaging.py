@@ -29,7 +29,7 @@ LAYERS = (
     """search.strategy search.auto search.improvement search.curve_model search.curve_points search.epoch_cost
     search.grace search.recipe_space search.judge search.chooser search.strategies
     search.samplers search.portfolio search.transfer search.first_trials search.worker search.fleet search.devices
-    search.device_memory
+    search.device_memory search.crew
     search.assignment search.interrupt
     search.keeper search.bare search.own_trial search.trainer search.loading
     search.pace search.preflight search.preload search.restarts search.preview search.reporter search.outbox
@@ -41,6 +41,7 @@ LAYERS = (
     search.cli_queue
     search.cli_confirm search.confirming search.confirmation search.confirmation_page search.intervals search.ranking
     search.foreground search.chart search.trial_page search.logs search.options search.live search.feed search.launch
+    search.ray_fleet search.ray_cluster
     search.solo search.queue_worker search.attendant search.allowed search.kept search.place search.searches
     search.views search.notebook search.api search.calls search.detached
     search.printing

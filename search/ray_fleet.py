@@ -1,0 +1,316 @@
+"""Workers on a Ray cluster, one an actor: on which node, and that it starts again elsewhere, is Ray's affair.
+
+`search.searches` starts them and `search.launch` follows them as it does those of this machine. Nothing goes through
+Ray but a worker's orders and what has become of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any
+
+from search import children
+from search.allowed import Allowed
+from search.assignment import Assignment
+from search.crew import Death
+from search.devices import Slot
+from search.fleet import Fleet
+from search.foresight import large_imports
+from search.preflight import Placement
+from search.ray_cluster import Node, connect, nodes_of, share_of
+from storage import workers
+from storage.claims import new_uuid
+from storage.errors import DialinError
+from storage.patience import DATABASE_ERRORS, one_line, patiently, waiting
+from storage.shared import SharedStorage, open_storage
+from storage.words import counted
+
+# How often each actor is asked, and the cluster which nodes it has.
+LOOK_SECONDS = 0.5
+NODES_SECONDS = 2.0
+# How long actors that are to kill their workers are waited for before Ray ends them.
+KILL_SECONDS = 2.0
+# How long an actor waits for a database that does not answer: its node may be unable to reach it.
+DATABASE_SECONDS = 30.0
+
+
+class Wish(IntEnum):
+    """What is wanted of a worker; the last one stands."""
+
+    WORK = 1
+    START_NO_MORE = 2
+    HAND_BACK = 3
+    DIE = 4
+
+
+@dataclass(frozen=True)
+class Orders:
+    """A worker's. Its node must have this source of the objective.
+
+    `folder`: the command's. Ray puts it first on the import path, where a person's random.py stands in for Python's.
+    """
+
+    assignment: Assignment
+    sha256: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an actor tells of itself and its worker, and who has died since it told last.
+
+    `life` is another one after Ray has started the actor again.
+    """
+
+    life: str
+    node: str
+    host: str
+    alive: bool
+    worker_id: str = ""
+    deaths: tuple[Death, ...] = ()
+
+
+class DialinWorker:
+    """The actor. It keeps one worker on its node, a process as `search.fleet` has them on any machine.
+
+    It gets its orders from whoever looks, each time: when Ray has started it again it knows nothing. What an actor is
+    made with Ray would write down, and orders hold the database's password.
+    """
+
+    def __init__(self) -> None:
+        self._life = new_uuid()
+        self._fleet: Fleet | None = None
+
+    def look(self, orders: Orders, wish: Wish) -> Seen:
+        """Do as is wished, and tell what has become of the worker."""
+        import ray
+
+        seen = Seen(self._life, ray.get_runtime_context().get_node_id(), os.uname().nodename, alive=False)
+        if self._fleet is None and wish is Wish.WORK:
+            try:
+                self._fleet = _begun(orders)
+            except (DialinError, *DATABASE_ERRORS) as error:
+                return replace(seen, deaths=(Death(orders.assignment.places[0], one_line(error), 0),))
+        if self._fleet is None:
+            return seen
+        deaths = tuple(_tended(self._fleet, wish))
+        [member], alive = self._fleet.members, self._fleet.alive or self._fleet.unheard
+        return replace(seen, alive=alive, worker_id=member.worker_id, deaths=deaths)
+
+
+def _begun(orders: Orders) -> Fleet:
+    sys.path[:] = [*(folder for folder in sys.path if folder != orders.folder), orders.folder]
+    assignment, objective = orders.assignment, str(orders.assignment.objective)
+    if why := Allowed([objective]).why_not(objective, orders.sha256):
+        raise DialinError(why)
+    children.warm_up(large_imports(objective))
+    with waiting(DATABASE_SECONDS):
+        storage = patiently(lambda: open_storage(assignment.storage))
+    return Fleet(storage, assignment, assignment.places)
+
+
+def _tended(fleet: Fleet, wish: Wish) -> Iterator[Death]:
+    """Who has died; of a death that the database did not hear of `fleet` tells the next time."""
+    if wish is not Wish.WORK:
+        fleet.no_more()
+    if wish is Wish.HAND_BACK:
+        fleet.hand_back()
+    if wish is Wish.DIE:
+        fleet.kill()
+    try:
+        with waiting(0):
+            yield from fleet.deaths()
+        fleet.start_again()
+    except DATABASE_ERRORS:
+        return
+    except DialinError as error:
+        fleet.no_more()
+        yield Death(fleet.members[0].slot, f"it cannot be started again: {error}", 0)
+
+
+@dataclass
+class Post:
+    """A worker that Ray was asked for: its actor, what that was asked and when, and what it has told last."""
+
+    actor: Any
+    orders: Orders
+    asked: Any = None
+    asked_at: float = 0.0
+    wish: Wish | None = None
+    seen: Seen | None = None
+    ended: bool = False
+
+    @property
+    def slot(self) -> Slot:
+        """Its name is what people see."""
+        return self.orders.assignment.places[0]
+
+
+class RayFleet:
+    """A `search.crew.Crew` on a Ray cluster: as many as it has room for, also later, or as are wanted."""
+
+    def __init__(
+        self,
+        storage: SharedStorage,
+        assignment: Assignment,
+        placement: Placement,
+        on: str,
+        sha256: str,
+        tell: Callable[[str], None],
+    ) -> None:
+        """`sha256`: of the objective's source. `tell`: takes a line when workers are asked for.
+
+        Raises:
+            DialinError: the cluster does not answer, or cannot do what is wanted.
+        """
+        self._storage, self._wanted, self._tell = storage, placement.workers, tell
+        self._ray, self._ours = connect(on)
+        nodes = nodes_of(self._ray)
+        self._share = share_of(nodes, placement)
+        own = replace(assignment, threads=self._share.cpus, shared=None)
+        self._orders = Orders(own, sha256, os.path.abspath(os.curdir))
+        self._posts: list[Post] = []
+        self._news: list[tuple[str, Death]] = []
+        self._wish, self._nodes_at = Wish.WORK, time.monotonic()
+        self._grow(nodes)
+        if not self._posts:
+            tell(f"the cluster has no room for a worker with {self._share} yet: waiting for a node")
+
+    def _grow(self, nodes: Sequence[Node]) -> None:
+        """Ask for all that are wanted, which Ray starts when it has room, or for as many as there is room for now."""
+        room = self._share.room(nodes)
+        more = (self._wanted or room) - len(self._posts)
+        if more <= 0:
+            return
+        self._tell(f"{counted(more, 'worker')} with {self._share} asked of Ray, which has room for {room} in all")
+        share = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus}
+        actor = self._ray.remote(DialinWorker).options(**share, max_restarts=-1, enable_task_events=False)
+        for _ in range(more):
+            slot = Slot(("cuda:0" if self._share.per_gpu else "cpu",), len(self._posts), None)
+            own = replace(self._orders.assignment, places=(slot,))
+            self._posts.append(Post(actor.remote(), replace(self._orders, assignment=own)))
+
+    @property
+    def slots(self) -> Mapping[int, str]:
+        """None of this machine's: views name the others by their hosts."""
+        return {}
+
+    @property
+    def alive(self) -> bool:
+        """Whether any worker runs, or is going to when there is room."""
+        return any(not post.ended for post in self._posts) or (not self._posts and self._wish is Wish.WORK)
+
+    @property
+    def unheard(self) -> bool:
+        """Whether a worker has ended of which `deaths` has not told."""
+        return bool(self._news)
+
+    def deaths(self) -> Iterator[Death]:
+        """Workers that have failed and were not told of. What they held may be adopted at once."""
+        while self._news:
+            worker_id, death = self._news[0]
+            if worker_id:
+                death = replace(death, handed_back=workers.end(self._storage, worker_id))
+            del self._news[0]
+            yield death
+
+    def start_again(self) -> None:
+        """See which nodes there are: the workers of one that is gone are dead, and on a new one is room for more.
+
+        Raises:
+            DialinError: the cluster does not answer.
+        """
+        if time.monotonic() - self._nodes_at < NODES_SECONDS:
+            return
+        nodes = nodes_of(self._ray)
+        self._nodes_at = time.monotonic()
+        there = {node["NodeID"] for node in nodes}
+        for post in self._posts:
+            if post.seen is not None and not post.ended and post.seen.node not in there:
+                self._lose(post, f"its node on {post.seen.host} is gone")
+        if self._wish is Wish.WORK:
+            self._grow(nodes)
+
+    def wait(self, seconds: float) -> None:
+        """So long; then hear what there is to tell, and ask again."""
+        time.sleep(seconds)
+        self._hear(0)
+        self._ask()
+
+    def no_more(self) -> None:
+        """Start no worker again, whichever dies, and none that waits for room."""
+        self._want(Wish.START_NO_MORE)
+
+    def hand_back(self) -> None:
+        """Ask every worker to hand its trial back and end."""
+        self._want(Wish.HAND_BACK)
+
+    def kill(self) -> None:
+        """End every worker now; what they held may be adopted at once."""
+        self._want(Wish.DIE)
+        until = time.monotonic() + KILL_SECONDS
+        while any(not post.ended for post in self._posts) and time.monotonic() < until:
+            self._ask()
+            self._hear(LOOK_SECONDS)
+        for post in self._posts:
+            if not post.ended:
+                self._lose(post, "killed", again=False)
+                self._end(post)
+
+    def close(self) -> None:
+        """Leave the cluster, unless this process was there before."""
+        if self._ours:
+            self._ray.shutdown()
+
+    def _want(self, wish: Wish) -> None:
+        self._wish = max(self._wish, wish)
+        for post in self._posts:
+            if post.seen is None and not post.ended:  # it waits for room, or is about to begin
+                self._end(post)
+
+    def _ask(self) -> None:
+        """Whoever has answered: now and then, and at once when something else is wished."""
+        now = time.monotonic()
+        for post in self._posts:
+            due = post.wish is not self._wish or now - post.asked_at >= LOOK_SECONDS
+            if post.asked is None and due and not post.ended:
+                post.asked_at, post.wish = now, self._wish
+                post.asked = post.actor.look.remote(post.orders, self._wish)
+
+    def _hear(self, seconds: float) -> None:
+        asked = {post.asked: post for post in self._posts if post.asked is not None}
+        answered, _ = self._ray.wait([*asked], num_returns=len(asked), timeout=seconds) if asked else ([], [])
+        for answer in answered:
+            post = asked[answer]
+            post.asked = None
+            try:
+                self._heed(post, self._ray.get(answer))
+            except self._ray.exceptions.ActorUnavailableError:
+                continue  # it may be back: `start_again` hears whether its node is gone
+            except self._ray.exceptions.RayError as error:  # it died for good; a node without Dialin, or a bug of ours
+                self._lose(post, str(error).splitlines()[-1].strip(), again=False)
+                self._end(post)
+
+    def _heed(self, post: Post, seen: Seen) -> None:
+        if post.seen is not None and post.seen.life != seen.life:
+            self._lose(post, f"its actor on {post.seen.host} was lost")
+        post.seen = seen
+        self._news += [("", death) for death in seen.deaths]
+        if not seen.alive:
+            self._end(post)
+
+    def _lose(self, post: Post, why: str, again: bool = True) -> None:
+        """A worker is no more, and has not said so to the database."""
+        then = "; Ray starts another where there is room" if again and self._wish is Wish.WORK else ""
+        self._news.append((post.seen.worker_id if post.seen else "", Death(post.slot, why + then, 0)))
+        post.seen = None
+
+    def _end(self, post: Post) -> None:
+        """Ray gets back what the worker had, and ends it where it still runs: what it holds is left to its lease."""
+        post.ended, post.asked = True, None
+        self._ray.kill(post.actor)
