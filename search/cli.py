@@ -7,30 +7,33 @@ import signal
 
 _SIGINT = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import sys
-from collections.abc import Callable
-from importlib import metadata
-from typing import Annotated
+from search.uncollected import uncollected
 
-import typer
-from sqlalchemy.exc import SQLAlchemyError
+with uncollected(for_good=True):
+    import sys
+    from collections.abc import Callable
+    from importlib import metadata
+    from typing import Annotated
 
-from search import (
-    cli_answer,
-    cli_confirm,
-    cli_look,
-    cli_one,
-    cli_queue,
-    cli_report,
-    cli_serve,
-    cli_storage,
-    cli_studies,
-    cli_train,
-)
-from search.printing import nobody_reads
-from storage.errors import DialinError
-from storage.patience import one_line, waiting
-from storage.words import printable
+    import typer
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from search import (
+        cli_answer,
+        cli_confirm,
+        cli_look,
+        cli_one,
+        cli_queue,
+        cli_report,
+        cli_serve,
+        cli_storage,
+        cli_studies,
+        cli_train,
+    )
+    from search.printing import nobody_reads
+    from storage.errors import DialinError
+    from storage.patience import one_line, waiting
+    from storage.words import printable
 
 signal.signal(signal.SIGINT, _SIGINT)
 

@@ -12,6 +12,7 @@ import typer
 
 from search import options, printing
 from search.checkpoint_settings import CheckpointSettings
+from search.uncollected import uncollected
 from storage.studies import StudyRecord
 from storage.urls import DEFAULT_URL
 from storage.words import counted, printable
@@ -57,9 +58,10 @@ def replay(
     Elsewhere it comes within --tolerance. Exit status 1: it does not.
     Nothing is written.
     """
-    from search.replay import replay_of
-    from search.samplers import quiet_optuna
-    from search.uncompiled import spare_the_compiler
+    with uncollected():
+        from search.replay import replay_of
+        from search.samplers import quiet_optuna
+        from search.uncompiled import spare_the_compiler
 
     quiet_optuna()
     spare_the_compiler()

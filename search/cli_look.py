@@ -20,6 +20,7 @@ from search import confirmation, confirmation_page, cost_table, options, plain_a
 from search.checkpoint_settings import CheckpointSettings
 from search.confirmation import Confirmation
 from search.loading import builtin_objectives
+from search.uncollected import uncollected
 from storage import confirmations, costs, first_trials, queries, studies
 from storage.costs import StudyCosts
 from storage.errors import DialinError, UsageError
@@ -251,12 +252,13 @@ def check(
     as_json: options.Json = False,
 ) -> None:
     """Try an objective: every optimizer on a few batches, every schedule; its speed, its memory."""
-    import torch
+    with uncollected():
+        import torch
 
-    from search import devices as machine
-    from search.check import check as lines_of
-    from search.loading import resolve
-    from search.uncompiled import spare_the_compiler
+        from search import devices as machine
+        from search.check import check as lines_of
+        from search.loading import resolve
+        from search.uncompiled import spare_the_compiler
 
     spare_the_compiler()
     loaded = resolve(objective)

@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution
 
 from search import options, printing
 from search.knobs import Knob
+from search.uncollected import uncollected
 from search.wishes import parse_settings
 from storage import matching, queries, studies
 from storage.errors import DialinError, UsageError
@@ -55,12 +56,13 @@ def train(
     breakpoint() works, and what your code prints is seen.
     Ctrl-C ends it with the best so far.
     """
-    import torch
+    with uncollected():
+        import torch
 
-    from search.foreground import Order, place, train_here
-    from search.loading import resolve
-    from search.samplers import quiet_optuna
-    from search.uncompiled import spare_the_compiler
+        from search.foreground import Order, place, train_here
+        from search.loading import resolve
+        from search.samplers import quiet_optuna
+        from search.uncompiled import spare_the_compiler
 
     quiet_optuna()
     spare_the_compiler()

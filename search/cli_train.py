@@ -16,6 +16,7 @@ from search.launch import Ending
 from search.loading import reference_here
 from search.preflight import Placement
 from search.samplers import quiet_optuna
+from search.uncollected import uncollected
 from search.wishes import parse_space, parse_was, to_json
 from storage import queries, studies
 from storage.errors import UsageError
@@ -260,8 +261,9 @@ def worker(
     Without STUDY it serves what is open, goes on with another when one ends, and waits when there is none.
     With several GPUs it takes one that no other worker of this database has. SIGTERM hands its trial back.
     """
-    from search import queue_worker, solo, told  # import torch
-    from search.uncompiled import spare_the_compiler
+    with uncollected():
+        from search import queue_worker, solo, told  # import torch
+        from search.uncompiled import spare_the_compiler
 
     quiet_optuna()
     spare_the_compiler()

@@ -4,10 +4,13 @@ A forked child can open a GPU only if its parent never did. `search.children` na
 after it what the objective will import next.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import os
 
+from search.uncollected import uncollected
 from search.uncompiled import spare_the_compiler
 
 WITHOUT_TORCH = ("pandas", "scipy", "sklearn")
@@ -22,11 +25,14 @@ def _import(modules: list[str]) -> None:
 # Both are set by `search.children` for this process only, not for a person's own.
 _likely = os.environ.pop("DIALIN_IMPORTS", "").split()
 _early = [module for module in _likely if module.partition(".")[0] in WITHOUT_TORCH]
-# What needs no torch comes first: a search's own part of a start is what comes after torch.
-_import(_early)
-importlib.import_module("search.auto")
-spare_the_compiler()
-_import(_likely)
-for _module in ("search.preview", "search.worker"):
-    importlib.import_module(_module)
+with uncollected(for_good=True):
+    # What needs no torch comes first: a search's own part of a start is what comes after torch.
+    _import(_early)
+    importlib.import_module("search.auto")
+    spare_the_compiler()
+    _import(_likely)
+    for _module in ("search.preview", "search.worker"):
+        importlib.import_module(_module)
+# At its end this process frees what it has: torchvision complains of what nobody did.
+atexit.register(gc.unfreeze)
 os.environ.pop("PYTHONSAFEPATH", None)

@@ -6,6 +6,7 @@ extra `test`, and the data folder lies beside the checkout where continuous inte
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import re
@@ -33,6 +34,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Each process of tests would rewrite the asserts of all modules: 3 s.
 sys.dont_write_bytecode = False
+# What is imported for the tests stays: `pytest_collection_finish` switches it on again.
+gc.disable()
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +146,17 @@ def needless_skip(fixtures: set[str], reason: str) -> str | None:
         if (fixtures & asked_by or re.search(pattern, reason, re.IGNORECASE)) and there():
             return f"skipped under CI=true although {name} is there: {reason}"
     return None
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is collected again, and not looked for in what the collection of tests has imported."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """At its end the process frees what it has: torchvision complains of what nobody did."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)
