@@ -113,7 +113,7 @@ class Auto:
         return grace(runs, self._length)
 
     def _rungs(self, first: int) -> list[int]:
-        """None in the second half: what is left costs little there, and schedules make their best of it at the end."""
+        """But the first none in the second half: the rest costs little there, and schedules make their best of it."""
         rungs = [first]
         while rungs[-1] * 4 <= self._length:
             rungs.append(rungs[-1] * 2)

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 PROBES = 8
+# The first epoch never: on recorded curves of real training with warm-up and schedules what looked bad then was often
+# good in the end, even where the first epochs agreed with each other.
+EARLIEST = 2
 # By chance eight ranks correlate this much once in five times; what has signal mostly has far more.
 ENOUGH = 0.3
 
@@ -28,7 +31,7 @@ def grace(runs: Sequence[Floats], epochs: int) -> tuple[int, int]:
 
     Of the probes fewer than `PROBES` say nothing yet: then both are an eighth of a training.
     """
-    until = max(2, round(epochs / 8))
+    until = max(EARLIEST, round(epochs / 8))
     if len(runs) < PROBES:
         return until, until
     while until < epochs:
@@ -39,7 +42,7 @@ def grace(runs: Sequence[Floats], epochs: int) -> tuple[int, int]:
         epoch = 1
         while epoch < until:
             if _correlation(_ranks([run[epoch - 1] for run in there]), last) >= ENOUGH:
-                return epoch, until
+                return max(epoch, EARLIEST), until
             epoch *= 2
         until = min(epochs, 2 * until)
     return epochs, epochs

@@ -117,14 +117,14 @@ def probes(length: int, plain_from: int) -> list[Any]:
     ]
 
 
-def test_ranks_that_hold_from_the_first_epoch_need_no_grace() -> None:
-    assert grace(probes(4, 1), 32) == (1, 4)
+def test_ranks_that_hold_from_the_first_epoch_count_from_the_second_on() -> None:
+    assert grace(probes(4, 1), 32) == (2, 4)
 
 
 def test_probes_train_on_until_an_earlier_epoch_ranks_them_as_the_last_one() -> None:
     assert grace(probes(4, 4), 32) == (8, 8)  # at epoch 4 the order is new: not yet known whether it stays
     assert grace(probes(8, 4), 32) == (4, 8)
-    assert grace(probes(32, 99), 32)[0] == 1  # an order that never changes is plain at once
+    assert grace(probes(32, 99), 32)[0] == 2  # an order that never changes is plain at once
 
 
 def test_too_few_probes_say_nothing() -> None:
