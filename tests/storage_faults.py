@@ -6,13 +6,11 @@ told apart in the database.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -268,12 +266,11 @@ def killed_at(url: str, study: str, points: Sequence[int], life: Life = live) ->
     Each says first that the one before it is dead, as a machine's fleet does.
     """
     children.warm_up()  # what is forked from must have no threads; spawned, it would import all this again
-    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
-        return pool.submit(_die_at, url, study, points, life).result()
+    killed: list[str] = children.ask(_die_at, url, study, points, life)
+    return killed
 
 
-def _die_at(url: str, study: str, points: Sequence[int], life: Life) -> list[str]:
-    os.chdir("/")  # the folder of the test that started the fork server may be gone
+def _die_at(tell: Any, url: str, study: str, points: Sequence[int], life: Life) -> None:
     killed: list[str] = []
     for last in points:
         worker_id = new_uuid()
@@ -285,7 +282,7 @@ def _die_at(url: str, study: str, points: Sequence[int], life: Life) -> list[str
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             killed.append(worker_id)
-    return killed
+    tell.send(killed)
 
 
 def _live_until(url: str, study: str, worker_id: str, last: int, life: Life, dead: Sequence[str]) -> None:

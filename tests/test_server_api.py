@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, given, settings
 from prometheus_client.parser import text_string_to_metric_families
-from schemathesis.core.result import Ok
 from serving import Team, at_work, team
 from studies import Inside, rows, value
 
@@ -160,30 +157,9 @@ class TestOperators:
 def test_the_document_describes_what_the_server_does(here: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     """Schemathesis makes requests of it, sound ones and broken ones, and holds each answer to it."""
     monkeypatch.setattr(Attempts, "failed", lambda *_: None)  # it comes with wrong tokens again and again
-    schema = schemathesis.openapi.from_asgi(
-        "/v1/openapi.json", here.app, headers={"authorization": f"Bearer {here.operator_token}"}
-    )
+    from documented import every_answer_is_as_documented  # it imports Schemathesis, which no other test needs
 
-    @schema.auth()
-    class Token:
-        def get(self, _case: Any, _context: Any) -> str:
-            return f"Bearer {here.operator_token}"
-
-        def set(self, case: Any, data: str, _context: Any) -> None:
-            case.headers["authorization"] = data
-
-    for found in schema.get_all_operations():
-        assert isinstance(found, Ok)
-        holds_to(found.ok())
-
-
-def holds_to(operation: Any) -> None:
-    @given(case=operation.as_strategy())
-    @settings(max_examples=12, derandomize=True, database=None, deadline=None, suppress_health_check=[*HealthCheck])
-    def holds(case: schemathesis.Case[Any]) -> None:
-        case.call_and_validate()
-
-    holds()
+    every_answer_is_as_documented(here.app, "/v1/openapi.json", here.operator_token)
 
 
 class TestManyWhoAsk:
