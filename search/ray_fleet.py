@@ -35,6 +35,9 @@ LOOK_SECONDS = 0.5
 NODES_SECONDS = 2.0
 # How long actors that are to kill their workers are waited for before Ray ends them.
 KILL_SECONDS = 2.0
+# An actor that has not answered for so long is lost, though its node may live: its process was killed, and what it had
+# was taken before Ray could start it again. The lease of what its worker held is over by then.
+SILENT_SECONDS = 30.0
 # How long an actor waits for a database that does not answer: its node may be unable to reach it.
 DATABASE_SECONDS = 30.0
 
@@ -141,6 +144,7 @@ class Post:
     orders: Orders
     asked: Any = None
     asked_at: float = 0.0
+    silent_since: float | None = None
     wish: Wish | None = None
     seen: Seen | None = None
     ended: bool = False
@@ -260,7 +264,6 @@ class RayFleet:
         for post in self._posts:
             if not post.ended:
                 self._lose(post, "killed", again=False)
-                self._end(post)
 
     def close(self) -> None:
         """Leave the cluster, unless this process was there before."""
@@ -280,6 +283,7 @@ class RayFleet:
             due = post.wish is not self._wish or now - post.asked_at >= LOOK_SECONDS
             if post.asked is None and due and not post.ended:
                 post.asked_at, post.wish = now, self._wish
+                post.silent_since = now if post.silent_since is None else post.silent_since
                 post.asked = post.actor.look.remote(post.orders, self._wish)
 
     def _hear(self, seconds: float) -> None:
@@ -291,24 +295,36 @@ class RayFleet:
             try:
                 self._heed(post, self._ray.get(answer))
             except self._ray.exceptions.ActorUnavailableError:
-                continue  # it may be back: `start_again` hears whether its node is gone
+                continue  # it may be back; `start_again` hears whether its node is gone
             except self._ray.exceptions.RayError as error:  # it died for good; a node without Dialin, or a bug of ours
                 self._lose(post, str(error).splitlines()[-1].strip(), again=False)
-                self._end(post)
+        self._give_up_the_silent()
+
+    def _give_up_the_silent(self) -> None:
+        """One that was never seen waits for room, and may do so for long."""
+        now = time.monotonic()
+        for post in self._posts:
+            silent = post.silent_since is not None and now - post.silent_since >= SILENT_SECONDS
+            if silent and post.seen is not None and not post.ended:
+                self._lose(post, f"its actor on {post.seen.host} does not answer")
 
     def _heed(self, post: Post, seen: Seen) -> None:
         if post.seen is not None and post.seen.life != seen.life:
             self._lose(post, f"its actor on {post.seen.host} was lost")
-        post.seen = seen
+        if post.ended:
+            return
+        post.seen, post.silent_since = seen, None
         self._news += [("", death) for death in seen.deaths]
         if not seen.alive:
             self._end(post)
 
     def _lose(self, post: Post, why: str, again: bool = True) -> None:
-        """A worker is no more, and has not said so to the database."""
+        """A worker is no more, and has not said so to the database. Once another is not wanted its actor goes too."""
         then = "; Ray starts another where there is room" if again and self._wish is Wish.WORK else ""
         self._news.append((post.seen.worker_id if post.seen else "", Death(post.slot, why + then, 0)))
         post.seen = None
+        if not then:
+            self._end(post)
 
     def _end(self, post: Post) -> None:
         """Ray gets back what the worker had, and ends it where it still runs: what it holds is left to its lease."""

@@ -1,0 +1,161 @@
+"""What `search.ray_fleet` makes of a cluster that fails it, with a Ray that does as the test says.
+
+No real one can be made to lose an actor and not its node, or its head alone, at a moment of the test's choosing;
+tests/test_ray.py has workers on a real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from search import ray_fleet
+from search.assignment import Assignment
+from search.crew import Crew
+from search.preflight import Placement
+from search.ray_fleet import Orders, RayFleet, Seen, Wish
+from storage.shared import SharedStorage, open_storage
+
+Answer = Callable[[Wish], Seen | Exception]
+
+
+class RayError(Exception):
+    """As Ray's."""
+
+
+class ActorUnavailableError(RayError):
+    """As Ray's."""
+
+
+class Ray:
+    """Answers each call of an actor at once, as `answer` says; `fault` is raised by whatever is called."""
+
+    exceptions = SimpleNamespace(RayError=RayError, ActorUnavailableError=ActorUnavailableError)
+
+    def __init__(self) -> None:
+        self.answer: Answer = lambda wish: seen("one", alive=wish < Wish.HAND_BACK)
+        self.fault: Exception | None = None
+        self.killed = 0
+        self.shut = False
+        self.there = [{"NodeID": "node", "Alive": True, "Resources": {"CPU": 1.0}}]
+
+    def _raise(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+    def nodes(self) -> list[dict[str, Any]]:
+        self._raise()
+        return self.there
+
+    def remote(self, *_of: Any) -> Any:
+        """A class, an actor or a call: what Ray makes of each is enough for what is done with it here."""
+        self._raise()
+        if len(_of) == 2:
+            orders, wish = _of
+            assert isinstance(orders, Orders)
+            return self.answer(wish)
+        return self
+
+    def options(self, **_share: Any) -> Ray:
+        return self
+
+    @property
+    def look(self) -> Ray:
+        return self
+
+    def wait(self, calls: Sequence[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        assert num_returns == len(calls)
+        assert timeout >= 0
+        self._raise()
+        return [*calls], []
+
+    def get(self, call: Seen | Exception) -> Seen:
+        self._raise()
+        if isinstance(call, Exception):
+            raise call
+        return call
+
+    def kill(self, _actor: Any) -> None:
+        self._raise()
+        self.killed += 1
+
+    def shutdown(self) -> None:
+        self.shut = True
+        self._raise()
+
+
+def seen(life: str, *, alive: bool = True, node: str = "node") -> Seen:
+    return Seen(life, node, "far", alive, worker_id=f"worker of {life}")
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
+    """Nothing is waited for."""
+    one = Ray()
+    monkeypatch.setattr(ray_fleet, "connect", lambda _on, **_how: (one, True))
+    for name in ("LOOK_SECONDS", "NODES_SECONDS", "KILL_SECONDS"):
+        monkeypatch.setattr(ray_fleet, name, 0.0)
+    return one
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def storage(sqlite_url: str) -> SharedStorage:
+    return open_storage(sqlite_url)
+
+
+@pytest.fixture
+def crew(ray: Ray, told: list[str], storage: SharedStorage, tmp_path: Path) -> RayFleet:
+    """A worker on the one node."""
+    assignment = Assignment("postgresql://db/x", "study", "objective.py", (), 1, tmp_path, tmp_path)
+    return RayFleet(storage, assignment, Placement(), "ray", "sha", told.append)
+
+
+def look_at(crew: Crew, times: int = 2) -> list[str]:
+    """What is said of those that have died."""
+    said = []
+    for _ in range(times):
+        crew.wait(0)
+        said += [death.reason for death in crew.deaths()]
+    return said
+
+
+class TestAnActorThatDoesNotAnswer:
+    """Its process was killed, and its place taken before Ray started it again."""
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, ray: Ray, crew: RayFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert look_at(crew) == []
+        monkeypatch.setattr(ray_fleet, "SILENT_SECONDS", 0.0)
+        ray.answer = lambda _wish: ActorUnavailableError("it is restarting")
+
+    def test_is_lost_and_ray_may_start_it_again(self, ray: Ray, crew: RayFleet) -> None:
+        lost = "its actor on far does not answer; Ray starts another where there is room"
+        assert look_at(crew, 5) == [lost]
+        assert crew.alive
+        ray.answer = lambda _wish: seen("two")
+        assert look_at(crew) == []
+        assert crew.alive
+
+    def test_is_not_waited_for_when_the_study_is_over(self, ray: Ray, crew: RayFleet) -> None:
+        crew.no_more()
+        assert look_at(crew) == ["its actor on far does not answer"]
+        assert not crew.alive
+        assert ray.killed == 1
+
+
+def test_a_node_that_is_lost_when_the_study_is_over_is_not_waited_for(ray: Ray, crew: RayFleet) -> None:
+    look_at(crew)
+    crew.no_more()
+    ray.there = []
+    crew.start_again()
+    assert look_at(crew) == ["its node on far is gone"]
+    assert not crew.alive
