@@ -12,7 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -134,7 +135,7 @@ def connect(on: str) -> tuple[Any, bool]:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray promises no kind of error
-        raise DialinError(_nobody(address, str(error))) from None
+        raise DialinError(_nobody(address, first_line(error))) from None
     finally:
         if children.on_main_thread() and before is not None:
             signal.signal(signal.SIGTERM, before)  # Ray has put one in its place that ends the process
@@ -143,10 +144,19 @@ def connect(on: str) -> tuple[Any, bool]:
 
 def nodes_of(ray: Any) -> list[Node]:
     """The nodes that are alive. Raises DialinError: the cluster does not answer."""
-    try:
+    with asking():
         return [node for node in ray.nodes() if node["Alive"]]
-    except Exception as error:  # Ray promises no kind of error
-        raise DialinError(f"the Ray cluster does not answer: {_first_line(str(error))}") from None
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Around what is asked of Ray, which promises no kind of error. Raises DialinError: the cluster does not answer."""
+    try:
+        yield
+    except DialinError:
+        raise
+    except Exception as error:
+        raise DialinError(f"the Ray cluster does not answer: {first_line(error)}") from None
 
 
 def _imported() -> Any:
@@ -180,8 +190,9 @@ def _knock(address: str) -> None:
 
 def _nobody(address: str, said: str) -> str:
     where = "here: `ray start --head` starts one, --on HOST:6379 names one" if address == AUTO else f"at {address}"
-    return f"no Ray cluster answers {where} ({_first_line(said) or 'no reason given'})"
+    return f"no Ray cluster answers {where} ({said or 'no reason given'})"
 
 
-def _first_line(said: str) -> str:
-    return next(iter(said.strip().splitlines()), "")
+def first_line(error: Exception) -> str:
+    """Of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
@@ -22,7 +23,7 @@ from search.devices import Slot
 from search.fleet import Fleet
 from search.foresight import large_imports
 from search.preflight import Placement
-from search.ray_cluster import Node, connect, nodes_of, share_of
+from search.ray_cluster import Node, asking, connect, nodes_of, share_of
 from storage import workers
 from storage.claims import new_uuid
 from storage.errors import DialinError
@@ -180,7 +181,7 @@ class RayFleet:
         self._orders = Orders(own, sha256, os.path.abspath(os.curdir))
         self._posts: list[Post] = []
         self._news: list[tuple[str, Death]] = []
-        self._wish, self._nodes_at = Wish.WORK, time.monotonic()
+        self._wish, self._nodes_at, self._answers = Wish.WORK, time.monotonic(), True
         self._grow(nodes)
         if not self._posts:
             tell(f"the cluster has no room for a worker with {self._share} yet: waiting for a node")
@@ -193,11 +194,13 @@ class RayFleet:
             return
         self._tell(f"{counted(more, 'worker')} with {self._share} asked of Ray, which has room for {room} in all")
         share = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus}
-        actor = self._ray.remote(DialinWorker).options(**share, max_restarts=-1, enable_task_events=False)
+        with asking():
+            actor = self._ray.remote(DialinWorker).options(**share, max_restarts=-1, enable_task_events=False)
         for _ in range(more):
             slot = Slot(("cuda:0" if self._share.per_gpu else "cpu",), len(self._posts), None)
             own = replace(self._orders.assignment, places=(slot,))
-            self._posts.append(Post(actor.remote(), replace(self._orders, assignment=own)))
+            with asking():
+                self._posts.append(Post(actor.remote(), replace(self._orders, assignment=own)))
 
     @property
     def slots(self) -> Mapping[int, str]:
@@ -226,13 +229,23 @@ class RayFleet:
     def start_again(self) -> None:
         """See which nodes there are: the workers of one that is gone are dead, and on a new one is room for more.
 
-        Raises:
-            DialinError: the cluster does not answer.
+        A cluster that does not answer is asked again: its workers work on.
         """
         if time.monotonic() - self._nodes_at < NODES_SECONDS:
             return
-        nodes = nodes_of(self._ray)
         self._nodes_at = time.monotonic()
+        try:
+            self._heed_nodes(nodes_of(self._ray))
+        except DialinError as error:
+            if self._answers:
+                self._tell(f"{error}; asking again")
+            self._answers = False
+            return
+        if not self._answers:
+            self._tell("the Ray cluster answers again")
+        self._answers = True
+
+    def _heed_nodes(self, nodes: Sequence[Node]) -> None:
         there = {node["NodeID"] for node in nodes}
         for post in self._posts:
             if post.seen is not None and not post.ended and post.seen.node not in there:
@@ -255,12 +268,20 @@ class RayFleet:
         self._want(Wish.HAND_BACK)
 
     def kill(self) -> None:
-        """End every worker now; what they held may be adopted at once."""
+        """End every worker now; what they held may be adopted at once.
+
+        A cluster that does not answer ends them itself, when it misses this command.
+        """
+        with suppress(DialinError):
+            self._kill()
+
+    def _kill(self) -> None:
         self._want(Wish.DIE)
         until = time.monotonic() + KILL_SECONDS
         while any(not post.ended for post in self._posts) and time.monotonic() < until:
             self._ask()
             self._hear(LOOK_SECONDS)
+            time.sleep(KILL_SECONDS / 100)  # where no actor is asked nothing was waited for
         for post in self._posts:
             if not post.ended:
                 self._lose(post, "killed", again=False)
@@ -268,7 +289,8 @@ class RayFleet:
     def close(self) -> None:
         """Leave the cluster, unless this process was there before."""
         if self._ours:
-            self._ray.shutdown()
+            with asking():
+                self._ray.shutdown()
 
     def _want(self, wish: Wish) -> None:
         self._wish = max(self._wish, wish)
@@ -284,21 +306,33 @@ class RayFleet:
             if post.asked is None and due and not post.ended:
                 post.asked_at, post.wish = now, self._wish
                 post.silent_since = now if post.silent_since is None else post.silent_since
-                post.asked = post.actor.look.remote(post.orders, self._wish)
+                with asking():
+                    post.asked = post.actor.look.remote(post.orders, self._wish)
 
     def _hear(self, seconds: float) -> None:
         asked = {post.asked: post for post in self._posts if post.asked is not None}
-        answered, _ = self._ray.wait([*asked], num_returns=len(asked), timeout=seconds) if asked else ([], [])
+        answered: list[Any] = []
+        if asked:
+            with asking():
+                answered, _ = self._ray.wait([*asked], num_returns=len(asked), timeout=seconds)
         for answer in answered:
             post = asked[answer]
             post.asked = None
-            try:
-                self._heed(post, self._ray.get(answer))
-            except self._ray.exceptions.ActorUnavailableError:
-                continue  # it may be back; `start_again` hears whether its node is gone
-            except self._ray.exceptions.RayError as error:  # it died for good; a node without Dialin, or a bug of ours
-                self._lose(post, str(error).splitlines()[-1].strip(), again=False)
+            seen = self._answer_of(post, answer)
+            if seen is not None:
+                self._heed(post, seen)
         self._give_up_the_silent()
+
+    def _answer_of(self, post: Post, answer: Any) -> Seen | None:
+        with asking():
+            try:
+                found: Seen = self._ray.get(answer)
+            except self._ray.exceptions.ActorUnavailableError:
+                return None  # it may be back; `start_again` hears whether its node is gone
+            except self._ray.exceptions.RayError as error:  # it died for good; a node without Dialin, or a bug of ours
+                self._lose(post, _last_line(error), again=False)
+                return None
+        return found
 
     def _give_up_the_silent(self) -> None:
         """One that was never seen waits for room, and may do so for long."""
@@ -329,4 +363,10 @@ class RayFleet:
     def _end(self, post: Post) -> None:
         """Ray gets back what the worker had, and ends it where it still runs: what it holds is left to its lease."""
         post.ended, post.asked = True, None
-        self._ray.kill(post.actor)
+        with asking():
+            self._ray.kill(post.actor)
+
+
+def _last_line(error: Exception) -> str:
+    """Of what an error says, which is the frames too where an actor raised; its kind where it says nothing."""
+    return next(reversed(str(error).strip().splitlines()), type(error).__name__).strip()

@@ -12,14 +12,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from search import ray_fleet
+from search import launch, ray_fleet
 from search.assignment import Assignment
 from search.crew import Crew
 from search.preflight import Placement
 from search.ray_fleet import Orders, RayFleet, Seen, Wish
+from search.views import make_view
+from storage import studies
+from storage.errors import DialinError
 from storage.shared import SharedStorage, open_storage
+from storage.studies import StudySpec
 
+SPEC = StudySpec(
+    "digits", "0" * 64, "accuracy", "maximize", epochs=4, trials=1, seed=0, sampler="random", pruner="none"
+)
 Answer = Callable[[Wish], Seen | Exception]
 
 
@@ -158,4 +166,42 @@ def test_a_node_that_is_lost_when_the_study_is_over_is_not_waited_for(ray: Ray, 
     ray.there = []
     crew.start_again()
     assert look_at(crew) == ["its node on far is gone"]
+    assert not crew.alive
+
+
+class TestAClusterThatDoesNotAnswer:
+    def test_is_asked_again_and_that_is_said_once(self, ray: Ray, crew: RayFleet, told: list[str]) -> None:
+        del told[:]
+        fault, ray.fault = ray.fault, RuntimeError("no head\nframes")
+        crew.start_again()
+        crew.start_again()
+        assert told == ["the Ray cluster does not answer: no head; asking again"]
+        ray.fault = fault
+        ray.there *= 2
+        crew.start_again()
+        assert told[1:] == [
+            "1 worker with 1 CPU each asked of Ray, which has room for 2 in all",
+            "the Ray cluster answers again",
+        ]
+
+    def test_a_command_whose_client_lost_it_ends_with_a_line(
+        self, ray: Ray, crew: RayFleet, storage: SharedStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And with whatever else it has to end."""
+        console, closed = Console(quiet=True), []
+        view = make_view(console, crew.slots)
+        monkeypatch.setattr(view, "close", lambda: closed.append(view))
+        monkeypatch.setattr(launch, "make_view", lambda *_of: view)
+        study = studies.create(storage, SPEC, stem="tiny")
+        ray.fault = ConnectionError("GRPC connection failed")
+        with pytest.raises(DialinError, match=r"^the Ray cluster does not answer: GRPC connection failed$"):
+            launch.follow(console, storage, study, lambda: crew)
+        assert closed == [view]
+        assert ray.shut
+
+
+@pytest.mark.parametrize(("error", "said"), [(RayError(""), "RayError"), (RayError("frames\n  why\n"), "why")])
+def test_an_actor_that_died_for_good_says_why(ray: Ray, crew: RayFleet, error: RayError, said: str) -> None:
+    ray.answer = lambda _wish: error
+    assert look_at(crew) == [said]
     assert not crew.alive
