@@ -22,6 +22,7 @@ from sqlalchemy.engine import URL
 
 from search import children
 from search.by_value import ByValue
+from search.devices import check_counts
 from search.preflight import Placement
 from storage.errors import DialinError, UsageError
 from storage.urls import parse, shown, sqlite_file
@@ -68,8 +69,9 @@ def share_of(nodes: Sequence[Node], placement: Placement) -> Share:
     """As many CPUs for each worker as leave room for all that are wanted, or that fit.
 
     Raises:
-        UsageError: GPUs are named by number, or counted where there is none.
+        UsageError: GPUs are named by number, or counted where there is none; a number is less than one.
     """
+    check_counts(placement.workers, placement.per_device)
     if placement.devices not in (None, "cpu"):
         raise UsageError("--devices names GPUs of this machine; workers on Ray get theirs from Ray, or --devices cpu")
     on_gpus = placement.devices is None and any(node["Resources"].get("GPU") for node in nodes)
