@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -24,6 +24,7 @@ from search.fleet import Fleet
 from search.foresight import large_imports
 from search.preflight import Placement
 from search.ray_cluster import Node, asking, connect, nodes_of, share_of
+from search.restarts import Restarts
 from storage import workers
 from storage.claims import new_uuid
 from storage.errors import DialinError
@@ -139,13 +140,18 @@ def _tended(fleet: Fleet, wish: Wish) -> Iterator[Death]:
 
 @dataclass
 class Post:
-    """A worker that Ray was asked for: its actor, what that was asked and when, and what it has told last."""
+    """A worker that Ray was asked for: its actor, what that was asked and when, and what it has told last.
+
+    `began`: when its actor's life was first heard of.
+    """
 
     actor: Any
     orders: Orders
     asked: Any = None
     asked_at: float = 0.0
     silent_since: float | None = None
+    began: float = 0.0
+    restarts: Restarts = field(default_factory=Restarts)
     wish: Wish | None = None
     seen: Seen | None = None
     ended: bool = False
@@ -154,6 +160,14 @@ class Post:
     def slot(self) -> Slot:
         """Its name is what people see."""
         return self.orders.assignment.places[0]
+
+
+@dataclass(frozen=True)
+class News:
+    """A death to be told of. `lost`: the post of one that the database has not heard of, and its worker."""
+
+    death: Death
+    lost: tuple[Post, str] | None = None
 
 
 class RayFleet:
@@ -180,7 +194,7 @@ class RayFleet:
         own = replace(assignment, threads=self._share.cpus, shared=None)
         self._orders = Orders(own, sha256, os.path.abspath(os.curdir))
         self._posts: list[Post] = []
-        self._news: list[tuple[str, Death]] = []
+        self._news: list[News] = []
         self._wish, self._nodes_at, self._answers = Wish.WORK, time.monotonic(), True
         self._grow(nodes)
         if not self._posts:
@@ -220,11 +234,22 @@ class RayFleet:
     def deaths(self) -> Iterator[Death]:
         """Workers that have failed and were not told of. What they held may be adopted at once."""
         while self._news:
-            worker_id, death = self._news[0]
-            if worker_id:
-                death = replace(death, handed_back=workers.end(self._storage, worker_id))
+            news = self._news[0]
+            death = news.death if news.lost is None else self._mourn(news.death, *news.lost)
             del self._news[0]
             yield death
+
+    def _mourn(self, death: Death, post: Post, worker_id: str) -> Death:
+        """Ray starts its actor again and again: whether that is worth while is told by what its workers have done."""
+        handed_back = workers.end(self._storage, worker_id)
+        if post.ended:
+            return replace(death, handed_back=handed_back)
+        work = workers.work_of(self._storage, worker_id)
+        if post.restarts.after(work, time.monotonic() - post.began) is None:
+            self._end(post)
+            return replace(death, handed_back=handed_back, hopeless=True)
+        then = "; Ray starts another where there is room"
+        return replace(death, handed_back=handed_back, reason=death.reason + then)
 
     def start_again(self) -> None:
         """See which nodes there are: the workers of one that is gone are dead, and on a new one is room for more.
@@ -347,17 +372,19 @@ class RayFleet:
             self._lose(post, f"its actor on {post.seen.host} was lost")
         if post.ended:
             return
+        if post.seen is None:
+            post.began = time.monotonic()
         post.seen, post.silent_since = seen, None
-        self._news += [("", death) for death in seen.deaths]
+        self._news += [News(replace(death, reason=f"{death.reason} (on {seen.host})")) for death in seen.deaths]
         if not seen.alive:
             self._end(post)
 
     def _lose(self, post: Post, why: str, again: bool = True) -> None:
         """A worker is no more, and has not said so to the database. Once another is not wanted its actor goes too."""
-        then = "; Ray starts another where there is room" if again and self._wish is Wish.WORK else ""
-        self._news.append((post.seen.worker_id if post.seen else "", Death(post.slot, why + then, 0)))
+        lost = (post, post.seen.worker_id) if post.seen and post.seen.worker_id else None
+        self._news.append(News(Death(post.slot, why, 0), lost))
         post.seen = None
-        if not then:
+        if not again or self._wish is not Wish.WORK:
             self._end(post)
 
     def _end(self, post: Post) -> None:

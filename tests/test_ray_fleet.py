@@ -7,6 +7,7 @@ tests/test_ray.py has workers on a real one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,8 @@ from rich.console import Console
 
 from search import launch, ray_fleet
 from search.assignment import Assignment
-from search.crew import Crew
+from search.crew import Crew, Death
+from search.devices import Slot
 from search.preflight import Placement
 from search.ray_fleet import Orders, RayFleet, Seen, Wish
 from search.views import make_view
@@ -205,3 +207,25 @@ def test_an_actor_that_died_for_good_says_why(ray: Ray, crew: RayFleet, error: R
     ray.answer = lambda _wish: error
     assert look_at(crew) == [said]
     assert not crew.alive
+
+
+def test_an_actor_whose_workers_die_at_their_start_is_given_up(ray: Ray, crew: RayFleet) -> None:
+    lives = iter("abcde")
+    ray.answer = lambda _wish: seen(next(lives))
+    crew.wait(0)
+    said = []
+    while crew.alive:
+        crew.wait(0)
+        said += [*crew.deaths()]
+    lost = "its actor on far was lost"
+    assert [death.reason for death in said] == [*[f"{lost}; Ray starts another where there is room"] * 2, lost]
+    assert [death.hopeless for death in said] == [False, False, True]
+    assert ray.killed == 1
+
+
+def test_a_death_that_an_actor_tells_of_says_where(ray: Ray, crew: RayFleet) -> None:
+    death = Death(Slot(("cpu",), 0, None), "killed by SIGKILL", 0, again=1.0)
+    ray.answer = lambda _wish: replace(seen("one"), deaths=(death,))
+    crew.wait(0)
+    crew.wait(0)
+    assert [*crew.deaths()] == [replace(death, reason="killed by SIGKILL (on far)")]
