@@ -208,7 +208,7 @@ def plan_slots(
     Raises:
         UsageError: nothing can be planned from what was asked, or every GPU is busy.
     """
-    _check_counts(workers, per_device)
+    check_counts(workers, per_device)
     chosen, on_cpu, notes = _choose(gpus, devices)
     if not chosen:
         if per_device is not None and per_device > 1:
@@ -230,7 +230,7 @@ def plan_slots(
     return SlotPlan(slots, max(1, cpus // len(slots)), tuple(notes))
 
 
-def _check_counts(workers: int | None, per_device: int | None) -> None:
+def check_counts(workers: int | None, per_device: int | None) -> None:
     for flag, value in (("--workers", workers), ("--per-device", per_device)):
         if value is not None and value < 1:
             raise UsageError(f"{flag} must be at least 1, but got {value}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -70,14 +70,12 @@ def follow(console: Console, storage: SharedStorage, study: StudyRecord, start: 
         feed = Feed(storage, study)  # before the workers: what they end is new
         crew = start()
         view = make_view(console, crew.slots)
-        try:
+        with ExitStack() as last:  # the last of these first, and each whatever the others do
+            last.callback(view.close)
+            last.callback(crew.close)
+            last.callback(_bury, crew)
+            last.callback(crew.kill)
             _Watch(feed, crew, view, interrupts).until_all_have_ended()
-        finally:
-            crew.kill()
-            with suppress(*DATABASE_ERRORS), waiting(0):
-                [*crew.deaths()]  # what they held may be adopted at once
-            crew.close()
-            view.close()
     try:
         with waiting(PATIENCE_SECONDS, tell=lambda _line: None):
             status = queries.status(storage, studies.find(storage, study.name))
@@ -144,6 +142,12 @@ class _Watch:
             self._view.note("giving the trials back (Ctrl-C again to kill)")
         patient = self._interrupts.count == 1 and time.monotonic() - self._asked < PATIENCE_SECONDS
         self._crew.hand_back() if patient else self._crew.kill()
+
+
+def _bury(crew: Crew) -> None:
+    """What they held may be adopted at once."""
+    with suppress(*DATABASE_ERRORS), waiting(0):
+        [*crew.deaths()]
 
 
 def _obituary(death: Death) -> str:

@@ -12,7 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -21,6 +22,7 @@ from sqlalchemy.engine import URL
 
 from search import children
 from search.by_value import ByValue
+from search.devices import check_counts
 from search.preflight import Placement
 from storage.errors import DialinError, UsageError
 from storage.urls import parse, shown, sqlite_file
@@ -67,8 +69,9 @@ def share_of(nodes: Sequence[Node], placement: Placement) -> Share:
     """As many CPUs for each worker as leave room for all that are wanted, or that fit.
 
     Raises:
-        UsageError: GPUs are named by number, or counted where there is none.
+        UsageError: GPUs are named by number, or counted where there is none; a number is less than one.
     """
+    check_counts(placement.workers, placement.per_device)
     if placement.devices not in (None, "cpu"):
         raise UsageError("--devices names GPUs of this machine; workers on Ray get theirs from Ray, or --devices cpu")
     on_gpus = placement.devices is None and any(node["Resources"].get("GPU") for node in nodes)
@@ -134,7 +137,7 @@ def connect(on: str) -> tuple[Any, bool]:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray promises no kind of error
-        raise DialinError(_nobody(address, str(error))) from None
+        raise DialinError(_nobody(address, first_line(error))) from None
     finally:
         if children.on_main_thread() and before is not None:
             signal.signal(signal.SIGTERM, before)  # Ray has put one in its place that ends the process
@@ -143,10 +146,19 @@ def connect(on: str) -> tuple[Any, bool]:
 
 def nodes_of(ray: Any) -> list[Node]:
     """The nodes that are alive. Raises DialinError: the cluster does not answer."""
-    try:
+    with asking():
         return [node for node in ray.nodes() if node["Alive"]]
-    except Exception as error:  # Ray promises no kind of error
-        raise DialinError(f"the Ray cluster does not answer: {_first_line(str(error))}") from None
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Around what is asked of Ray, which promises no kind of error. Raises DialinError: the cluster does not answer."""
+    try:
+        yield
+    except DialinError:
+        raise
+    except Exception as error:
+        raise DialinError(f"the Ray cluster does not answer: {first_line(error)}") from None
 
 
 def _imported() -> Any:
@@ -180,8 +192,9 @@ def _knock(address: str) -> None:
 
 def _nobody(address: str, said: str) -> str:
     where = "here: `ray start --head` starts one, --on HOST:6379 names one" if address == AUTO else f"at {address}"
-    return f"no Ray cluster answers {where} ({_first_line(said) or 'no reason given'})"
+    return f"no Ray cluster answers {where} ({said or 'no reason given'})"
 
 
-def _first_line(said: str) -> str:
-    return next(iter(said.strip().splitlines()), "")
+def first_line(error: Exception) -> str:
+    """Of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -10,7 +10,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -22,7 +23,8 @@ from search.devices import Slot
 from search.fleet import Fleet
 from search.foresight import large_imports
 from search.preflight import Placement
-from search.ray_cluster import Node, connect, nodes_of, share_of
+from search.ray_cluster import Node, asking, connect, nodes_of, share_of
+from search.restarts import Restarts
 from storage import workers
 from storage.claims import new_uuid
 from storage.errors import DialinError
@@ -35,6 +37,9 @@ LOOK_SECONDS = 0.5
 NODES_SECONDS = 2.0
 # How long actors that are to kill their workers are waited for before Ray ends them.
 KILL_SECONDS = 2.0
+# An actor that has not answered for so long is lost, though its node may live: its process was killed, and what it had
+# was taken before Ray could start it again. The lease of what its worker held is over by then.
+SILENT_SECONDS = 30.0
 # How long an actor waits for a database that does not answer: its node may be unable to reach it.
 DATABASE_SECONDS = 30.0
 
@@ -135,12 +140,18 @@ def _tended(fleet: Fleet, wish: Wish) -> Iterator[Death]:
 
 @dataclass
 class Post:
-    """A worker that Ray was asked for: its actor, what that was asked and when, and what it has told last."""
+    """A worker that Ray was asked for: its actor, what that was asked and when, and what it has told last.
+
+    `began`: when its actor's life was first heard of.
+    """
 
     actor: Any
     orders: Orders
     asked: Any = None
     asked_at: float = 0.0
+    silent_since: float | None = None
+    began: float = 0.0
+    restarts: Restarts = field(default_factory=Restarts)
     wish: Wish | None = None
     seen: Seen | None = None
     ended: bool = False
@@ -149,6 +160,14 @@ class Post:
     def slot(self) -> Slot:
         """Its name is what people see."""
         return self.orders.assignment.places[0]
+
+
+@dataclass(frozen=True)
+class News:
+    """A death to be told of. `lost`: the post of one that the database has not heard of, and its worker."""
+
+    death: Death
+    lost: tuple[Post, str] | None = None
 
 
 class RayFleet:
@@ -175,8 +194,8 @@ class RayFleet:
         own = replace(assignment, threads=self._share.cpus, shared=None)
         self._orders = Orders(own, sha256, os.path.abspath(os.curdir))
         self._posts: list[Post] = []
-        self._news: list[tuple[str, Death]] = []
-        self._wish, self._nodes_at = Wish.WORK, time.monotonic()
+        self._news: list[News] = []
+        self._wish, self._nodes_at, self._answers = Wish.WORK, time.monotonic(), True
         self._grow(nodes)
         if not self._posts:
             tell(f"the cluster has no room for a worker with {self._share} yet: waiting for a node")
@@ -189,11 +208,13 @@ class RayFleet:
             return
         self._tell(f"{counted(more, 'worker')} with {self._share} asked of Ray, which has room for {room} in all")
         share = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus}
-        actor = self._ray.remote(DialinWorker).options(**share, max_restarts=-1, enable_task_events=False)
+        with asking():
+            actor = self._ray.remote(DialinWorker).options(**share, max_restarts=-1, enable_task_events=False)
         for _ in range(more):
             slot = Slot(("cuda:0" if self._share.per_gpu else "cpu",), len(self._posts), None)
             own = replace(self._orders.assignment, places=(slot,))
-            self._posts.append(Post(actor.remote(), replace(self._orders, assignment=own)))
+            with asking():
+                self._posts.append(Post(actor.remote(), replace(self._orders, assignment=own)))
 
     @property
     def slots(self) -> Mapping[int, str]:
@@ -213,22 +234,43 @@ class RayFleet:
     def deaths(self) -> Iterator[Death]:
         """Workers that have failed and were not told of. What they held may be adopted at once."""
         while self._news:
-            worker_id, death = self._news[0]
-            if worker_id:
-                death = replace(death, handed_back=workers.end(self._storage, worker_id))
+            news = self._news[0]
+            death = news.death if news.lost is None else self._mourn(news.death, *news.lost)
             del self._news[0]
             yield death
+
+    def _mourn(self, death: Death, post: Post, worker_id: str) -> Death:
+        """Ray starts its actor again and again: whether that is worth while is told by what its workers have done."""
+        handed_back = workers.end(self._storage, worker_id)
+        if post.ended:
+            return replace(death, handed_back=handed_back)
+        work = workers.work_of(self._storage, worker_id)
+        if post.restarts.after(work, time.monotonic() - post.began) is None:
+            self._end(post)
+            return replace(death, handed_back=handed_back, hopeless=True)
+        then = "; Ray starts another where there is room"
+        return replace(death, handed_back=handed_back, reason=death.reason + then)
 
     def start_again(self) -> None:
         """See which nodes there are: the workers of one that is gone are dead, and on a new one is room for more.
 
-        Raises:
-            DialinError: the cluster does not answer.
+        A cluster that does not answer is asked again: its workers work on.
         """
         if time.monotonic() - self._nodes_at < NODES_SECONDS:
             return
-        nodes = nodes_of(self._ray)
         self._nodes_at = time.monotonic()
+        try:
+            self._heed_nodes(nodes_of(self._ray))
+        except DialinError as error:
+            if self._answers:
+                self._tell(f"{error}; asking again")
+            self._answers = False
+            return
+        if not self._answers:
+            self._tell("the Ray cluster answers again")
+        self._answers = True
+
+    def _heed_nodes(self, nodes: Sequence[Node]) -> None:
         there = {node["NodeID"] for node in nodes}
         for post in self._posts:
             if post.seen is not None and not post.ended and post.seen.node not in there:
@@ -251,21 +293,29 @@ class RayFleet:
         self._want(Wish.HAND_BACK)
 
     def kill(self) -> None:
-        """End every worker now; what they held may be adopted at once."""
+        """End every worker now; what they held may be adopted at once.
+
+        A cluster that does not answer ends them itself, when it misses this command.
+        """
+        with suppress(DialinError):
+            self._kill()
+
+    def _kill(self) -> None:
         self._want(Wish.DIE)
         until = time.monotonic() + KILL_SECONDS
         while any(not post.ended for post in self._posts) and time.monotonic() < until:
             self._ask()
             self._hear(LOOK_SECONDS)
+            time.sleep(KILL_SECONDS / 100)  # where no actor is asked nothing was waited for
         for post in self._posts:
             if not post.ended:
                 self._lose(post, "killed", again=False)
-                self._end(post)
 
     def close(self) -> None:
         """Leave the cluster, unless this process was there before."""
         if self._ours:
-            self._ray.shutdown()
+            with asking():
+                self._ray.shutdown()
 
     def _want(self, wish: Wish) -> None:
         self._wish = max(self._wish, wish)
@@ -280,37 +330,70 @@ class RayFleet:
             due = post.wish is not self._wish or now - post.asked_at >= LOOK_SECONDS
             if post.asked is None and due and not post.ended:
                 post.asked_at, post.wish = now, self._wish
-                post.asked = post.actor.look.remote(post.orders, self._wish)
+                post.silent_since = now if post.silent_since is None else post.silent_since
+                with asking():
+                    post.asked = post.actor.look.remote(post.orders, self._wish)
 
     def _hear(self, seconds: float) -> None:
         asked = {post.asked: post for post in self._posts if post.asked is not None}
-        answered, _ = self._ray.wait([*asked], num_returns=len(asked), timeout=seconds) if asked else ([], [])
+        answered: list[Any] = []
+        if asked:
+            with asking():
+                answered, _ = self._ray.wait([*asked], num_returns=len(asked), timeout=seconds)
         for answer in answered:
             post = asked[answer]
             post.asked = None
+            seen = self._answer_of(post, answer)
+            if seen is not None:
+                self._heed(post, seen)
+        self._give_up_the_silent()
+
+    def _answer_of(self, post: Post, answer: Any) -> Seen | None:
+        with asking():
             try:
-                self._heed(post, self._ray.get(answer))
+                found: Seen = self._ray.get(answer)
             except self._ray.exceptions.ActorUnavailableError:
-                continue  # it may be back: `start_again` hears whether its node is gone
+                return None  # it may be back; `start_again` hears whether its node is gone
             except self._ray.exceptions.RayError as error:  # it died for good; a node without Dialin, or a bug of ours
-                self._lose(post, str(error).splitlines()[-1].strip(), again=False)
-                self._end(post)
+                self._lose(post, _last_line(error), again=False)
+                return None
+        return found
+
+    def _give_up_the_silent(self) -> None:
+        """One that was never seen waits for room, and may do so for long."""
+        now = time.monotonic()
+        for post in self._posts:
+            silent = post.silent_since is not None and now - post.silent_since >= SILENT_SECONDS
+            if silent and post.seen is not None and not post.ended:
+                self._lose(post, f"its actor on {post.seen.host} does not answer")
 
     def _heed(self, post: Post, seen: Seen) -> None:
         if post.seen is not None and post.seen.life != seen.life:
             self._lose(post, f"its actor on {post.seen.host} was lost")
-        post.seen = seen
-        self._news += [("", death) for death in seen.deaths]
+        if post.ended:
+            return
+        if post.seen is None:
+            post.began = time.monotonic()
+        post.seen, post.silent_since = seen, None
+        self._news += [News(replace(death, reason=f"{death.reason} (on {seen.host})")) for death in seen.deaths]
         if not seen.alive:
             self._end(post)
 
     def _lose(self, post: Post, why: str, again: bool = True) -> None:
-        """A worker is no more, and has not said so to the database."""
-        then = "; Ray starts another where there is room" if again and self._wish is Wish.WORK else ""
-        self._news.append((post.seen.worker_id if post.seen else "", Death(post.slot, why + then, 0)))
+        """A worker is no more, and has not said so to the database. Once another is not wanted its actor goes too."""
+        lost = (post, post.seen.worker_id) if post.seen and post.seen.worker_id else None
+        self._news.append(News(Death(post.slot, why, 0), lost))
         post.seen = None
+        if not again or self._wish is not Wish.WORK:
+            self._end(post)
 
     def _end(self, post: Post) -> None:
         """Ray gets back what the worker had, and ends it where it still runs: what it holds is left to its lease."""
         post.ended, post.asked = True, None
-        self._ray.kill(post.actor)
+        with asking():
+            self._ray.kill(post.actor)
+
+
+def _last_line(error: Exception) -> str:
+    """Of what an error says, which is the frames too where an actor raised; its kind where it says nothing."""
+    return next(reversed(str(error).strip().splitlines()), type(error).__name__).strip()

@@ -209,6 +209,13 @@ def test_the_parts_of_a_gpu_fit_into_one(per_gpu: int) -> None:
     assert round(Share(1, per_gpu).gpus * 10_000) * per_gpu <= 10_000
 
 
+def test_numbers_of_none_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"^--workers must be at least 1, but got -1$"):
+        share_of([node(4)], Placement(workers=-1))
+    with pytest.raises(UsageError, match=r"^--per-device must be at least 1, but got 0$"):
+        share_of([node(4, 1)], Placement(per_device=0))
+
+
 @pytest.mark.parametrize("placement", [Placement(devices="0,2"), Placement(per_device=2)])
 def test_gpus_are_not_named_or_counted_where_ray_gives_them(placement: Placement) -> None:
     with pytest.raises(UsageError, match=r"--devices names GPUs of this machine|--per-device 2 counts"):

@@ -1,0 +1,231 @@
+"""What `search.ray_fleet` makes of a cluster that fails it, with a Ray that does as the test says.
+
+No real one can be made to lose an actor and not its node, or its head alone, at a moment of the test's choosing;
+tests/test_ray.py has workers on a real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from search import launch, ray_fleet
+from search.assignment import Assignment
+from search.crew import Crew, Death
+from search.devices import Slot
+from search.preflight import Placement
+from search.ray_fleet import Orders, RayFleet, Seen, Wish
+from search.views import make_view
+from storage import studies
+from storage.errors import DialinError
+from storage.shared import SharedStorage, open_storage
+from storage.studies import StudySpec
+
+SPEC = StudySpec(
+    "digits", "0" * 64, "accuracy", "maximize", epochs=4, trials=1, seed=0, sampler="random", pruner="none"
+)
+Answer = Callable[[Wish], Seen | Exception]
+
+
+class RayError(Exception):
+    """As Ray's."""
+
+
+class ActorUnavailableError(RayError):
+    """As Ray's."""
+
+
+class Ray:
+    """Answers each call of an actor at once, as `answer` says; `fault` is raised by whatever is called."""
+
+    exceptions = SimpleNamespace(RayError=RayError, ActorUnavailableError=ActorUnavailableError)
+
+    def __init__(self) -> None:
+        self.answer: Answer = lambda wish: seen("one", alive=wish < Wish.HAND_BACK)
+        self.fault: Exception | None = None
+        self.killed = 0
+        self.shut = False
+        self.there = [{"NodeID": "node", "Alive": True, "Resources": {"CPU": 1.0}}]
+
+    def _raise(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+    def nodes(self) -> list[dict[str, Any]]:
+        self._raise()
+        return self.there
+
+    def remote(self, *_of: Any) -> Any:
+        """A class, an actor or a call: what Ray makes of each is enough for what is done with it here."""
+        self._raise()
+        if len(_of) == 2:
+            orders, wish = _of
+            assert isinstance(orders, Orders)
+            return self.answer(wish)
+        return self
+
+    def options(self, **_share: Any) -> Ray:
+        return self
+
+    @property
+    def look(self) -> Ray:
+        return self
+
+    def wait(self, calls: Sequence[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        assert num_returns == len(calls)
+        assert timeout >= 0
+        self._raise()
+        return [*calls], []
+
+    def get(self, call: Seen | Exception) -> Seen:
+        self._raise()
+        if isinstance(call, Exception):
+            raise call
+        return call
+
+    def kill(self, _actor: Any) -> None:
+        self._raise()
+        self.killed += 1
+
+    def shutdown(self) -> None:
+        self.shut = True
+        self._raise()
+
+
+def seen(life: str, *, alive: bool = True, node: str = "node") -> Seen:
+    return Seen(life, node, "far", alive, worker_id=f"worker of {life}")
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
+    """Nothing is waited for."""
+    one = Ray()
+    monkeypatch.setattr(ray_fleet, "connect", lambda _on, **_how: (one, True))
+    for name in ("LOOK_SECONDS", "NODES_SECONDS", "KILL_SECONDS"):
+        monkeypatch.setattr(ray_fleet, name, 0.0)
+    return one
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def storage(sqlite_url: str) -> SharedStorage:
+    return open_storage(sqlite_url)
+
+
+@pytest.fixture
+def crew(ray: Ray, told: list[str], storage: SharedStorage, tmp_path: Path) -> RayFleet:
+    """A worker on the one node."""
+    assignment = Assignment("postgresql://db/x", "study", "objective.py", (), 1, tmp_path, tmp_path)
+    return RayFleet(storage, assignment, Placement(), "ray", "sha", told.append)
+
+
+def look_at(crew: Crew, times: int = 2) -> list[str]:
+    """What is said of those that have died."""
+    said = []
+    for _ in range(times):
+        crew.wait(0)
+        said += [death.reason for death in crew.deaths()]
+    return said
+
+
+class TestAnActorThatDoesNotAnswer:
+    """Its process was killed, and its place taken before Ray started it again."""
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, ray: Ray, crew: RayFleet, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert look_at(crew) == []
+        monkeypatch.setattr(ray_fleet, "SILENT_SECONDS", 0.0)
+        ray.answer = lambda _wish: ActorUnavailableError("it is restarting")
+
+    def test_is_lost_and_ray_may_start_it_again(self, ray: Ray, crew: RayFleet) -> None:
+        lost = "its actor on far does not answer; Ray starts another where there is room"
+        assert look_at(crew, 5) == [lost]
+        assert crew.alive
+        ray.answer = lambda _wish: seen("two")
+        assert look_at(crew) == []
+        assert crew.alive
+
+    def test_is_not_waited_for_when_the_study_is_over(self, ray: Ray, crew: RayFleet) -> None:
+        crew.no_more()
+        assert look_at(crew) == ["its actor on far does not answer"]
+        assert not crew.alive
+        assert ray.killed == 1
+
+
+def test_a_node_that_is_lost_when_the_study_is_over_is_not_waited_for(ray: Ray, crew: RayFleet) -> None:
+    look_at(crew)
+    crew.no_more()
+    ray.there = []
+    crew.start_again()
+    assert look_at(crew) == ["its node on far is gone"]
+    assert not crew.alive
+
+
+class TestAClusterThatDoesNotAnswer:
+    def test_is_asked_again_and_that_is_said_once(self, ray: Ray, crew: RayFleet, told: list[str]) -> None:
+        del told[:]
+        fault, ray.fault = ray.fault, RuntimeError("no head\nframes")
+        crew.start_again()
+        crew.start_again()
+        assert told == ["the Ray cluster does not answer: no head; asking again"]
+        ray.fault = fault
+        ray.there *= 2
+        crew.start_again()
+        assert told[1:] == [
+            "1 worker with 1 CPU each asked of Ray, which has room for 2 in all",
+            "the Ray cluster answers again",
+        ]
+
+    def test_a_command_whose_client_lost_it_ends_with_a_line(
+        self, ray: Ray, crew: RayFleet, storage: SharedStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And with whatever else it has to end."""
+        console, closed = Console(quiet=True), []
+        view = make_view(console, crew.slots)
+        monkeypatch.setattr(view, "close", lambda: closed.append(view))
+        monkeypatch.setattr(launch, "make_view", lambda *_of: view)
+        study = studies.create(storage, SPEC, stem="tiny")
+        ray.fault = ConnectionError("GRPC connection failed")
+        with pytest.raises(DialinError, match=r"^the Ray cluster does not answer: GRPC connection failed$"):
+            launch.follow(console, storage, study, lambda: crew)
+        assert closed == [view]
+        assert ray.shut
+
+
+@pytest.mark.parametrize(("error", "said"), [(RayError(""), "RayError"), (RayError("frames\n  why\n"), "why")])
+def test_an_actor_that_died_for_good_says_why(ray: Ray, crew: RayFleet, error: RayError, said: str) -> None:
+    ray.answer = lambda _wish: error
+    assert look_at(crew) == [said]
+    assert not crew.alive
+
+
+def test_an_actor_whose_workers_die_at_their_start_is_given_up(ray: Ray, crew: RayFleet) -> None:
+    lives = iter("abcde")
+    ray.answer = lambda _wish: seen(next(lives))
+    crew.wait(0)
+    said = []
+    while crew.alive:
+        crew.wait(0)
+        said += [*crew.deaths()]
+    lost = "its actor on far was lost"
+    assert [death.reason for death in said] == [*[f"{lost}; Ray starts another where there is room"] * 2, lost]
+    assert [death.hopeless for death in said] == [False, False, True]
+    assert ray.killed == 1
+
+
+def test_a_death_that_an_actor_tells_of_says_where(ray: Ray, crew: RayFleet) -> None:
+    death = Death(Slot(("cpu",), 0, None), "killed by SIGKILL", 0, again=1.0)
+    ray.answer = lambda _wish: replace(seen("one"), deaths=(death,))
+    crew.wait(0)
+    crew.wait(0)
+    assert [*crew.deaths()] == [replace(death, reason="killed by SIGKILL (on far)")]
