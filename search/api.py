@@ -288,7 +288,7 @@ def run(
     storage: str | None = None,
     quiet: bool = False,
 ) -> Search:
-    """Make a new study of an objective and train its trials on this machine, as `dialin run` does; then return it.
+    """Make a new study of an objective and train its trials, as `dialin run` does; then return it.
 
     Args:
         objective: an Objective, made right here or anywhere; "digits", "my_model.py", "pkg.module:name" or a Path; or

@@ -7,7 +7,7 @@ import signal
 
 _SIGINT = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from search.uncollected import uncollected
+from storage.uncollected import uncollected
 
 with uncollected(for_good=True):
     import sys

@@ -12,8 +12,8 @@ import typer
 
 from search import options, printing
 from search.checkpoint_settings import CheckpointSettings
-from search.uncollected import uncollected
 from storage.studies import StudyRecord
+from storage.uncollected import uncollected
 from storage.urls import DEFAULT_URL
 from storage.words import counted, printable
 

@@ -20,7 +20,6 @@ from search import confirmation, confirmation_page, cost_table, options, plain_a
 from search.checkpoint_settings import CheckpointSettings
 from search.confirmation import Confirmation
 from search.loading import builtin_objectives
-from search.uncollected import uncollected
 from storage import confirmations, costs, first_trials, queries, studies
 from storage.costs import StudyCosts
 from storage.errors import DialinError, UsageError
@@ -28,6 +27,7 @@ from storage.first_trials import FirstTrial
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
 from storage.studies import StudyRecord
+from storage.uncollected import uncollected
 from storage.urls import DEFAULT_URL, shown
 from storage.words import printable
 

@@ -11,12 +11,12 @@ from optuna.distributions import BaseDistribution
 
 from search import options, printing
 from search.knobs import Knob
-from search.uncollected import uncollected
 from search.wishes import parse_settings
 from storage import matching, queries, studies
 from storage.errors import DialinError, UsageError
 from storage.queries import StudyStatus
 from storage.shared import SharedStorage
+from storage.uncollected import uncollected
 from storage.urls import DEFAULT_URL
 
 if TYPE_CHECKING:

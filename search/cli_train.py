@@ -16,12 +16,12 @@ from search.launch import Ending
 from search.loading import reference_here
 from search.preflight import Placement
 from search.samplers import quiet_optuna
-from search.uncollected import uncollected
 from search.wishes import parse_space, parse_was, to_json
 from storage import queries, studies
 from storage.errors import UsageError
 from storage.shared import SharedStorage, open_storage
 from storage.tables import StudyState
+from storage.uncollected import uncollected
 from storage.urls import DEFAULT_URL
 
 
@@ -136,7 +136,7 @@ def run(
     disk: options.Disk = None,
     storage: options.Storage = DEFAULT_URL,
 ) -> None:
-    """Search: make a new study of OBJECTIVE and train its trials on this machine.
+    """Search: make a new study of OBJECTIVE and train its trials, here or on a Ray cluster (--on).
 
     Ctrl-C gives the running trials back; `dialin resume` goes on with them.
     """

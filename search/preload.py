@@ -10,8 +10,8 @@ import gc
 import importlib
 import os
 
-from search.uncollected import uncollected
 from search.uncompiled import spare_the_compiler
+from storage.uncollected import uncollected
 
 WITHOUT_TORCH = ("pandas", "scipy", "sklearn")
 

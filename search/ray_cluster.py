@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -95,8 +95,9 @@ def check(on: str, storage: str, objective: str | ByValue, placement: Placement)
     if sqlite_file(url) is not None:
         raise UsageError(
             "workers on a cluster share a PostgreSQL, and SQLite is for one machine: "
-            "--storage postgresql://USER:PASSWORD@HOST/DATABASE"
+            "put postgresql://USER:PASSWORD@HOST/DATABASE into DIALIN_STORAGE"
         )
+    _refuse_shown(storage, url)
     if isinstance(objective, ByValue):
         raise UsageError(
             f"{objective} is a value of this process, and a cluster's nodes read code from files of their own: name "
@@ -117,31 +118,65 @@ def check(on: str, storage: str, objective: str | ByValue, placement: Placement)
         )
 
 
+def _refuse_shown(storage: str, url: URL) -> None:
+    """Ray keeps the command line of whoever connects, and shows it to all who see its dashboard."""
+    passwords = [url.password, *(url.query.get(name) for name in ("password", "sslpassword"))]
+    told = [storage, *(str(one) for one in passwords if one)]
+    if len(told) > 1 and any(secret in argument for argument in sys.argv for secret in told):
+        raise UsageError(
+            "the password on the command line would be shown by Ray's dashboard: put the URL into DIALIN_STORAGE, or "
+            "the password into ~/.pgpass"
+        )
+
+
 def _is_here(url: URL) -> bool:
     host = str(url.host or url.query.get("host") or "/")
     return host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")
 
 
-def connect(on: str) -> tuple[Any, bool]:
+def connect(on: str, *, tried: bool = False) -> tuple[Any, bool]:
     """Ray, and whether this call has connected it: a process that is in a cluster already stays there.
+
+    `tried`: a moment ago this command was connected to it.
 
     Raises:
         DialinError: no cluster answers.
+        UsageError: this process is in another one.
     """
     ray = _imported()
     if ray.is_initialized():
+        with asking():
+            there = str(ray.get_runtime_context().gcs_address)
+        if on not in (HERE, there):
+            raise UsageError(f"this process is connected to the Ray cluster at {there}, not {on}: say --on ray for it")
         return ray, False
     address = on if on != HERE else os.environ.get("RAY_ADDRESS") or AUTO
-    _knock(address)
+    _knock(address, tried)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        with _outside():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray promises no kind of error
         raise DialinError(_nobody(address, first_line(error))) from None
     finally:
         if children.on_main_thread() and before is not None:
             signal.signal(signal.SIGTERM, before)  # Ray has put one in its place that ends the process
     return ray, True
+
+
+@contextmanager
+def _outside() -> Iterator[None]:
+    """A Ray that is connected in this block has nodes look for modules neither in this folder nor in the script's.
+
+    It would put both first, before Dialin and its packages; `search.ray_fleet` has a worker look there last.
+    """
+    script = sys.argv[0]
+    sys.argv[0] = os.sep
+    try:
+        with chdir(os.sep):
+            yield
+    finally:
+        sys.argv[0] = script
 
 
 def nodes_of(ray: Any) -> list[Node]:
@@ -172,14 +207,14 @@ def _imported() -> Any:
     return ray
 
 
-def _knock(address: str) -> None:
-    """Try it in a way that does not take minutes: the port, or where that is for Ray to find in another process."""
+def _knock(address: str, tried: bool) -> None:
+    """Try it in a way that does not take minutes: the port, then all of it in another process where it was not yet."""
     found = ADDRESS.fullmatch(address)
     program = f"import ray; ray.init({address!r}, log_to_driver=False)"
     try:
         if found is not None:
             socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=KNOCK_SECONDS).close()
-        else:
+        if not tried:
             command = [sys.executable, "-P", "-c", program]
             subprocess.run(command, capture_output=True, text=True, timeout=REACH_SECONDS, check=True)
     except OSError as error:

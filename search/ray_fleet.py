@@ -57,7 +57,7 @@ class Wish(IntEnum):
 class Orders:
     """A worker's. Its node must have this source of the objective.
 
-    `folder`: the command's. Ray puts it first on the import path, where a person's random.py stands in for Python's.
+    `folder`: the command's. It is last on the import path: a person's random.py must not stand in for Python's.
     """
 
     assignment: Assignment
@@ -188,15 +188,20 @@ class RayFleet:
             DialinError: the cluster does not answer, or cannot do what is wanted.
         """
         self._storage, self._wanted, self._tell = storage, placement.workers, tell
-        self._ray, self._ours = connect(on)
-        nodes = nodes_of(self._ray)
-        self._share = share_of(nodes, placement)
-        own = replace(assignment, threads=self._share.cpus, shared=None)
-        self._orders = Orders(own, sha256, os.path.abspath(os.curdir))
         self._posts: list[Post] = []
         self._news: list[News] = []
         self._wish, self._nodes_at, self._answers = Wish.WORK, time.monotonic(), True
-        self._grow(nodes)
+        self._ray, self._ours = connect(on, tried=True)
+        try:
+            nodes = nodes_of(self._ray)
+            self._share = share_of(nodes, placement)
+            own = replace(assignment, threads=self._share.cpus, shared=None)
+            self._orders = Orders(own, sha256, os.path.abspath(os.curdir))
+            self._grow(nodes)
+        except BaseException:
+            with suppress(DialinError):
+                self.close()
+            raise
         if not self._posts:
             tell(f"the cluster has no room for a worker with {self._share} yet: waiting for a node")
 
@@ -241,15 +246,14 @@ class RayFleet:
 
     def _mourn(self, death: Death, post: Post, worker_id: str) -> Death:
         """Ray starts its actor again and again: whether that is worth while is told by what its workers have done."""
-        handed_back = workers.end(self._storage, worker_id)
+        death = replace(death, handed_back=workers.end(self._storage, worker_id))
         if post.ended:
-            return replace(death, handed_back=handed_back)
+            return death
         work = workers.work_of(self._storage, worker_id)
         if post.restarts.after(work, time.monotonic() - post.began) is None:
             self._end(post)
-            return replace(death, handed_back=handed_back, hopeless=True)
-        then = "; Ray starts another where there is room"
-        return replace(death, handed_back=handed_back, reason=death.reason + then)
+            return replace(death, hopeless=True)
+        return replace(death, reason=f"{death.reason}; Ray starts another where there is room")
 
     def start_again(self) -> None:
         """See which nodes there are: the workers of one that is gone are dead, and on a new one is room for more.
@@ -336,28 +340,22 @@ class RayFleet:
 
     def _hear(self, seconds: float) -> None:
         asked = {post.asked: post for post in self._posts if post.asked is not None}
-        answered: list[Any] = []
-        if asked:
-            with asking():
-                answered, _ = self._ray.wait([*asked], num_returns=len(asked), timeout=seconds)
+        with asking():
+            answered, _ = self._ray.wait([*asked], num_returns=len(asked), timeout=seconds) if asked else ([], [])
         for answer in answered:
             post = asked[answer]
             post.asked = None
-            seen = self._answer_of(post, answer)
-            if seen is not None:
-                self._heed(post, seen)
+            self._listen(post, answer)
         self._give_up_the_silent()
 
-    def _answer_of(self, post: Post, answer: Any) -> Seen | None:
+    def _listen(self, post: Post, answer: Any) -> None:
         with asking():
             try:
-                found: Seen = self._ray.get(answer)
+                self._heed(post, self._ray.get(answer))
             except self._ray.exceptions.ActorUnavailableError:
-                return None  # it may be back; `start_again` hears whether its node is gone
+                return  # it may be back; `start_again` hears whether its node is gone
             except self._ray.exceptions.RayError as error:  # it died for good; a node without Dialin, or a bug of ours
                 self._lose(post, _last_line(error), again=False)
-                return None
-        return found
 
     def _give_up_the_silent(self) -> None:
         """One that was never seen waits for room, and may do so for long."""

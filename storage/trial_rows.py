@@ -7,12 +7,10 @@ takes. Here rows come as tuples, and equal distributions are one object.
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import math
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
@@ -24,6 +22,7 @@ from sqlalchemy import Float, Integer, Select, Text, cast, literal, null, select
 from sqlalchemy.orm import Session
 
 from storage.optuna_internals import models
+from storage.uncollected import uncollected
 
 # So many trials are asked for by their ids in one statement; SQLite takes 32,766 parameters.
 _CHUNK = 1000
@@ -64,22 +63,10 @@ def frozen(session: Session, rows: Iterable[Any]) -> Iterator[FrozenTrial]:
     rows = list(rows)
     for first in range(0, len(rows), _CHUNK):
         chunk = rows[first : first + _CHUNK]
-        with _no_collection():
+        with uncollected():
             parts = _parts(session, [row.trial_id for row in chunk])
             trials = [_build(row, parts[row.trial_id]) for row in chunk]
         yield from trials
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Python does not look for garbage among all that is being built: none of it is."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _build(row: Any, parts: _Parts) -> FrozenTrial:

@@ -34,8 +34,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Each process of tests would rewrite the asserts of all modules: 3 s.
 sys.dont_write_bytecode = False
-# What is imported for the tests stays: `pytest_collection_finish` switches it on again.
-gc.disable()
+# What is imported for the tests stays: `pytest_collection_finish` switches it on again, which xdist's controller never
+# calls: it imports no tests.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()
 
 
 @pytest.fixture(autouse=True)

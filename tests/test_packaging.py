@@ -34,7 +34,6 @@ LAYERS = (
     search.keeper search.bare search.own_trial search.trainer search.loading
     search.pace search.preflight search.preload search.restarts search.preview search.reporter search.outbox
     search.checkpointer search.shelf search.checkpoint_settings search.foresight search.uncompiled
-    search.uncollected
     search.trial_log search.by_value search.children search.artifacts search.telling search.trackers search.trackers.*
     search.shared_data search.module_state search.packing search.memory search.sizes search.watchdog
     search.space_changes search.test_split search.provenance search.peak_memory search.told""",

@@ -57,8 +57,12 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayNodes]:
 
 @pytest.fixture
 def patient(tmp_path: Path) -> Path:
-    """slow.py for workers of any folder: with a file `hurry` beside it an epoch takes next to nothing."""
+    """slow.py for workers of any folder: with a file `hurry` beside it an epoch takes next to nothing.
+
+    Beside it is a module that has the name of one of Dialin's.
+    """
     (tmp_path / "tiny.py").write_text(TINY.read_text())
+    (tmp_path / "storage.py").write_text("raise ImportError('this is not the one of Dialin')")
     text = SLOW.read_text().replace('Path("hurry")', f"Path({str(tmp_path / 'hurry')!r})")
     file = tmp_path / "patient.py"
     file.write_text(text)
@@ -147,8 +151,21 @@ class TestRefused:
         assert said.status == 2
         assert said.err == (
             "dialin: workers on a cluster share a PostgreSQL, and SQLite is for one machine: "
-            "--storage postgresql://USER:PASSWORD@HOST/DATABASE\n"
+            "put postgresql://USER:PASSWORD@HOST/DATABASE into DIALIN_STORAGE\n"
         )
+
+    @pytest.mark.parametrize("url", ["postgresql://me:s3cr%25t@db/x", "postgresql://me@db/x?password=s3cr%25t"])
+    def test_a_password_that_ray_would_show(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        said = (
+            "^the password on the command line would be shown by Ray's dashboard: put the URL into DIALIN_STORAGE, or "
+            "the password into ~/.pgpass$"
+        )
+        monkeypatch.setattr(sys, "argv", ["dialin", "run", f"--storage={url}", "--on", "127.0.0.1:1"])
+        with pytest.raises(UsageError, match=said):
+            ray_cluster.check("127.0.0.1:1", url, "digits", Placement())
+        monkeypatch.setattr(sys, "argv", ["dialin", "run", "--on", "127.0.0.1:1"])
+        with pytest.raises(DialinError, match="Connection refused"):
+            ray_cluster.check("127.0.0.1:1", url, "digits", Placement())
 
     def test_where_no_cluster_answers(self, inside: Inside, postgres_url: str) -> None:
         said = inside("run", "digits", "--on", "127.0.0.1:1", "--storage", postgres_url)

@@ -23,7 +23,7 @@ from search.preflight import Placement
 from search.ray_fleet import Orders, RayFleet, Seen, Wish
 from search.views import make_view
 from storage import studies
-from storage.errors import DialinError
+from storage.errors import DialinError, UsageError
 from storage.shared import SharedStorage, open_storage
 from storage.studies import StudySpec
 
@@ -229,3 +229,12 @@ def test_a_death_that_an_actor_tells_of_says_where(ray: Ray, crew: RayFleet) -> 
     crew.wait(0)
     crew.wait(0)
     assert [*crew.deaths()] == [replace(death, reason="killed by SIGKILL (on far)")]
+
+
+def test_what_fails_at_the_start_leaves_the_cluster(
+    ray: Ray, storage: SharedStorage, told: list[str], tmp_path: Path
+) -> None:
+    assignment = Assignment("postgresql://db/x", "study", "objective.py", (), 1, tmp_path, tmp_path)
+    with pytest.raises(UsageError, match="--devices names GPUs"):
+        RayFleet(storage, assignment, Placement(devices="0"), "ray", "sha", told.append)
+    assert ray.shut

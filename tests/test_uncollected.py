@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from search.uncollected import uncollected
+from storage.uncollected import uncollected
 
 
 def test_in_the_block_nothing_is_collected_and_after_it_as_before() -> None:
