@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from search.curve_points import Curves
 from search.grace import PROBES, grace
-from search.improvement import MODEL, RANDOM, Improver
+from search.improvement import MODEL, NEIGHBOUR, RANDOM, Improver
 from search.strategy import GoOn, Left, Seen, SeenState, Start, Verdict
 
 Floats = NDArray[np.float64]
@@ -34,7 +34,7 @@ class Rules:
 
     Args:
         by_rank: the share of decisions that ask no model.
-        random: the share of new recipes that ask none.
+        random: of the new recipes of the other half, the share that is random.
         first: so many trials start before a model is asked.
         keeps: one of so many trials goes on at each rung, by rank.
         leaders: so many of the best are trained to the end, whatever else happens.
@@ -43,7 +43,7 @@ class Rules:
 
     by_rank: float = 0.5
     random: float = 0.25
-    first: int = 16
+    first: int = 12
     keeps: int = 3
     leaders: int = 3
     share: float = 1 / 3
@@ -132,16 +132,15 @@ class Auto:
             return begin
         rng = np.random.default_rng([self._seed, self._worker, *self._state(seen)])
         may_start = left.trials > 0 and not (paused and self._ahead(seen, left))
-        by_rank = rng.random() < self._rules.by_rank
-        if by_rank or len(seen) < self._rules.first:
+        first = len(seen) < self._rules.first
+        if first or rng.random() < self._rules.by_rank:
             promoted = self._promoted(seen, {one.number for one in paused})
             if promoted is not None:
                 return promoted
-            if may_start and len(seen) < self._rules.first:
-                return Start(None, RANDOM)
-        candidates = [] if by_rank and may_start else paused
+            if may_start:
+                return Start(None, RANDOM) if first else self._improver.neighbour(seen, self._curves, rng)
         timed = math.isinf(left.epochs)  # else epochs are what runs out
-        chosen = self._improver.choose(seen, candidates, self._curves, self._length, may_start, rng, timed)
+        chosen = self._improver.choose(seen, paused, self._curves, self._length, may_start, rng, timed)
         if isinstance(chosen, Start) and rng.random() < self._rules.random:
             return Start(None, RANDOM)
         return chosen
@@ -151,7 +150,7 @@ class Auto:
 
         Given is what is neither random nor the model's: by whom does not matter, a study may have enqueued it.
         """
-        given = [one.number for one in seen if one.origin not in ("", RANDOM, MODEL)]
+        given = [one.number for one in seen if one.origin not in ("", RANDOM, NEIGHBOUR, MODEL)]
         if not any(self._curves.reached(number) >= self._length for number in given):
             racing = self._promoted(seen, paused, given)
             if racing is not None:

@@ -22,7 +22,7 @@ from search.strategy import GoOn, Seen, SeenState, Start
 Floats = NDArray[np.float64]
 
 # What a new trial was started for.
-RANDOM, MODEL = "random", "model"
+RANDOM, NEIGHBOUR, MODEL = "random", "neighbour", "model"
 # Points that the model is fitted to: a decision takes the cube of their number.
 POINTS = 250
 # It is fitted anew when so many times the epochs are on record, in so many steps.
@@ -32,6 +32,11 @@ DRAWN, LEADERS, ROUNDS, AROUND = 100, 8, 2, 10
 # How near, in shares of a range.
 NEAR = (0.1, 0.03)
 NEARER = (0.05, 0.025)
+# Whose neighbours start without the model's word, and how near they are.
+PARENTS, NEIGHBOURHOOD = 5, 0.1
+# The power of what is to be paid that a promise is divided by. A trial that is nearly done is cheap to finish and a small
+# network cheap to train, but neither is worth all that its price alone would say.
+PRICED = 0.25
 # Values worse than this, in distances of the median trial from the best one, say no more: they have diverged.
 CAP = 100.0
 # Added under the root, so that the best value so far is no sharp tip of what the model sees.
@@ -64,8 +69,8 @@ class Improver:
             return None
         if not timed:
             seen, paused = ([replace(one, seconds=0.0) for one in some] for some in (seen, paused))
-        known = [one for one in seen if one.state is not SeenState.FAILED and one.recipe]
-        if not any(curves.reached(one.number) for one in known):
+        known = _known(seen, curves)
+        if not known:
             return Start(None, RANDOM) if may_start else GoOn(paused[0].number)
         self._space.learn(known)
         rows = self._space.rows
@@ -83,6 +88,17 @@ class Improver:
         if best < 0 or scores[best] < 0:
             return Start(None, RANDOM)
         return Start(self._space.recipe(new[best]), MODEL)
+
+    def neighbour(self, seen: Sequence[Seen], curves: Curves, rng: np.random.Generator) -> Start:
+        """A recipe near that of one of the best trials; a random one while there are none, or nothing new is near."""
+        known = _known(seen, curves)
+        if known:
+            self._space.learn(known)
+            best = np.argsort([curves.low(one.number) for one in known], kind="stable")[:PARENTS]
+            rows = self._space.near(rng, self._space.rows[rng.choice(best, AROUND)], NEIGHBOURHOOD)
+            for row in rows[~self._met(rows, self._space.rows)]:
+                return Start(self._space.recipe(row), NEIGHBOUR)
+        return Start(None, RANDOM)
 
     def _look(self, known: Sequence[Seen], rows: Floats, curves: Curves, length: int, rng: np.random.Generator) -> Look:
         """The model, conditioned on what is on record."""
@@ -125,10 +141,7 @@ class Improver:
 
 @dataclass(frozen=True)
 class Look:
-    """The expected improvement on `best` at the end of training, over the root of what is to be paid for it.
-
-    The root: a trial that is nearly done is cheap to finish, but not worth all that its price alone would say.
-    """
+    """The expected improvement on `best` at the end of training, over a power of what is to be paid for it."""
 
     model: CurveModel
     space: RecipeSpace
@@ -156,7 +169,13 @@ class Look:
         mean, deviation = self.model.predict(at_the_end)
         z = (self.best - mean) / deviation
         expected = deviation * (z * ndtr(z) + np.exp(-z * z / 2) / math.sqrt(2 * math.pi))
-        return expected / np.sqrt(costs)
+        return expected / costs**PRICED
+
+
+def _known(seen: Sequence[Seen], curves: Curves) -> list[Seen]:
+    """The trials that say something of recipes; none as long as no value is on record."""
+    known = [one for one in seen if one.state is not SeenState.FAILED and one.recipe]
+    return known if any(curves.reached(one.number) for one in known) else []
 
 
 def _paces(some: Sequence[Seen], curves: Curves) -> Floats:

@@ -18,7 +18,7 @@ EPOCHS = 16
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
 WIDE: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in "wx"}
 Curve = Callable[[Mapping[str, Any], int], float]
-RANKS = Rules(by_rank=1.0, random=1.0, first=0)
+RANKS = Rules(by_rank=1.0, first=0)
 
 
 def falling(recipe: Mapping[str, Any], epoch: int) -> float:
@@ -101,7 +101,9 @@ def test_the_best_third_at_a_rung_goes_on_and_else_a_new_trial_starts() -> None:
     seen = [*probes(9, 2)]
     assert strategy.next(seen, Left()) == GoOn(0)
     ahead = [replace(one, state=SeenState.RUNNING) if one.number < 3 else one for one in seen]
-    assert strategy.next(ahead, Left()) == Start(None, "random")
+    begun = strategy.next(ahead, Left())
+    assert isinstance(begun, Start)
+    assert begun.origin == "neighbour"
 
 
 def test_the_highest_rung_is_looked_at_first() -> None:
@@ -167,23 +169,38 @@ def test_the_model_finds_what_random_recipes_do_not() -> None:
         return sum((value - 0.3) ** 2 for value in recipe.values()) + 1 / (1 + epoch)
 
     away = []
-    for rules in (Rules(), RANKS):
+    for rules in (Rules(), Rules(by_rank=0.0, random=1.0)):
         seen = drive(Auto(epochs=EPOCHS, seed=0, rules=rules), bowl, left=Left(), most=200, space=WIDE)
         away.append(min(bowl(one.recipe, 10**9) for one in seen))
     assert 3 * away[0] < away[1]
 
 
-@pytest.mark.parametrize(("by_rank", "random", "origins"), [(1.0, 1.0, {"random"}), (0.0, 0.0, {"model"})])
+@pytest.mark.parametrize(
+    ("by_rank", "random", "origins"), [(1.0, 0.0, {"neighbour"}), (0.0, 0.0, {"model"}), (0.0, 1.0, {"random"})]
+)
 def test_ranks_and_model_share_the_decisions(by_rank: float, random: float, origins: set[str]) -> None:
     rules = Rules(by_rank=by_rank, random=random, first=8)
     seen = drive(Auto(epochs=EPOCHS, seed=0, rules=rules), falling, left=Left(), most=120)
+    assert {one.origin for one in seen[:8]} == {"random"}
     assert {one.origin for one in seen[8:]} == origins
 
 
-def test_by_default_both_start_trials() -> None:
+def test_by_default_each_starts_trials_and_chance_the_fewest() -> None:
     seen = drive(Auto(epochs=EPOCHS, seed=0), falling, left=Left(), most=300)
     later = [one.origin for one in seen[Rules().first :]]
-    assert 0 < later.count("random") < later.count("model")
+    assert 0 < later.count("random") < min(later.count("model"), later.count("neighbour"))
+
+
+def test_a_neighbour_is_near_one_of_the_five_best_and_no_recipe_again() -> None:
+    """Best are those with the least x, and the good ones are far from the bad ones."""
+    places = [0.1, 0.11, 0.12, 0.13, 0.14, *(0.8 + n / 100 for n in range(7))]
+    seen = [trial(n, [x, x], SeenState.COMPLETE, recipe={"x": x}) for n, x in enumerate(places)]
+    for worker in range(20):
+        begun = Auto(epochs=EPOCHS, seed=0, worker=worker, rules=RANKS).next(seen, Left())
+        assert isinstance(begun, Start)
+        assert begun.recipe is not None
+        assert begun.recipe["x"] < 0.6
+        assert begun.recipe["x"] not in places
 
 
 def test_the_same_record_and_seed_give_the_same_search_and_another_worker_another_recipe() -> None:
