@@ -34,8 +34,8 @@ NEAR = (0.1, 0.03)
 NEARER = (0.05, 0.025)
 # Whose neighbours start without the model's word, and how near they are.
 PARENTS, NEIGHBOURHOOD = 5, 0.1
-# The power of what is to be paid that a promise is divided by. A trial that is nearly done is cheap to finish and a small
-# network cheap to train, but neither is worth all that its price alone would say.
+# The power of what is to be paid that a promise is divided by. A trial that is nearly done is cheap to finish, and a
+# small network cheap to train, but neither is worth all that its price alone would say.
 PRICED = 0.25
 # Values worse than this, in distances of the median trial from the best one, say no more: they have diverged.
 CAP = 100.0
