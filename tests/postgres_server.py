@@ -50,10 +50,11 @@ class PostgresServer:
             raise RuntimeError(f"PostgreSQL did not start:\n{complaints.read_text()}")
         self._numbers = itertools.count(1)
 
-    def create_database(self) -> str:
-        """A new, empty database's URL, `postgresql://postgres@/test_1?host=<socket's folder>`."""
+    def create_database(self, like: str | None = None) -> str:
+        """A new database's URL, `postgresql://postgres@/test_1?host=<socket's folder>`: empty, or a copy of another one."""
         name = f"test_{next(self._numbers)}"
-        self.execute(f'CREATE DATABASE "{name}"')
+        template = f' TEMPLATE "{make_url(like).database}"' if like else ""
+        self.execute(f'CREATE DATABASE "{name}"{template}')
         return make_url(self.url).set(database=name).render_as_string(hide_password=False)
 
     def drop_database(self, url: str) -> None:

@@ -180,6 +180,7 @@ def test_a_row_that_does_not_fit_is_named_and_nothing_is_copied(sqlite_url: str,
     assert studies.names(open_storage(postgres_url)) == [record.name]
 
 
+@pytest.mark.new_database
 def test_what_is_no_database_of_this_version_is_not_copied(sqlite_url: str, postgres_url: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no tables of Dialin's"):
         copied(postgres_url, sqlite_url)

@@ -27,7 +27,7 @@ from storage.tables import SCHEMA_VERSION, Base, WorkerRow
 from storage.urls import parse
 
 pytest_plugins = ["storage_fixtures"]
-pytestmark = pytest.mark.usefixtures("storage_test")
+pytestmark = [pytest.mark.usefixtures("storage_test"), pytest.mark.new_database]
 
 
 class PowerCut(Exception):

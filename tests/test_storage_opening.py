@@ -43,11 +43,13 @@ def refusal(url: str, kind: type[DialinError]) -> str:
 # -- Making it
 
 
+@pytest.mark.new_database
 def test_processes_that_open_a_new_database_at_once_all_find_it_made(storage_url: str, crew: Crew) -> None:
     assert crew(open_at_once, storage_url) == ["opened"] * PROCESSES
     assert [row.version for row in rows(open_storage(storage_url), SchemaRow)] == [SCHEMA_VERSION]
 
 
+@pytest.mark.new_database
 def test_a_plain_optuna_database_becomes_one_of_dialins(storage_url: str) -> None:
     plain = RDBStorage(parse(storage_url).render_as_string(hide_password=False))
     plain.create_new_study([], "theirs")
@@ -232,6 +234,7 @@ def stranger(postgres_server: PostgresServer) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("made", [False, True], ids=["new", "made"])
+@pytest.mark.new_database
 def test_a_role_without_rights_is_refused(postgres_url: str, stranger: str, made: bool) -> None:
     if made:
         open_storage(postgres_url).backend.engine.dispose()
