@@ -107,7 +107,7 @@ def _make_tables(url: str) -> None:
 
 @pytest.fixture
 def postgres_url(request: pytest.FixtureRequest, postgres_server: PostgresServer) -> Iterator[str]:
-    """A PostgreSQL database of the test's own, with Dialin's tables; an empty one where a test is marked `new_database`."""
+    """A PostgreSQL database of the test's own, with Dialin's tables; without them under the mark `new_database`."""
     url = postgres_server.create_database(None if _wants_new(request) else request.getfixturevalue("made_in_postgres"))
     yield url
     postgres_server.drop_database(url)
@@ -121,7 +121,7 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def storage_url(request: pytest.FixtureRequest) -> str:
-    """A database with Dialin's tables, or a new one under `new_database`; a test that asks for it runs once on each kind."""
+    """A database with Dialin's tables, or under `new_database` a new one; a test runs once on each kind."""
     fixtures = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}
     url: str = request.getfixturevalue(fixtures[request.param])
     if request.param == "sqlite" and not _wants_new(request):

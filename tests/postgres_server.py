@@ -51,7 +51,7 @@ class PostgresServer:
         self._numbers = itertools.count(1)
 
     def create_database(self, like: str | None = None) -> str:
-        """A new database's URL, `postgresql://postgres@/test_1?host=<socket's folder>`: empty, or a copy of another one."""
+        """A new database's URL, `postgresql://postgres@/test_1?host=<socket's folder>`: empty, or a copy of another."""
         name = f"test_{next(self._numbers)}"
         template = f' TEMPLATE "{make_url(like).database}"' if like else ""
         self.execute(f'CREATE DATABASE "{name}"{template}')
