@@ -1,12 +1,13 @@
 """Training without torch's compiler being imported for it, until somebody compiles.
 
 Optimizers ask two things of `torch._dynamo`, which come to nothing where nothing is compiled: a process's first
-optimizer has four of its methods `disable`d, and each step calls `graph_break`. For that torch imports the whole
-compiler, sympy with it: 1.6 s of CPU in each `dialin run` (torch 2.15, two cores; torch itself takes 1.8 s).
+optimizer has four of its methods `disable`d, and each step calls `graph_break`. torchvision takes a function of
+`torch._dynamo.utils`, for boxes that somebody may train with. For that torch imports the whole compiler, sympy with it:
+1.6 s of CPU in each `dialin run` (torch 2.15, two cores; torch itself takes 1.8 s).
 
-`spare_the_compiler` puts a stand-in in its place that answers just these two, and is replaced by the real module as
-soon as anything else is asked of it: `torch.compile`, `import torch._dynamo.config`, torchvision. A torch that asks for
-other things pays as before. Processes of ours call it: `search.preload` and the commands that train.
+`spare_the_compiler` puts a stand-in in its place that answers just these, and is replaced by the real module as soon as
+anything else is asked of it, or that function is called: `torch.compile`, `import torch._dynamo.config`. A torch that
+asks for other things pays as before. Processes of ours call it: `search.preload` and the commands that train.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 COMPILER = "torch._dynamo"
+UTILS = f"{COMPILER}.utils"
 # Where torch's wrapper of a function keeps what `disable` made of it, see torch/_compile.py.
 _KEPT = "__dynamo_disable"
 
@@ -36,6 +38,7 @@ def spare_the_compiler() -> None:
         return
     stand_in = _StandIn(spec)
     sys.modules[COMPILER] = torch._dynamo = stand_in
+    sys.modules[UTILS] = _Utils(stand_in)
     sys.meta_path.insert(0, _PartsOfIt(stand_in))
 
 
@@ -64,7 +67,8 @@ class _StandIn(ModuleType):
     def give_way(self) -> ModuleType:
         """The real module, in this one's place."""
         if sys.modules.get(COMPILER) is self:
-            del sys.modules[COMPILER]
+            for name in (COMPILER, UTILS):
+                sys.modules.pop(name, None)
             sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _PartsOfIt)]
             for function in self._plain:
                 getattr(function, "__dict__", {}).pop(_KEPT, None)
@@ -80,6 +84,37 @@ class _StandIn(ModuleType):
             super().__setattr__(name, value)
         else:
             setattr(self.give_way(), name, value)
+
+
+class _Utils(ModuleType):
+    """What is found as `torch._dynamo.utils` until more of it is needed than that torchvision has its function."""
+
+    _whole: _StandIn
+
+    def __init__(self, whole: _StandIn) -> None:
+        super().__init__(UTILS, whole.__doc__)
+        spec = PathFinder.find_spec(UTILS, whole.__path__)
+        self.__spec__, self.__file__ = spec, spec.origin if spec else None
+        vars(self)["_whole"] = whole
+
+    def is_compile_supported(self, device_type: str) -> bool:
+        """What the real one says."""
+        return bool(self._real().is_compile_supported(device_type))
+
+    def _real(self) -> ModuleType:
+        self._whole.give_way()
+        return importlib.import_module(UTILS)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {UTILS!r} has no attribute {name!r} yet")
+        return getattr(self._real(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._real(), name, value)
 
 
 class _PartsOfIt(MetaPathFinder, Loader):

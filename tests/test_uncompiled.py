@@ -45,9 +45,23 @@ train(compiled)
 assert ran
 """,
     "import of a part": """
-import torch._dynamo.utils as part
-assert part is sys.modules["torch._dynamo.utils"] is torch._dynamo.utils
+import torch._dynamo.decorators as part
+assert part is sys.modules["torch._dynamo.decorators"] is torch._dynamo.decorators
 assert type(part.__spec__.loader).__name__ == "SourceFileLoader"
+""",
+    "utilities": """
+import importlib
+part = importlib.import_module("torch._dynamo.utils")
+assert not compiler_is_there()
+assert part.counters is sys.modules["torch._dynamo.utils"].counters is torch._dynamo.utils.counters
+assert sys.modules["torch._dynamo.utils"] is torch._dynamo.utils is not part
+""",
+    "torchvision's question": """
+from torchvision.ops.roi_align import is_compile_supported
+from torchvision.models import resnet18
+train(torch.nn.Sequential(torch.nn.Unflatten(1, (1, 2)), torch.nn.Flatten(), torch.nn.Linear(2, 1)))
+assert not compiler_is_there()
+assert is_compile_supported("cpu") is sys.modules["torch._dynamo.utils"].is_compile_supported("cpu")
 """,
     "decorator": """
 @torch.compiler.disable(reason="mine")
