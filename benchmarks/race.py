@@ -140,6 +140,8 @@ def run(system: str, seed: int, given: argparse.Namespace) -> Run:
                 interrupt(process)
         print(f"seed {seed}, {system}: done", file=sys.stderr)
         events = sorted(SYSTEMS[system].events(folder), key=lambda event: event.at)
+        if not any(event.event == "epoch" for event in events):
+            raise SystemExit(f"{system} trained no epoch:\n{output.read_text()[-3000:]}")
     moments = [(event.at - started, event) for event in events if event.at - started <= given.seconds]
     return Run(
         system,

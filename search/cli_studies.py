@@ -234,7 +234,7 @@ def _watch(storage: SharedStorage, record: StudyRecord, view: View) -> StudyStat
                 raise DialinError(f"study {record.name!r} was deleted or renamed while it was watched")
             if _over(status):
                 return status
-        time.sleep(POLL_SECONDS)
+        time.sleep(feed.rest(POLL_SECONDS))
 
 
 def delete(

@@ -5,6 +5,9 @@ Used by `search.launch`, which started the workers, and by `dialin watch`, which
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from search import printing
 from search.live import View
 from storage import queries, roster, studies
@@ -15,14 +18,17 @@ from storage.studies import StudyRecord
 
 # Settled and adopted trials are asked for by time; one that commits late may lie a little before the newest seen.
 OVERLAP_SECONDS = 5.0
+# A look that took a second is followed by so many without one, but for no longer than that: workers train meanwhile,
+# perhaps on the same processors, and of 10,000 trials a look takes half a second.
+REST, LONGEST_REST_SECONDS = 20.0, 5.0
 
 
 class Feed:
     """Remembers what a view has been told already."""
 
-    def __init__(self, storage: SharedStorage, study: StudyRecord) -> None:
+    def __init__(self, storage: SharedStorage, study: StudyRecord, clock: Callable[[], float] = time.monotonic) -> None:
         """What has ended before is not told."""
-        self._storage = storage
+        self._storage, self._clock, self._took = storage, clock, 0.0
         self._name = study.name
         self._newest = study.created_at + queries.status(storage, study).age
         before = queries.settled(storage, study, self._newest - OVERLAP_SECONDS)
@@ -30,8 +36,19 @@ class Feed:
         self._adopted_at = self._newest
         self._adopted = {(one.number, one.generation) for one in self._adoptions(study)}
 
+    def rest(self, least: float) -> float:
+        """After how many seconds to look again, at least: so that looking takes a twentieth of the time at most."""
+        return max(least, min(REST * self._took, LONGEST_REST_SECONDS))
+
     def show(self, view: View) -> StudyStatus | None:
         """Tell the view what is new; where the study stands now, None when it is gone."""
+        began = self._clock()
+        try:
+            return self._show(view)
+        finally:
+            self._took = self._clock() - began
+
+    def _show(self, view: View) -> StudyStatus | None:
         try:
             study = studies.find(self._storage, self._name)
         except UsageError:

@@ -90,21 +90,29 @@ class _Watch:
     def __init__(self, feed: Feed, crew: Crew, view: View, interrupts: _Interrupts) -> None:
         self._feed, self._crew, self._view, self._interrupts = feed, crew, view, interrupts
         self._asked: float | None = None
+        self._next_look, self._answered = 0.0, False
         self._outage = Outage(view.note)
         self._may_come_back = True
 
     def until_all_have_ended(self) -> None:
-        """Redraw a few times a second. A database that does not answer is asked again."""
+        """Redraw a few times a second, more seldom where a look takes long. A database that is away is asked again."""
         while True:
             over = not self._crew.alive and not self._crew.unheard
             try:
-                answered = self._look()
-                if over or (not answered and not self._crew.alive and self._gives_up):
+                if over or self._is_due:
+                    self._answered = self._look()
+                    self._next_look = time.monotonic() + self._feed.rest(POLL_SECONDS)
+                if over or (not self._answered and not self._crew.alive and self._gives_up):
                     return
                 self._heed_interrupts()
             except BrokenPipeError:  # whoever read the lines has gone (`| head`): trials are given back in silence
                 self._interrupts(signal.SIGPIPE, None)
             self._crew.wait(POLL_SECONDS)
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether to look now: after a while, when a worker has ended, and when the person waits for the end."""
+        return self._crew.unheard or bool(self._interrupts.count) or time.monotonic() >= self._next_look
 
     def _look(self) -> bool:
         """Ask the database, and say so once where it does not answer; whether it did."""

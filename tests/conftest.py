@@ -179,8 +179,9 @@ def needless_skip(fixtures: set[str], reason: str) -> str | None:
 
 
 def pytest_collection_finish() -> None:
-    """Garbage is collected again, and not looked for in what the collection of tests has imported."""
+    """Garbage is collected again, more seldom than by default and not in what the collection of tests has imported."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     gc.enable()
 
 

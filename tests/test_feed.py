@@ -68,3 +68,12 @@ def test_a_trial_that_ends_the_study_between_two_readings_is_told_with_the_end(
     assert shown is not None
     assert shown.over
     assert told.numbers == [0, 1]
+
+
+def test_looking_takes_a_twentieth_of_the_time_and_no_rest_is_long(worker: SharedStorage) -> None:
+    now = iter([0.0, 0.001, 10.0, 10.1, 20.0, 29.0])
+    feed, rests = Feed(worker, make_study(worker), clock=lambda: next(now)), []
+    for _ in range(3):
+        feed.show(Told())
+        rests.append(feed.rest(0.25))
+    assert rests == [0.25, pytest.approx(2.0), 5.0]

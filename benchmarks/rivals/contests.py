@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,3 +61,9 @@ CONTESTS = {
     "digits": Contest(digits.objective, tensors(digits.data)),
     "adult": Contest(adult.objective, tensors(adult.data)),
 }
+
+
+@cache
+def load(contest: str, root: Path) -> Parts:
+    """A contest's data, read once a process: an actor of Ray's has one trial after another."""
+    return CONTESTS[contest].datasets(root)

@@ -6,13 +6,12 @@ An actor goes on with the next trial instead of importing torch again for each (
 from __future__ import annotations
 
 import argparse
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import ray
 import torch
-from contests import CONTESTS, Parts
+from contests import CONTESTS, load
 from plain_loop import arguments, fit, note
 from plain_recipe import suggest
 from ray import tune
@@ -20,12 +19,6 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 GOAL = {"metric": "accuracy", "mode": "max"}
-
-
-@cache
-def load(contest: str, root: Path) -> Parts:
-    """Read once in an actor."""
-    return CONTESTS[contest].datasets(root)
 
 
 def train(config: dict[str, Any], given: argparse.Namespace) -> None:
