@@ -1,4 +1,4 @@
-"""Imported once by the process that workers are forked from: imports only, no tensor work, no CUDA call.
+"""Imported once by the process that workers are forked from: imports, what is read once, no tensor, no CUDA call.
 
 A forked child can open a GPU only if its parent never did. `search.children` names this module to the fork server, and
 after it what the objective will import next.
@@ -11,6 +11,7 @@ import importlib
 import os
 
 from search.uncompiled import spare_the_compiler
+from storage.optuna_internals import read_once
 from storage.uncollected import uncollected
 
 WITHOUT_TORCH = ("pandas", "scipy", "sklearn")
@@ -33,6 +34,7 @@ with uncollected(for_good=True):
     _import(_likely)
     for _module in ("search.preview", "search.worker"):
         importlib.import_module(_module)
+    read_once()
 # At its end this process frees what it has: torchvision complains of what nobody did.
 atexit.register(gc.unfreeze)
 os.environ.pop("PYTHONSAFEPATH", None)

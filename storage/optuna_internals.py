@@ -28,6 +28,7 @@ from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 
 # What `Study.tell` does before it reads the trial once more for who called it.
 from optuna.study._tell import _tell_with_warning
+from sqlalchemy.orm import configure_mappers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,10 +84,19 @@ __all__ = [
     "forget_trial",
     "frozen_of",
     "models",
+    "read_once",
     "suggest_unless_asked",
     "tell",
     "trial_id_of",
 ]
+
+
+def read_once() -> None:
+    """Have what every opening of a database wants and reads once: a process that is forked from this one has it too."""
+    configure_mappers()
+    nowhere = object.__new__(VersionManager)  # its constructor asks a database
+    nowhere.url = "sqlite://"
+    nowhere.get_head_version()
 
 
 def forget_study(storage: CachedStorage, study_id: int) -> None:
