@@ -3,8 +3,8 @@
 A trial trains from rung to rung (`search.grace` finds the first one, each other is twice as far, none is in the second
 half of a training) and is paused where something else promises more; a paused trial costs nothing. Half of the
 decisions promote by plain rank, because a model alone gets over-confident: the best paused trial of the top third at
-the highest rung goes on, and else a new one starts. The other half take what most improves on the best value for its
-cost, by a Gaussian process over (recipe, epoch).
+the highest rung goes on, and else a neighbour of one of the best starts. The other half take what most improves on the
+best value for its cost, by a Gaussian process over (recipe, epoch).
 What is on record decides; only the model's fit is kept between decisions, since it takes longest.
 
 Where only a number of trials is given, they may train `SHARE` of what they would all take in full.
@@ -148,7 +148,8 @@ class Auto:
     def _begin(self, seen: Sequence[Seen], paused: set[int], left: Left) -> Choice:
         """Until one of the given recipes is trained out, the better half of those at a rung goes on before all else.
 
-        Given is what is neither random nor the model's: by whom does not matter, a study may have enqueued it.
+        Given is what is neither random nor near another nor the model's: by whom does not matter, a study may have
+        enqueued it.
         """
         given = [one.number for one in seen if one.origin not in ("", RANDOM, NEIGHBOUR, MODEL)]
         if not any(self._curves.reached(number) >= self._length for number in given):

@@ -18,8 +18,8 @@ from storage.studies import StudyRecord
 
 # Settled and adopted trials are asked for by time; one that commits late may lie a little before the newest seen.
 OVERLAP_SECONDS = 5.0
-# A look that took a second is followed by so many without one, but for no longer than that: workers train meanwhile,
-# perhaps on the same processors, and of 10,000 trials a look takes half a second.
+# A look that took a second is followed by so many without one, but by no longer rest than that: workers train
+# meanwhile, perhaps on the same processors, and of 10,000 trials a look takes half a second.
 REST, LONGEST_REST_SECONDS = 20.0, 5.0
 
 
@@ -37,7 +37,7 @@ class Feed:
         self._adopted = {(one.number, one.generation) for one in self._adoptions(study)}
 
     def rest(self, least: float) -> float:
-        """After how many seconds to look again, at least: so that looking takes a twentieth of the time at most."""
+        """After how many seconds to look again, at least: looking takes a twentieth of the time where it can."""
         return max(least, min(REST * self._took, LONGEST_REST_SECONDS))
 
     def show(self, view: View) -> StudyStatus | None:

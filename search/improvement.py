@@ -94,10 +94,12 @@ class Improver:
         known = _known(seen, curves)
         if known:
             self._space.learn(known)
-            best = np.argsort([curves.low(one.number) for one in known], kind="stable")[:PARENTS]
+            lows = np.asarray([curves.low(one.number) for one in known])
+            best = np.argsort(lows, kind="stable")[: min(PARENTS, int(np.isfinite(lows).sum()))]
             rows = self._space.near(rng, self._space.rows[rng.choice(best, AROUND)], NEIGHBOURHOOD)
-            for row in rows[~self._met(rows, self._space.rows)]:
-                return Start(self._space.recipe(row), NEIGHBOUR)
+            new = rows[~self._met(rows, self._space.rows)]
+            if len(new):
+                return Start(self._space.recipe(new[0]), NEIGHBOUR)
         return Start(None, RANDOM)
 
     def _look(self, known: Sequence[Seen], rows: Floats, curves: Curves, length: int, rng: np.random.Generator) -> Look:

@@ -87,10 +87,18 @@ def follow(console: Console, storage: SharedStorage, study: StudyRecord, start: 
 class _Watch:
     """Follows a study while its workers run: shows what is new, and sees to workers that have died."""
 
-    def __init__(self, feed: Feed, crew: Crew, view: View, interrupts: _Interrupts) -> None:
-        self._feed, self._crew, self._view, self._interrupts = feed, crew, view, interrupts
+    def __init__(
+        self,
+        feed: Feed,
+        crew: Crew,
+        view: View,
+        interrupts: _Interrupts,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._feed, self._crew, self._view, self._interrupts, self._clock = feed, crew, view, interrupts, clock
         self._asked: float | None = None
-        self._next_look, self._answered = 0.0, False
+        self._next_look = clock() + POLL_SECONDS  # workers that have just been started have done nothing yet
+        self._answered = False  # the database, when it was asked last
         self._outage = Outage(view.note)
         self._may_come_back = True
 
@@ -101,7 +109,9 @@ class _Watch:
             try:
                 if over or self._is_due:
                     self._answered = self._look()
-                    self._next_look = time.monotonic() + self._feed.rest(POLL_SECONDS)
+                    self._next_look = self._clock() + self._feed.rest(POLL_SECONDS)
+                if self._answered:
+                    self._start_again()
                 if over or (not self._answered and not self._crew.alive and self._gives_up):
                     return
                 self._heed_interrupts()
@@ -112,7 +122,7 @@ class _Watch:
     @property
     def _is_due(self) -> bool:
         """Whether to look now: after a while, when a worker has ended, and when the person waits for the end."""
-        return self._crew.unheard or bool(self._interrupts.count) or time.monotonic() >= self._next_look
+        return self._crew.unheard or bool(self._interrupts.count) or self._clock() >= self._next_look
 
     def _look(self) -> bool:
         """Ask the database, and say so once where it does not answer; whether it did."""
@@ -128,12 +138,14 @@ class _Watch:
             self._outage.not_answered(error)
             return False
         self._outage.answered()
+        return True
+
+    def _start_again(self) -> None:
         try:
             self._crew.start_again()
         except DialinError as error:
             self._view.note(f"no worker can be started again: {error}")
             self._crew.no_more()
-        return True
 
     @property
     def _gives_up(self) -> bool:
@@ -146,9 +158,9 @@ class _Watch:
             return
         self._crew.no_more()
         if self._asked is None:
-            self._asked = time.monotonic()
+            self._asked = self._clock()
             self._view.note("giving the trials back (Ctrl-C again to kill)")
-        patient = self._interrupts.count == 1 and time.monotonic() - self._asked < PATIENCE_SECONDS
+        patient = self._interrupts.count == 1 and self._clock() - self._asked < PATIENCE_SECONDS
         self._crew.hand_back() if patient else self._crew.kill()
 
 

@@ -24,7 +24,7 @@ class View(Protocol):
     """Shows where a study stands."""
 
     def update(self, status: StudyStatus, best: RankedTrial | None, settled: Sequence[SettledTrial]) -> None:
-        """Called a few times a second; `settled` holds what ended since the last call."""
+        """Called a few times a second, or every few seconds; `settled` holds what ended since the last call."""
 
     def note(self, text: str) -> None:
         """A line that stays: a death, a hand-back."""

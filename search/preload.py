@@ -11,7 +11,6 @@ import importlib
 import os
 
 from search.uncompiled import spare_the_compiler
-from storage.optuna_internals import read_once
 from storage.uncollected import uncollected
 
 WITHOUT_TORCH = ("pandas", "scipy", "sklearn")
@@ -34,7 +33,7 @@ with uncollected(for_good=True):
     _import(_likely)
     for _module in ("search.preview", "search.worker"):
         importlib.import_module(_module)
-    read_once()
+    importlib.import_module("storage.optuna_internals").read_once()
 # At its end this process frees what it has: torchvision complains of what nobody did.
 atexit.register(gc.unfreeze)
 os.environ.pop("PYTHONSAFEPATH", None)

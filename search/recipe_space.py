@@ -37,7 +37,7 @@ class RecipeSpace:
     def learn(self, seen: Sequence[Seen]) -> None:
         """Take in the trials that are new, and again all where a range has changed."""
         start = len(self._rows)
-        if any(one.recipe != before for one, before in zip(seen, self._read, strict=False)):
+        if len(seen) < start or any(one.recipe != before for one, before in zip(seen, self._read, strict=False)):
             start = 0
         merged = dict(self.distributions)
         for one in seen[start:]:
@@ -77,6 +77,8 @@ class RecipeSpace:
         rows = self.rows[rng.integers(len(self._rows), size=count)]
         free = self._free
         for index, d in enumerate(self.distributions.values()):
+            if d.single():
+                continue
             if not isinstance(d, CategoricalDistribution):
                 drawn = rng.random(count)
             elif free[index]:
@@ -94,6 +96,8 @@ class RecipeSpace:
         free, moved = self._free, rng.random((count, width)) < 0.5
         moved[np.arange(count), rng.integers(width, size=count)] = True
         for index, d in enumerate(self.distributions.values()):
+            if d.single():
+                continue
             own, other = rows[:, index], others[:, index]
             if isinstance(d, CategoricalDistribution):
                 if free[index]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from abc import abstractmethod
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -42,7 +43,26 @@ def spare_the_compiler() -> None:
     sys.meta_path.insert(0, _PartsOfIt(stand_in))
 
 
-class _StandIn(ModuleType):
+class _Asleep(ModuleType):
+    """A module that is woken by whatever is asked of it, but for what the import system asks."""
+
+    @abstractmethod
+    def wake(self) -> ModuleType:
+        """The real one, in this one's place."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r} yet")
+        return getattr(self.wake(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("__"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.wake(), name, value)
+
+
+class _StandIn(_Asleep):
     """What is found as `torch._dynamo` until it is needed."""
 
     _plain: list[Any]
@@ -60,12 +80,11 @@ class _StandIn(ModuleType):
     def disable(self, *args: Any, **kwargs: Any) -> Any:
         """torch asks its wrappers' question so; anybody else's is for the real one."""
         if kwargs != {"wrapping": False}:
-            return self.give_way().disable(*args, **kwargs)
+            return self.wake().disable(*args, **kwargs)
         self._plain.append(args[0])
         return args[0]
 
-    def give_way(self) -> ModuleType:
-        """The real module, in this one's place."""
+    def wake(self) -> ModuleType:
         if sys.modules.get(COMPILER) is self:
             for name in (COMPILER, UTILS):
                 sys.modules.pop(name, None)
@@ -74,19 +93,8 @@ class _StandIn(ModuleType):
                 getattr(function, "__dict__", {}).pop(_KEPT, None)
         return importlib.import_module(COMPILER)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(f"module {COMPILER!r} has no attribute {name!r} yet")
-        return getattr(self.give_way(), name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("__"):  # the import system's
-            super().__setattr__(name, value)
-        else:
-            setattr(self.give_way(), name, value)
-
-
-class _Utils(ModuleType):
+class _Utils(_Asleep):
     """What is found as `torch._dynamo.utils` until more of it is needed than that torchvision has its function."""
 
     _whole: _StandIn
@@ -99,22 +107,11 @@ class _Utils(ModuleType):
 
     def is_compile_supported(self, device_type: str) -> bool:
         """What the real one says."""
-        return bool(self._real().is_compile_supported(device_type))
+        return bool(self.wake().is_compile_supported(device_type))
 
-    def _real(self) -> ModuleType:
-        self._whole.give_way()
+    def wake(self) -> ModuleType:
+        self._whole.wake()
         return importlib.import_module(UTILS)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(f"module {UTILS!r} has no attribute {name!r} yet")
-        return getattr(self._real(), name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("__"):
-            super().__setattr__(name, value)
-        else:
-            setattr(self._real(), name, value)
 
 
 class _PartsOfIt(MetaPathFinder, Loader):
@@ -130,7 +127,7 @@ class _PartsOfIt(MetaPathFinder, Loader):
         """Of a part that came with the whole, the way to that one: Python would load it a second time."""
         if not fullname.startswith(f"{COMPILER}."):
             return None
-        self._stand_in.give_way()
+        self._stand_in.wake()
         part = sys.modules.pop(fullname, None)
         if part is None:
             return None

@@ -1,6 +1,6 @@
 """What Dialin relies on that Optuna keeps private, all of it, so that a new Optuna is checked against one file.
 
-Written against Optuna 5.0 and used by `storage` only.
+Written against Optuna 5.0.
 """
 
 from __future__ import annotations

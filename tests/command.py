@@ -70,15 +70,18 @@ class Running:
             self.kill()
             raise AssertionError(self._story(f"did not end within {timeout} s")) from None
 
-    def wait_until(self, condition: Callable[[], object], timeout: float = 60) -> None:
-        """Return when `condition()` is true; fail when the command ends first or `timeout` seconds pass."""
+    def wait_until(self, condition: Callable[[], object], timeout: float = 60, every: float = 0.1) -> None:
+        """Return when `condition()` is true, asked `every` so many seconds.
+
+        Fail when the command ends first or `timeout` seconds pass.
+        """
         end = time.monotonic() + timeout
         while not condition():
             if self.process.poll() is not None and not condition():
                 raise AssertionError(self._story(f"ended with {self.process.returncode} before its time"))
             if time.monotonic() > end:
                 raise AssertionError(self._story(f"what was waited for did not come within {timeout} s"))
-            time.sleep(0.05)
+            time.sleep(every)
 
     def wait_for(self, text: str, timeout: float = 60) -> None:
         """Return when it has printed `text`."""

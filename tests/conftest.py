@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Where the data sets are: what DIALIN_DATA said when the tests began, else the folder beside the checkout.
 SHARED_DATA = Path(os.environ.get("DIALIN_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+# Which kind of database a test has that may have either.
+DATABASE = pytest.StashKey[str]()
 # They make rich and typer write control codes where there is no terminal.
 COLOUR_VARIABLES = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
 # Before torch is imported: several tests run at a time, and a thread of theirs that waits must not keep a core busy.
@@ -122,9 +125,20 @@ def sqlite_url(tmp_path: Path) -> str:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def storage_url(request: pytest.FixtureRequest) -> str:
     """A database with Dialin's tables, or under `new_database` a new one; a test runs once on each kind."""
-    fixtures = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}
-    url: str = request.getfixturevalue(fixtures[request.param])
-    if request.param == "sqlite" and not _wants_new(request):
+    return _database(request, request.param)
+
+
+@pytest.fixture
+def either_url(request: pytest.FixtureRequest) -> str:
+    """The same of either kind, by the test's name: for what lies above the storage, which is tested on both."""
+    kinds = "sqlite", "postgresql"
+    return _database(request, kinds[zlib.crc32(request.node.nodeid.encode()) % len(kinds)])
+
+
+def _database(request: pytest.FixtureRequest, kind: str) -> str:
+    request.node.stash[DATABASE] = kind
+    url: str = request.getfixturevalue({"sqlite": "sqlite_url", "postgresql": "postgres_url"}[kind])
+    if kind == "sqlite" and not _wants_new(request):
         shutil.copy(request.getfixturevalue("made_in_sqlite"), url.removeprefix("sqlite:///"))
     return url
 
@@ -211,9 +225,8 @@ def pytest_make_collect_report(
 
 
 def _parameter_fixtures(item: pytest.Function) -> set[str]:
-    """`storage_url` asks for its database when it runs, so pytest does not list that fixture's name."""
-    callspec = getattr(item, "callspec", None)
-    return {"postgres_url"} if callspec and callspec.params.get("storage_url") == "postgresql" else set()
+    """Of a database that is asked for when the test runs pytest does not list the fixture's name."""
+    return {"postgres_url"} if item.stash.get(DATABASE, None) == "postgresql" else set()
 
 
 def _fail_if_needless(report: Any, fixtures: set[str]) -> None:

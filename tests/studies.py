@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 import psutil
 import pytest
+import typer
 from conftest import COLOUR_VARIABLES
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
@@ -30,6 +31,8 @@ TINY, SLOW = OBJECTIVES / "tiny.py", OBJECTIVES / "slow.py"
 TINY_TEXT = TINY.read_text()
 # What the one process that forks the workers of all commands inside imports, whichever comes first: digits is common.
 USUAL_IMPORTS = ("sklearn.datasets",)
+# A process makes it once, from the signatures of all commands: 40 ms.
+_the_command = lru_cache(typer.main.get_command)
 
 
 def optuna_url(url: str) -> str:
@@ -97,6 +100,7 @@ class Inside:
     def __call__(self, *arguments: object) -> Said:
         self._capsys.readouterr()
         self._patch.setattr(sys, "argv", ["dialin", *map(str, arguments)])
+        self._patch.setattr(typer.main, "get_command", _the_command)
         if arguments[:1] in (("run",), ("submit",), ("resume",), ("confirm",)):
             with chdir(OBJECTIVES):  # torch cannot be imported in a folder that is gone, as this test's soon is
                 children.warm_up(USUAL_IMPORTS)
@@ -156,7 +160,7 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = 60) 
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {timeout} s"
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def all_have_ended(pids: Iterable[int]) -> bool:

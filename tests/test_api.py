@@ -36,13 +36,13 @@ def connections() -> Iterator[None]:
 
 
 class TestTheHandle:
-    def test_it_gives_what_was_found(self, storage_url: str, tmp_path: Path) -> None:
-        found = search.run(TINY, storage=storage_url, trials=3, files=tmp_path / "files", seed=1, **FAST)
+    def test_it_gives_what_was_found(self, either_url: str, tmp_path: Path) -> None:
+        found = search.run(TINY, storage=either_url, trials=3, files=tmp_path / "files", seed=1, **FAST)
         assert found.name == "tiny-1"
         best = found.best
         assert best is not None
         assert found.top(9)[0].trial == best.trial
-        assert best.value == max(trial.value or 0 for trial in assert_settled(storage_url, "tiny-1", 3))
+        assert best.value == max(trial.value or 0 for trial in assert_settled(either_url, "tiny-1", 3))
         assert best.recipe["lr"] > 0
         assert 4 <= best.model["width"] <= 8
         assert found.weights()["0.weight"].shape == (best.model["width"], 4)
@@ -54,8 +54,8 @@ class TestTheHandle:
         assert found.study.best_trial.number == best.trial
         assert isinstance(found.study, optuna.Study)
 
-    def test_trials_are_a_frame_with_a_column_for_each_knob(self, storage_url: str) -> None:
-        found = search.run(str(TINY), storage=storage_url, trials=4, fix={"optimizer": "adam"}, **FAST)
+    def test_trials_are_a_frame_with_a_column_for_each_knob(self, either_url: str) -> None:
+        found = search.run(str(TINY), storage=either_url, trials=4, fix={"optimizer": "adam"}, **FAST)
         frame = found.trials()
         assert [*frame.columns[:6]] == ["number", "outcome", "value", "best_epoch", "epochs", "seconds"]
         assert [*frame.number] == [0, 1, 2, 3]
@@ -65,7 +65,7 @@ class TestTheHandle:
         assert (frame.seconds > 0).all()
         assert frame.width.between(4, 8).all()
         one = frame.iloc[0]
-        stored = trials(storage_url, "tiny-1")[0]
+        stored = trials(either_url, "tiny-1")[0]
         assert one.value == stored.value
         assert one.lr == stored.user_attrs["settings"]["lr"]
         assert [one.beta1, one.beta2] == stored.user_attrs["settings"]["betas"]
@@ -81,10 +81,10 @@ class TestTheHandle:
         assert (after.study.spent_epochs, after.study.deadline) == (8, None)
 
     @pytest.mark.parametrize("waiting", [0, 2])
-    def test_before_the_first_trial_has_ended_nothing_fails(self, storage_url: str, waiting: int) -> None:
+    def test_before_the_first_trial_has_ended_nothing_fails(self, either_url: str, waiting: int) -> None:
         first = [FirstTrial({"optimizer": "adam"}, "default of adam")] * waiting
-        studies.create(open_storage(storage_url), SPEC, name="none", stem="", first=first)
-        found = search.load("none", storage=storage_url)
+        studies.create(open_storage(either_url), SPEC, name="none", stem="", first=first)
+        found = search.load("none", storage=either_url)
         frame = found.trials()
         assert len(frame) == waiting
         assert [*frame.outcome] == ["waiting"] * waiting
@@ -95,23 +95,23 @@ class TestTheHandle:
         with pytest.raises(DialinError, match="no complete trial yet"):
             found.weights()
 
-    def test_it_goes_on(self, storage_url: str) -> None:
-        found = search.run(TINY, storage=storage_url, trials=1, **FAST)
+    def test_it_goes_on(self, either_url: str) -> None:
+        found = search.run(TINY, storage=either_url, trials=1, **FAST)
         with pytest.raises(UsageError, match="is finished"):
             found.resume()
         assert found.resume("+1", workers=1, quiet=True) is found
-        assert_settled(storage_url, "tiny-1", 2)
-        again = search.load(storage=storage_url)
+        assert_settled(either_url, "tiny-1", 2)
+        again = search.load(storage=either_url)
         assert again.name == "tiny-1"
         with pytest.raises(UsageError, match=r"the objective of tiny-1 is in .*tiny.py: pass it, as in resume"):
             again.resume(3)
         again.resume(3, objective=TINY, workers=1, quiet=True)
-        assert_settled(storage_url, "tiny-1", 3)
+        assert_settled(either_url, "tiny-1", 3)
 
-    def test_a_study_that_is_not_there_is_said_as_the_commands_say_it(self, storage_url: str, tmp_path: Path) -> None:
+    def test_a_study_that_is_not_there_is_said_as_the_commands_say_it(self, either_url: str, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="there is no database"):
             search.load(storage=f"sqlite:///{tmp_path / 'other.db'}")
-        found = search.run(TINY, storage=storage_url, trials=1, **FAST)
+        found = search.run(TINY, storage=either_url, trials=1, **FAST)
         studies.delete(found._storage, found.status.study)
         assert "there is no study 'tiny-1'" in repr(found)
 

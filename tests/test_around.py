@@ -71,18 +71,18 @@ class TestWhatIsSearched:
 
 
 class TestAStudy:
-    def test_draws_near_it_what_is_on_record_in_real_values(self, inside: Inside, storage_url: str) -> None:
+    def test_draws_near_it_what_is_on_record_in_real_values(self, inside: Inside, either_url: str) -> None:
         wishes = ("--around", "lr=1e-2:3", "--around", "width=6:1.2", "--fix", "optimizer=adam", "--fix", "warmup=0")
         run = ("run", TINY, "--trials", 30, "--workers", 1, "--sampler", "random", "--seed", 1, "--epochs", 1)
-        said = inside(*run, *wishes, "--storage", storage_url)
+        said = inside(*run, *wishes, "--storage", either_url)
         assert said.status == 0, said.err
-        found = assert_settled(storage_url, "tiny-1", 30)[3:]
+        found = assert_settled(either_url, "tiny-1", 30)[3:]
         rates = np.log([trial.params["lr"] / 1e-2 for trial in found]) / np.log(3)
         assert np.mean(np.abs(rates) < 1) > 0.8, "half of them, if all of the range were alike"
         assert np.abs(rates).max() <= 2
         assert all(trial.distributions["lr"] == FloatDistribution(1e-2 / 9, 9e-2, log=True) for trial in found)
         assert {trial.params["width"] for trial in found} <= {5, 6, 7, 8}
-        assert "lr=around 0.01 (factor 3)" in inside("status", "--storage", storage_url).out
+        assert "lr=around 0.01 (factor 3)" in inside("status", "--storage", either_url).out
 
     def test_in_a_bare_function_too(self, inside: Inside, sqlite_url: str, tmp_path: Any) -> None:
         (tmp_path / "mine.py").write_text(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search.auto import Auto, Rules
 from search.strategy import GoOn, Left, Seen, SeenState, Start, Verdict
@@ -191,16 +191,35 @@ def test_by_default_each_starts_trials_and_chance_the_fewest() -> None:
     assert 0 < later.count("random") < min(later.count("model"), later.count("neighbour"))
 
 
-def test_a_neighbour_is_near_one_of_the_five_best_and_no_recipe_again() -> None:
+def neighbours(seen: Sequence[Seen]) -> list[Start]:
+    """What each of twenty workers starts."""
+    begun = [Auto(epochs=EPOCHS, seed=0, worker=worker, rules=RANKS).next(seen, Left()) for worker in range(20)]
+    return [one for one in begun if isinstance(one, Start)]
+
+
+@pytest.mark.parametrize("feasible", [5, 2])
+def test_a_neighbour_is_near_one_of_the_five_best_that_have_a_value(feasible: int) -> None:
     """Best are those with the least x, and the good ones are far from the bad ones."""
-    places = [0.1, 0.11, 0.12, 0.13, 0.14, *(0.8 + n / 100 for n in range(7))]
-    seen = [trial(n, [x, x], SeenState.COMPLETE, recipe={"x": x}) for n, x in enumerate(places)]
-    for worker in range(20):
-        begun = Auto(epochs=EPOCHS, seed=0, worker=worker, rules=RANKS).next(seen, Left())
-        assert isinstance(begun, Start)
-        assert begun.recipe is not None
-        assert begun.recipe["x"] < 0.6
-        assert begun.recipe["x"] not in places
+    places = [*(0.1 + n / 100 for n in range(feasible)), *(0.8 + n / 100 for n in range(7))]
+    done = [trial(n, [x, x], SeenState.COMPLETE, recipe={"x": x}) for n, x in enumerate(places)]
+    seen = [replace(one, feasible=feasible == 5 or one.recipe["x"] < 0.5) for one in done]
+    begun = neighbours(seen)
+    assert {one.origin for one in begun} == {"neighbour"}
+    assert len(begun) == 20
+    assert all(one.recipe is not None and one.recipe["x"] < 0.6 for one in begun)
+
+
+@pytest.mark.parametrize(("tried", "left"), [(5, [{"n": 5}]), (6, [])])
+def test_a_neighbour_is_no_recipe_again_and_where_none_is_new_a_random_one_starts(
+    tried: int, left: list[dict[str, int]]
+) -> None:
+    whole: dict[str, BaseDistribution] = {"n": IntDistribution(0, 5)}
+    done = [trial(n, [n, n], SeenState.COMPLETE, recipe={"n": n}) for n in range(tried)]
+    begun = neighbours([replace(one, distributions=whole) for one in done])
+    assert len(begun) == 20
+    assert Start(None, "random") in begun
+    assert all(one.recipe in left for one in begun if one.origin == "neighbour")
+    assert any(one.origin == "neighbour" for one in begun) == bool(left)
 
 
 def test_the_same_record_and_seed_give_the_same_search_and_another_worker_another_recipe() -> None:

@@ -201,10 +201,10 @@ class TestDashboard:
         return address
 
     def test_it_answers_on_this_machine_and_lists_the_studies(
-        self, start_dialin: Callable[..., Running], inside: Inside, storage_url: str
+        self, start_dialin: Callable[..., Running], inside: Inside, either_url: str
     ) -> None:
-        assert inside("run", TINY, "--trials", 2, "--workers", 1, "--storage", storage_url).status == 0
-        address = self.dashboard(start_dialin, storage_url)
+        assert inside("run", TINY, "--trials", 2, "--workers", 1, "--storage", either_url).status == 0
+        address = self.dashboard(start_dialin, either_url)
         with urllib.request.urlopen(f"{address}/dashboard/", timeout=20) as page:
             assert page.status == 200
         with urllib.request.urlopen(f"{address}/api/studies", timeout=20) as answer:

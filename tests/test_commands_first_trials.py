@@ -18,18 +18,18 @@ def origins(inside: Inside, study: str, *at: object) -> list[str]:
     return [one["origin"] for one in told]
 
 
-def test_a_study_starts_with_what_won_the_one_before_it(inside: Inside, storage_url: str) -> None:
-    at = ("--storage", storage_url)
+def test_a_study_starts_with_what_won_the_one_before_it(inside: Inside, either_url: str) -> None:
+    at = ("--storage", either_url)
     assert inside(*RUN, "--trials", 6, *at).status == 0
     assert all(origin.startswith("shipped: ") for origin in origins(inside, "tiny-1", *at))
     best = json.loads(inside("best", "tiny-1", "--format", "json", *at).out)[0]
 
     assert inside(*RUN, "--trials", 7, *at).status == 0
     assert origins(inside, "tiny-2", *at)[0] == "won study tiny-1"
-    first = assert_settled(storage_url, "tiny-2", 7)[0]
+    first = assert_settled(either_url, "tiny-2", 7)[0]
     assert first.user_attrs["origin"] == "won study tiny-1"
     assert first.user_attrs["settings"]["lr"] == pytest.approx(best["recipe"]["lr"])
-    assert first.user_attrs["recipe"] == trials(storage_url, "tiny-1")[best["trial"]].user_attrs["recipe"]
+    assert first.user_attrs["recipe"] == trials(either_url, "tiny-1")[best["trial"]].user_attrs["recipe"]
     assert first.user_attrs["model"] == best["model"]
     assert "first trials: 0 won study tiny-1; " in inside("status", "tiny-2", *at).out
     shown = inside("show", "tiny-2", 0, *at).out

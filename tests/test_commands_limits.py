@@ -21,54 +21,54 @@ from storage.tables import StudyRow
 RUN = ("run", TINY, "--trials", 3, "--workers", 1, "--pruner", "none")
 
 
-def test_a_value_that_is_good_enough_ends_the_study_well(inside: Inside, storage_url: str) -> None:
-    said = inside(*RUN, "--until", 0.1, "--storage", storage_url)
+def test_a_value_that_is_good_enough_ends_the_study_well(inside: Inside, either_url: str) -> None:
+    said = inside(*RUN, "--until", 0.1, "--storage", either_url)
     assert said.status == 0, said.err
-    assert len(trials(storage_url, "tiny-1")) == 3, "two starting points wait"
-    assert value(storage_url, "SELECT taken FROM dialin_studies") == 1
+    assert len(trials(either_url, "tiny-1")) == 3, "two starting points wait"
+    assert value(either_url, "SELECT taken FROM dialin_studies") == 1
     assert "stopped: accuracy reached 0.1 in trial 0" in said.out
     assert "dialin best tiny-1 --top 5" in said.out
-    status = inside("status", "--storage", storage_url)
+    status = inside("status", "--storage", either_url)
     assert "tiny-1: stopped: accuracy reached 0.1 in trial 0, 1/3 trials" in status.out
     assert "limits: until accuracy is 0.1000 or better\n" in status.out
 
-    resume = ("resume", "--objective", TINY, "--workers", 1, "--storage", storage_url)
+    resume = ("resume", "--objective", TINY, "--workers", 1, "--storage", either_url)
     assert inside(*resume).status == 0
-    assert_settled(storage_url, "tiny-1", 3)
-    assert "limits" not in inside("status", "--storage", storage_url).out
+    assert_settled(either_url, "tiny-1", 3)
+    assert "limits" not in inside("status", "--storage", either_url).out
 
 
-def test_device_time_that_is_spent_ends_the_study_well(inside: Inside, storage_url: str) -> None:
-    said = inside(*RUN, "--budget", "0.001s", "--storage", storage_url)
+def test_device_time_that_is_spent_ends_the_study_well(inside: Inside, either_url: str) -> None:
+    said = inside(*RUN, "--budget", "0.001s", "--storage", either_url)
     assert said.status == 0, said.err
     assert "of device time is spent" in said.out
     assert f"dialin resume tiny-1 --objective {TINY} --budget +1h" in said.out
-    study = json.loads(inside("status", "--json", "--storage", storage_url).out)["study"]
+    study = json.loads(inside("status", "--json", "--storage", either_url).out)["study"]
     assert study["spent_seconds"] >= study["budget_seconds"] == 0.001
-    assert value(storage_url, "SELECT count(*) FROM dialin_epochs") == 1, "the epoch that spent it is the last"
+    assert value(either_url, "SELECT count(*) FROM dialin_epochs") == 1, "the epoch that spent it is the last"
 
-    resume = ("resume", "--objective", TINY, "--workers", 1, "--storage", storage_url)
+    resume = ("resume", "--objective", TINY, "--workers", 1, "--storage", either_url)
     refused = inside(*resume)
     assert (refused.status, refused.err.count("\n")) == (2, 1)
     assert inside(*resume, "--budget", "+1h").status == 0
-    assert_settled(storage_url, "tiny-1", 3)
-    assert "of 1:00:00 device time spent" in inside("status", "--storage", storage_url).out
+    assert_settled(either_url, "tiny-1", 3)
+    assert "of 1:00:00 device time spent" in inside("status", "--storage", either_url).out
 
 
-def test_epochs_that_are_spent_end_the_study_well_and_more_may_be_had(inside: Inside, storage_url: str) -> None:
-    said = inside(*RUN, "--total-epochs", 6, "--storage", storage_url)
+def test_epochs_that_are_spent_end_the_study_well_and_more_may_be_had(inside: Inside, either_url: str) -> None:
+    said = inside(*RUN, "--total-epochs", 6, "--storage", either_url)
     assert said.status == 0, said.err
     assert "stopped: the budget of 6 epochs is trained" in said.out
     assert f"dialin resume tiny-1 --objective {TINY} --total-epochs +100" in said.out
-    assert value(storage_url, "SELECT count(*) FROM dialin_epochs") == 6
-    assert "limits: 6 of 6 epochs trained\n" in inside("status", "--storage", storage_url).out
+    assert value(either_url, "SELECT count(*) FROM dialin_epochs") == 6
+    assert "limits: 6 of 6 epochs trained\n" in inside("status", "--storage", either_url).out
 
-    resume = ("resume", "--objective", TINY, "--workers", 1, "--storage", storage_url)
+    resume = ("resume", "--objective", TINY, "--workers", 1, "--storage", either_url)
     refused = inside(*resume)
     assert (refused.status, refused.err.count("\n")) == (2, 1)
     assert inside(*resume, "--total-epochs", "+100").status == 0
-    assert_settled(storage_url, "tiny-1", 3)
-    assert value(storage_url, "SELECT budget_epochs FROM dialin_studies") == 106
+    assert_settled(either_url, "tiny-1", 3)
+    assert value(either_url, "SELECT budget_epochs FROM dialin_studies") == 106
 
 
 def let_it_be_now(url: str) -> None:

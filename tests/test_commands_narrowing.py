@@ -12,22 +12,22 @@ from studies import TINY, Inside, assert_settled, trials, value
 WISHES = ("--fix", "optimizer=adam", "--range", "lr=1e-3:1e-1", "--range", "width=5:6", "--fix", "batch_size=20")
 
 
-def test_every_worker_of_the_study_searches_what_is_left(inside: Inside, storage_url: str) -> None:
-    said = inside("run", TINY, "--trials", 4, "--workers", 2, "--storage", storage_url, "--sampler", "random", *WISHES)
+def test_every_worker_of_the_study_searches_what_is_left(inside: Inside, either_url: str) -> None:
+    said = inside("run", TINY, "--trials", 4, "--workers", 2, "--storage", either_url, "--sampler", "random", *WISHES)
     assert said.status == 0, said.err
-    for trial in assert_settled(storage_url, "tiny-1", 4):
+    for trial in assert_settled(either_url, "tiny-1", 4):
         assert trial.distributions["lr"] == FloatDistribution(1e-3, 1e-1, log=True)
         assert trial.distributions["width"] == IntDistribution(5, 6)
         assert not {"lr_multiple", "optimizer", "batch_size"} & {*trial.params}
         settings = trial.user_attrs["settings"]
         assert (settings["optimizer"], settings["batch_size"]) == ("adam", 20)
         assert settings["lr"] == trial.params["lr"]
-    status = inside("status", "--storage", storage_url)
+    status = inside("status", "--storage", either_url)
     assert "narrowed to: optimizer=adam, batch_size=20, lr=0.001:0.1, width=5:6\n" in status.out
 
-    resumed = inside("resume", "--trials", "+2", "--objective", TINY, "--workers", 1, "--storage", storage_url)
+    resumed = inside("resume", "--trials", "+2", "--objective", TINY, "--workers", 1, "--storage", either_url)
     assert resumed.status == 0, resumed.err
-    assert [t.distributions["lr"].high for t in trials(storage_url, "tiny-1")] == [0.1] * 6  # type: ignore[attr-defined]
+    assert [t.distributions["lr"].high for t in trials(either_url, "tiny-1")] == [0.1] * 6  # type: ignore[attr-defined]
 
 
 def test_a_fixed_knob_of_the_models_is_in_the_answer(inside: Inside, sqlite_url: str) -> None:

@@ -124,8 +124,8 @@ class TestTrain:
 
 
 class TestTry:
-    def test_a_study_tries_what_a_person_asks_for_and_samples_the_rest(self, inside: Inside, storage_url: str) -> None:
-        at = ("--storage", storage_url)
+    def test_a_study_tries_what_a_person_asks_for_and_samples_the_rest(self, inside: Inside, either_url: str) -> None:
+        at = ("--storage", either_url)
         assert inside("run", TINY, "--trials", 3, "--workers", 1, *at).status == 0
         tried = inside("try", "tiny-1", "lr=0.05", "optimizer=momentum", "width=7", "--objective", TINY, *at)
         assert tried.status == 0, tried.err
@@ -136,7 +136,7 @@ class TestTry:
         ]
         more = ("resume", "--objective", TINY, "--workers", 1, "--trials", "+1")
         assert inside(*more, *at).status == 0
-        trial = assert_settled(storage_url, "tiny-1", 4)[3]
+        trial = assert_settled(either_url, "tiny-1", 4)[3]
         settings = trial.user_attrs["settings"]
         assert (settings["lr"], settings["optimizer"]) == (pytest.approx(0.05), "momentum")
         assert (trial.params["width"], settings["batch_size"] in (16, 32, 64, 128)) == (7, True)

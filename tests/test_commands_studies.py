@@ -26,10 +26,10 @@ RUN = ("run", TINY, "--workers", 1, "--seed", 1, "--pruner", "none")
 
 
 class TestList:
-    def test_every_study_is_there_the_newest_first_plain_optunas_too(self, inside: Inside, storage_url: str) -> None:
-        at = ("--storage", storage_url)
+    def test_every_study_is_there_the_newest_first_plain_optunas_too(self, inside: Inside, either_url: str) -> None:
+        at = ("--storage", either_url)
         assert inside(*RUN, "--trials", 2, *at).status == 0
-        theirs = optuna.storages.RDBStorage(optuna_url(storage_url))
+        theirs = optuna.storages.RDBStorage(optuna_url(either_url))
         plain = optuna.create_study(study_name="plain", storage=theirs)
         plain.tell(plain.ask(), 0.25)
         theirs.remove_session()
@@ -76,8 +76,8 @@ def test_what_is_not_finite_is_null_in_json(
 
 
 class TestShow:
-    def test_a_trial_on_a_page(self, inside: Inside, storage_url: str) -> None:
-        at = ("--storage", storage_url)
+    def test_a_trial_on_a_page(self, inside: Inside, either_url: str) -> None:
+        at = ("--storage", either_url)
         assert inside(*RUN, "--trials", 2, "--no-transfer", *at).status == 0
         best = json.loads(inside("best", "--format", "json", *at).out)[0]
         page = inside("show", *at)
@@ -206,9 +206,9 @@ class TestWatch:
 
 
 class TestDelete:
-    def test_rows_and_files_go_and_nothing_else(self, inside: Inside, storage_url: str, tmp_path: Path) -> None:
+    def test_rows_and_files_go_and_nothing_else(self, inside: Inside, either_url: str, tmp_path: Path) -> None:
         files = tmp_path / "files"
-        at = ("--storage", storage_url, "--files", files)
+        at = ("--storage", either_url, "--files", files)
         for _ in range(2):
             assert inside(*RUN, "--trials", 2, *at).status == 0
         [first, second] = sorted(path for path in files.iterdir() if path.is_dir())
@@ -225,8 +225,8 @@ class TestDelete:
         assert not first.exists()
         assert second.is_dir()
         assert (outside / "precious").read_text() == "kept"
-        assert [row[0] for row in rows(storage_url, "SELECT study_name FROM studies")] == ["tiny-2"]
-        assert len(rows(storage_url, "SELECT trial_id FROM dialin_trials")) == 2
+        assert [row[0] for row in rows(either_url, "SELECT study_name FROM studies")] == ["tiny-2"]
+        assert len(rows(either_url, "SELECT trial_id FROM dialin_trials")) == 2
         again = inside("delete", "tiny-1", "--yes", *at)
         assert (again.status, "there is no study 'tiny-1': did you mean 'tiny-2'?" in again.err) == (2, True)
 

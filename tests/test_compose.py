@@ -259,6 +259,7 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+@pytest.mark.new_database
 def test_services_started_together_on_an_empty_database_finish_a_study_that_was_left(
     start_dialin: Callable[..., Running], environment: Callable[[str], dict[str, str]], postgres_url: str
 ) -> None:

@@ -124,22 +124,22 @@ class TestSamplers:
 
 
 class TestThroughTheCommands:
-    def test_what_dialin_measures_itself(self, inside: Inside, storage_url: str) -> None:
+    def test_what_dialin_measures_itself(self, inside: Inside, either_url: str) -> None:
         limits = 'epochs=2, at_most={"parameters": 50, "epoch_seconds": 1e-9},'
         Path("small.py").write_text(TINY_TEXT.replace("epochs=4,", limits))
         run = ("run", Path("small.py"), "--workers", 1, "--trials", 3, "--pruner", "none", "--seed", 1)
-        assert inside(*run, "--storage", storage_url).status == 0
-        for trial in trials(storage_url, "small-1"):
+        assert inside(*run, "--storage", either_url).status == 0
+        for trial in trials(either_url, "small-1"):
             width = trial.params["width"]
             assert trial.state == TrialState.COMPLETE
             assert trial.constraints["parameters"] == pytest.approx((4 * width + width + 2 * width + 2) / 50 - 1)
             assert trial.constraints["epoch_seconds"] > 0
-        said = inside("best", "--storage", storage_url)
+        said = inside("best", "--storage", either_url)
         assert said.status == 1
         assert "no complete trial keeps to its constraints: the nearest is trial" in said.err
-        assert "no complete trial keeps to its constraints" in inside("status", "--storage", storage_url).out
-        assert "epoch_seconds violated by" in inside("show", "small-1", 0, "--storage", storage_url).out
-        status = json.loads(inside("status", "--json", "--storage", storage_url).out)
+        assert "no complete trial keeps to its constraints" in inside("status", "--storage", either_url).out
+        assert "epoch_seconds violated by" in inside("show", "small-1", 0, "--storage", either_url).out
+        status = json.loads(inside("status", "--json", "--storage", either_url).out)
         assert status["constraints"]["feasible"] == 0
         assert status["constraints"]["violated"]["epoch_seconds"] == 3
 

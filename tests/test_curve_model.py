@@ -40,6 +40,23 @@ def conditional() -> RecipeSpace:
     return space
 
 
+def test_it_knows_no_trial_that_is_not_among_those_it_learns_any_more() -> None:
+    """A trial that was learnt at a rung has failed since."""
+    space, trials = RecipeSpace(), [seen(number, {"lr": 0.1}) for number in range(3)]
+    space.learn(trials)
+    space.learn(trials[:2])
+    assert len(space.rows) == 2
+
+
+def test_what_has_one_value_keeps_it() -> None:
+    fixed = FloatDistribution(0.1, 0.1)
+    one = Seen(0, {"x": 0.5, "fixed": 0.1}, {}, SeenState.PAUSED, distributions={"x": MIXED["beta"], "fixed": fixed})
+    space, rng = RecipeSpace(), np.random.default_rng(0)
+    space.learn([one])
+    before = space.rows[0, 1]
+    assert {*space.random(rng, 20)[:, 1], *space.near(rng, np.repeat(space.rows, 20, axis=0), 0.1)[:, 1]} == {before}
+
+
 def points(rng: np.random.Generator, count: int) -> Points:
     return Points(rng.random((count, 3)), rng.random(count), rng.integers(0, count // 4, count))
 

@@ -80,8 +80,8 @@ def searching(url: str, trials: int) -> Iterator[Search]:
             search.ended.exception(60)
 
 
-def test_trials_that_are_told_meanwhile_keep_what_was_told_and_the_rest_is_trained(storage_url: str) -> None:
-    with searching(storage_url, trials=3) as search:
+def test_trials_that_are_told_meanwhile_keep_what_was_told_and_the_rest_is_trained(either_url: str) -> None:
+    with searching(either_url, trials=3) as search:
         first = search.in_training(0)
         assert search.browser("PUT", f"/api/studies/{search.study_id}/{first}/note", body="mine", version=1) == 204
         assert search.browser("POST", f"/api/trials/{first}/user-attrs", user_attrs={"mine": 1}) == 204
@@ -90,12 +90,12 @@ def test_trials_that_are_told_meanwhile_keep_what_was_told_and_the_rest_is_train
         assert search.browser("POST", f"/api/trials/{second}/tell", state="Fail") == 204
         search.in_training(2)
     ending = search.ended.result()
-    found = trials(storage_url, "watched")
+    found = trials(either_url, "watched")
     assert [trial.state for trial in found] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
     assert (found[0].value, found[0].user_attrs["mine"]) == (0.125, 1)
     assert ending.status.finished
-    assert rows(storage_url, "SELECT * FROM dialin_leases") == []
-    assert rows(storage_url, "SELECT * FROM dialin_owners WHERE ending IS NULL") == []
+    assert rows(either_url, "SELECT * FROM dialin_leases") == []
+    assert rows(either_url, "SELECT * FROM dialin_owners WHERE ending IS NULL") == []
     said = search.said.getvalue()
     assert "trial 0 complete: accuracy 0.1250" in said
     assert "trial 1 error: told by another program, as by optuna-dashboard" in said
@@ -125,8 +125,8 @@ def ends_with_a_line(search: Search) -> None:
     assert rows(search.url, "SELECT * FROM dialin_trials") == []
 
 
-def test_a_study_that_is_deleted_ends_its_search_with_a_line(storage_url: str) -> None:
-    with searching(storage_url, trials=3) as search:
+def test_a_study_that_is_deleted_ends_its_search_with_a_line(either_url: str) -> None:
+    with searching(either_url, trials=3) as search:
         search.in_training(0)
         assert search.browser("DELETE", f"/api/studies/{search.study_id}") == 204
         ends_with_a_line(search)

@@ -19,6 +19,7 @@ RUN_HERE = [page for page in PAGES if page.stem not in RUN_ELSEWHERE]
 README_BLOCKS_BY_CI = 2
 
 
+@pytest.mark.new_database
 @pytest.mark.parametrize("page", RUN_HERE, ids=[page.stem for page in RUN_HERE])
 def test_every_block_of_a_document_runs(
     page: Path, tmp_path: Path, postgres_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

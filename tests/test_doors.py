@@ -46,36 +46,36 @@ objective = Objective(train=train, metric="accuracy", epochs=1, trials=4)
 class TestBareFunctions:
     """Three scripts of Optuna's kind, as they are."""
 
-    def test_a_script_that_reports_is_pruned_through_its_reports(self, inside: Inside, storage_url: str) -> None:
+    def test_a_script_that_reports_is_pruned_through_its_reports(self, inside: Inside, either_url: str) -> None:
         script = SCRIPTS / "iris_pruning.py"
-        said = inside("run", script, "--workers", 2, "--pruner", "median", "--seed", 1, "--storage", storage_url)
+        said = inside("run", script, "--workers", 2, "--pruner", "median", "--seed", 1, "--storage", either_url)
         assert said.status == 0, said.err
         assert "12 trials unless --trials says otherwise, as iris_pruning.py says" in said.out
-        found = assert_settled(storage_url, "iris_pruning-1", 12)
+        found = assert_settled(either_url, "iris_pruning-1", 12)
         assert set(states(found)) == {TrialState.COMPLETE, TrialState.PRUNED}
         for trial in found:
             assert sorted(trial.intermediate_values) == [*range(len(trial.intermediate_values))]
             if trial.state == TrialState.COMPLETE:
                 assert trial.last_step == 19
                 assert trial.value == trial.intermediate_values[19]
-        epochs = value(storage_url, "SELECT count(*) FROM dialin_epochs")
+        epochs = value(either_url, "SELECT count(*) FROM dialin_epochs")
         assert epochs == sum(len(trial.intermediate_values) for trial in found)
 
-        assert inside("resume", "--objective", script, "--trials", "+1", "--storage", storage_url).status == 0
-        assert_settled(storage_url, "iris_pruning-1", 13)
+        assert inside("resume", "--objective", script, "--trials", "+1", "--storage", either_url).status == 0
+        assert_settled(either_url, "iris_pruning-1", 13)
 
-    def test_a_script_that_reports_nothing_has_exact_budgets_too(self, inside: Inside, storage_url: str) -> None:
+    def test_a_script_that_reports_nothing_has_exact_budgets_too(self, inside: Inside, either_url: str) -> None:
         script = SCRIPTS / "iris_models.py"
-        said = inside("run", f"{script}:objective", "--trials", 7, "--workers", 2, "--storage", storage_url)
+        said = inside("run", f"{script}:objective", "--trials", 7, "--workers", 2, "--storage", either_url)
         assert said.status == 0, said.err
-        found = assert_settled(storage_url, "iris_models-1", 7)
+        found = assert_settled(either_url, "iris_models-1", 7)
         assert states(found) == {TrialState.COMPLETE: 7}
         assert "--weights" not in said.out, "there are none"
-        assert "epochs," not in inside("status", "--storage", storage_url).out.splitlines()[1]
-        [best] = json.loads(inside("best", "--format", "json", "--storage", storage_url).out)
+        assert "epochs," not in inside("status", "--storage", either_url).out.splitlines()[1]
+        [best] = json.loads(inside("best", "--format", "json", "--storage", either_url).out)
         assert best["value"] == max(trial.value or 0.0 for trial in found) > 0.9
         assert best["recipe"] == found[best["trial"]].params
-        assert value(storage_url, "SELECT count(*) FROM dialin_epochs WHERE seconds > 0") == 7
+        assert value(either_url, "SELECT count(*) FROM dialin_epochs WHERE seconds > 0") == 7
 
     def test_a_torch_script_trains_on_its_data_in_the_working_folder(
         self, inside: Inside, shared_data: Path, tmp_path: Path, postgres_url: str
@@ -137,23 +137,23 @@ class TestBareFunctions:
 
     @pytest.mark.parametrize("raised", ["ValueError('no file \\udcff')", "ValueError('a \\0 byte')", "THEIRS"])
     def test_whatever_it_raises_is_one_trials(
-        self, inside: Inside, storage_url: str, tmp_path: Path, raised: str
+        self, inside: Inside, either_url: str, tmp_path: Path, raised: str
     ) -> None:
         error = "sqlalchemy.exc.OperationalError('SELECT 1', {}, Exception('theirs'))" if raised == "THEIRS" else raised
         (tmp_path / "raising.py").write_text(f"import sqlalchemy.exc\ndef objective(trial):\n    raise {error}\n")
-        said = inside("run", "raising.py", "--workers", 1, "--storage", storage_url)
+        said = inside("run", "raising.py", "--workers", 1, "--storage", either_url)
         assert "worker cpu/0 failed" not in said.out
         assert "3 trials in a row ended in an error" in said.out
-        assert states(trials(storage_url, "raising-1")) == {TrialState.FAIL: 3}
+        assert states(trials(either_url, "raising-1")) == {TrialState.FAIL: 3}
 
-    def test_its_time_counts_whether_it_reports_or_not(self, inside: Inside, storage_url: str, tmp_path: Path) -> None:
+    def test_its_time_counts_whether_it_reports_or_not(self, inside: Inside, either_url: str, tmp_path: Path) -> None:
         (tmp_path / "long.py").write_text(
             "import time\nimport optuna\ndef objective(trial):\n    time.sleep(0.5)\n    raise optuna.TrialPruned\n"
         )
-        options = ("--trials", 9, "--workers", 1, "--budget", "1s", "--storage", storage_url)
+        options = ("--trials", 9, "--workers", 1, "--budget", "1s", "--storage", either_url)
         assert inside("run", "long.py", *options).status == 0
-        assert len(trials(storage_url, "long-1")) <= 2, "on a machine that stalls a single one may take a second"
-        assert value(storage_url, "SELECT spent_seconds FROM dialin_studies") >= 1.0
+        assert len(trials(either_url, "long-1")) <= 2, "on a machine that stalls a single one may take a second"
+        assert value(either_url, "SELECT spent_seconds FROM dialin_studies") >= 1.0
 
 
 class TestOwnLoops:
@@ -164,10 +164,10 @@ class TestOwnLoops:
         assert resumed.status == 0, resumed.err
         assert states(assert_settled(sqlite_url, "mine-1", 5)) == {TrialState.COMPLETE: 5}
 
-    def test_a_loop_is_searched_as_anything_else(self, inside: Inside, storage_url: str, tmp_path: Path) -> None:
-        said = inside("run", LOOP, "--workers", 2, "--pruner", "none", "--storage", storage_url)
+    def test_a_loop_is_searched_as_anything_else(self, inside: Inside, either_url: str, tmp_path: Path) -> None:
+        said = inside("run", LOOP, "--workers", 2, "--pruner", "none", "--storage", either_url)
         assert said.status == 0, said.err
-        found = assert_settled(storage_url, "own_loop-1", 4)
+        found = assert_settled(either_url, "own_loop-1", 4)
         assert states(found) == {TrialState.COMPLETE: 4}
         assert [trial.params["optimizer"] for trial in found] == [one.settings["optimizer"] for one in shipped()[:4]]
         for trial in found:
@@ -175,31 +175,27 @@ class TestOwnLoops:
             assert trial.value == max(trial.intermediate_values.values())
             assert trial.user_attrs["model"] == {"width": trial.params["width"]}
             assert trial.user_attrs["settings"]["batch_size"] == trial.params["batch_size"]
-        assert inside("best", "--weights", "best.pt", "--storage", storage_url).status == 0
+        assert inside("best", "--weights", "best.pt", "--storage", either_url).status == 0
         weights = torch.load(tmp_path / "best.pt", weights_only=True)
         assert [*weights] == ["0.weight", "0.bias", "3.weight", "3.bias"]
         [log] = [*tmp_path.glob("**/trial-00000/log.txt")] or [*Path.home().glob("**/trial-00000/log.txt")]
         assert log.read_text().count("has ended") == 6
 
     def test_a_killed_workers_loop_goes_on_from_its_checkpoint(
-        self, inside: Inside, storage_url: str, tmp_path: Path
+        self, inside: Inside, either_url: str, tmp_path: Path
     ) -> None:
         (tmp_path / "slow").touch()
         files = tmp_path / "files"
-        options = ("--trials", 1, "--epochs", 30, "--workers", 2, "--files", files, "--storage", storage_url)
+        options = ("--trials", 1, "--epochs", 30, "--workers", 2, "--files", files, "--storage", either_url)
         left_at: list[int] = []
 
         def kept() -> int:
-            try:
-                found = rows(storage_url, "SELECT epoch FROM dialin_checkpoints")
-            except Exception:  # the tables are not there yet
-                return 0
-            return max((epoch for (epoch,) in found), default=0)
+            return max((epoch for (epoch,) in rows(either_url, "SELECT epoch FROM dialin_checkpoints")), default=0)
 
         def kill() -> None:
             wait_until(kept, "a checkpoint", 60)
             holder = "SELECT pid FROM dialin_workers JOIN dialin_leases USING (worker_id)"
-            os.kill(value(storage_url, holder), signal.SIGKILL)
+            os.kill(value(either_url, holder), signal.SIGKILL)
             left_at.append(kept())
             (tmp_path / "slow").unlink()
 
@@ -207,10 +203,10 @@ class TestOwnLoops:
             run = inside("run", LOOP, *options)
         assert run.status == 0, run.err
         [checkpoint] = left_at
-        [trial] = assert_settled(storage_url, "own_loop-1", 1)
+        [trial] = assert_settled(either_url, "own_loop-1", 1)
         assert sorted(trial.intermediate_values) == [*range(1, 31)]
         again = "SELECT min(epoch) FROM dialin_epochs WHERE generation = 2"
-        assert value(storage_url, again) == checkpoint + 1, "it began again, or left an epoch out"
+        assert value(either_url, again) == checkpoint + 1, "it began again, or left an epoch out"
         [left] = files.glob("*/trial-00000/own.g*/epochs.txt")
         lines = [int(line) for line in left.read_text().split()]
         assert left.parent.name == "own.g2"

@@ -100,7 +100,7 @@ def test_no_server_outlives_tests_that_are_ended(tmp_path: Path, way: str) -> No
         psycopg.connect(note.read_text())
 
 
-def test_a_test_sees_an_empty_database_of_its_own(storage_url: str) -> None:
+def test_a_test_sees_a_database_of_its_own(storage_url: str) -> None:
     for _ in range(2):
         engine = create_engine(storage_url)
         with engine.begin() as connection:

@@ -109,7 +109,7 @@ class TestCtrlC:
             "fork server": lambda: any(has_loaded(child, "libtorch") for child in process.children()),
             "first check": lambda: len(process.children(recursive=True)) > len(process.children()),
         }[moment]
-        run.wait_until(reached)
+        run.wait_until(reached, every=0.02)  # the check takes a moment only
         run.interrupt()
         assert run.wait(timeout=15) in (130, -signal.SIGINT)  # a shell shows either as 130
         wait_until(lambda: all_have_ended(process_group(run.pid)), "the end of what it started")

@@ -20,20 +20,20 @@ pytestmark = pytest.mark.usefixtures("storage_test")
 
 
 class OneWorker:
-    """It ends when it is asked to hand back. `waited` is called instead of waiting, with how often that was before."""
+    """It ends when it is asked to hand back. `waited` is called instead of waiting, with for how long."""
 
     slots: Mapping[int, str] = {}
 
-    def __init__(self, waited: Callable[[int], None]) -> None:
-        self.alive, self.unheard, self.asked = True, False, 0
-        self._waited, self._waits = waited, 0
+    def __init__(self, waited: Callable[[float], None]) -> None:
+        self.alive, self.unheard, self.asked, self.looked_after = True, False, 0, 0
+        self._waited = waited
 
     def deaths(self) -> Iterator[Death]:
         self.unheard = False
         return iter(())
 
     def start_again(self) -> None:
-        pass
+        self.looked_after += 1
 
     def no_more(self) -> None:
         pass
@@ -46,8 +46,7 @@ class OneWorker:
         raise AssertionError("nothing took long")
 
     def wait(self, seconds: float) -> None:
-        self._waited(self._waits)
-        self._waits += 1
+        self._waited(seconds)
 
     def close(self) -> None:
         pass
@@ -61,25 +60,26 @@ class Shown(Told):
 
 
 def test_where_a_look_takes_long_there_are_few_and_ctrl_c_is_heeded_at_once(sqlite_url: str) -> None:
-    worker, interrupts = worker_on(sqlite_url), _Interrupts()
-    looks: list[View] = []
-    at_the_interrupt: list[View] = []
+    worker, interrupts, now = worker_on(sqlite_url), _Interrupts(), 0.0
+    looks: list[float] = []
 
     class Slow(Feed):
         def show(self, view: View) -> StudyStatus | None:
-            looks.append(view)
+            looks.append(now)
             return super().show(view)
 
         def rest(self, least: float) -> float:
-            return 3600.0
+            return 5.0
 
-    def press(waits: int) -> None:
-        if waits == 9:
-            at_the_interrupt.extend(looks)
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        assert now < 20, "nobody has noticed its end"
+        if now == 12:
             interrupts(signal.SIGINT, None)
 
-    crew = OneWorker(press)
-    _Watch(Slow(worker, make_study(worker)), crew, Shown(), interrupts).until_all_have_ended()
-    assert len(at_the_interrupt) == 1
+    crew = OneWorker(wait)
+    _Watch(Slow(worker, make_study(worker)), crew, Shown(), interrupts, clock=lambda: now).until_all_have_ended()
+    assert looks[:4] == [0.25, 5.25, 10.25, 12.0]
     assert crew.asked == 1
-    assert len(looks) > 1, "its end was seen"
+    assert crew.looked_after > 40, "whoever died is started again in time"

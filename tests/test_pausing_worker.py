@@ -67,8 +67,8 @@ class Place:
 
 
 @pytest.fixture
-def place(storage_url: str, tmp_path: Path) -> Place:
-    return Place(storage_url, tmp_path)
+def place(either_url: str, tmp_path: Path) -> Place:
+    return Place(either_url, tmp_path)
 
 
 class Always(Halving):

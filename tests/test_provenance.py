@@ -44,10 +44,10 @@ objective = Objective(train=train, metric="score", direction="maximize", epochs=
 """
 
 
-def test_every_trial_has_its_seed_and_what_it_was_trained_with(storage_url: str, tmp_path: Path) -> None:
-    place = Place(storage_url, tmp_path / "files")
+def test_every_trial_has_its_seed_and_what_it_was_trained_with(either_url: str, tmp_path: Path) -> None:
+    place = Place(either_url, tmp_path / "files")
     name = place.searched(trials=2)
-    [first, second] = trials(storage_url, name)
+    [first, second] = trials(either_url, name)
     assert first.user_attrs["provenance"]["seed"] == trial_seed(3, 0)
     assert second.user_attrs["provenance"]["seed"] == trial_seed(3, 1)
     assert first.user_attrs["provenance"]["owners"] == second.user_attrs["provenance"]["owners"]
@@ -75,9 +75,9 @@ def test_every_trial_has_its_seed_and_what_it_was_trained_with(storage_url: str,
 
 
 def test_workers_that_train_alike_are_told_once_and_an_owner_that_does_not_by_itself(
-    storage_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    either_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(storage_url, tmp_path / "files")
+    place = Place(either_url, tmp_path / "files")
     name = place.study(trials=1)
     place.work(name, interrupt=interrupted_after(1, monkeypatch))
     place.work(name, interrupt=interrupted_after(2, monkeypatch))
@@ -90,7 +90,7 @@ def test_workers_that_train_alike_are_told_once_and_an_owner_that_does_not_by_it
     origin = place.origin(name)
     assert {first: one.threads for first, one in origin.owners.items()} == {1: 1, 3: 2}
     assert [getattr(origin.of(generation), "threads", None) for generation in (1, 2, 3, 4)] == [1, 1, 2, 2]
-    kept = rows(storage_url, "SELECT key FROM study_system_attributes WHERE key LIKE 'dialin:provenance:%'")
+    kept = rows(either_url, "SELECT key FROM study_system_attributes WHERE key LIKE 'dialin:provenance:%'")
     assert len(kept) == 2
 
 

@@ -175,12 +175,12 @@ class TestTheCommand:
             assert (said.status, said.out) == (2, "")
             assert said.err.startswith(f"dialin: cannot write {output}: ")
 
-    def test_a_study_without_a_trial_says_so(self, inside: Inside, storage_url: str) -> None:
-        at = ("--storage", storage_url)
+    def test_a_study_without_a_trial_says_so(self, inside: Inside, either_url: str) -> None:
+        at = ("--storage", either_url)
         assert inside("run", TINY, "--trials", 1, "--workers", 1, *at).status == 0
         assert inside("report", "-o", "tiny.html", *at).status == 0  # one is enough, on either database
         with engines_disposed():
-            empty_study(storage_url)
+            empty_study(either_url)
         for command in ("report", "advise"):
             said = inside(command, "empty", *at)
             assert said.status == 1

@@ -19,6 +19,7 @@ EPOCHS = (
 
 
 class TestManyWorkers:
+    @pytest.mark.new_database
     def test_a_study_that_is_stopped_goes_on_where_it_was(
         self, dialin: Dialin, inside: Inside, tmp_path: Path, storage_url: str
     ) -> None:

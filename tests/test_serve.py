@@ -47,17 +47,17 @@ def served(start: Callable[..., Running], url: str, *options: object) -> tuple[R
 
 
 class TestTokenCommand:
-    def test_a_token_is_printed_once_and_listed_without_it(self, inside: Inside, storage_url: str) -> None:
-        open_storage(storage_url).backend.engine.dispose()
-        assert "there is no token yet" in inside("token", "list", "--storage", storage_url).out
-        token = token_of(inside, storage_url, "anna", "operator")
+    def test_a_token_is_printed_once_and_listed_without_it(self, inside: Inside, either_url: str) -> None:
+        open_storage(either_url).backend.engine.dispose()
+        assert "there is no token yet" in inside("token", "list", "--storage", either_url).out
+        token = token_of(inside, either_url, "anna", "operator")
         assert re.fullmatch(r"dialin_[\w-]{43}", token)
-        assert token_of(inside, storage_url, "bob", "viewer") != token
-        listed = inside("token", "list", "--storage", storage_url)
+        assert token_of(inside, either_url, "bob", "viewer") != token
+        listed = inside("token", "list", "--storage", either_url)
         assert token not in listed.out
         assert [line.split()[:2] for line in listed.out.splitlines()[1:]] == [["anna", "operator"], ["bob", "viewer"]]
-        assert inside("token", "revoke", "anna", "--storage", storage_url).status == 0
-        records = json.loads(inside("token", "list", "--json", "--storage", storage_url).out)
+        assert inside("token", "revoke", "anna", "--storage", either_url).status == 0
+        records = json.loads(inside("token", "list", "--json", "--storage", either_url).out)
         assert [(one["name"], one["revoked_at"] is not None) for one in records] == [("anna", True), ("bob", False)]
         assert {*records[0]} == {"name", "role", "created_at", "last_used_at", "revoked_at"}
 

@@ -74,7 +74,7 @@ def left_half_trained(url: str, file: Path, **params: Any) -> int:
 
 
 class TestAStudyGoesOn:
-    """Through the commands, with real workers, on both databases."""
+    """Through the commands, with real workers."""
 
     @EACH_SAMPLER
     def test_with_a_choice_dropped_and_one_added(self, inside: Inside, storage_url: str, sampler: str) -> None:
@@ -95,11 +95,11 @@ class TestAStudyGoesOn:
             assert trial.params["optimizer"] in ("adam", "nadam")
             assert trial.distributions["width"] == IntDistribution(4, 16)
 
-    def test_with_a_knob_added_and_its_value_for_older_trials(self, inside: Inside, storage_url: str) -> None:
-        common = ("--workers", 1, "--pruner", "none", "--seed", 1, "--storage", storage_url)
+    def test_with_a_knob_added_and_its_value_for_older_trials(self, inside: Inside, either_url: str) -> None:
+        common = ("--workers", 1, "--pruner", "none", "--seed", 1, "--storage", either_url)
         assert inside("run", written(TINY_TEXT), "--trials", 3, *common).status == 0
         file = written(TINY_TEXT, (WIDTH, LAYERS))
-        resume = ("resume", "--objective", file, "--workers", 1, "--storage", storage_url)
+        resume = ("resume", "--objective", file, "--workers", 1, "--storage", either_url)
         said = inside(*resume, "--trials", "+1")
         assert "layers is new: --was layers=VALUE says what it was in older trials" in said.out
         said = inside(*resume, "--trials", "+1", "--was", "layers=2")
@@ -107,55 +107,55 @@ class TestAStudyGoesOn:
         assert "layers is new: older trials count as layers=2" in said.out
         assert "4 of 4 trials fit and inform what is sampled" in said.out
         assert inside(*resume, "--was", "depth=2", "--trials", "+1").err.endswith("--was depth: no such knob\n")
-        assert_settled(storage_url, "mine-1", 5)
+        assert_settled(either_url, "mine-1", 5)
 
-    def test_with_a_knob_removed(self, inside: Inside, storage_url: str) -> None:
-        common = ("--workers", 1, "--pruner", "none", "--seed", 1, "--storage", storage_url)
+    def test_with_a_knob_removed(self, inside: Inside, either_url: str) -> None:
+        common = ("--workers", 1, "--pruner", "none", "--seed", 1, "--storage", either_url)
         assert inside("run", written(TINY_TEXT, (WIDTH, LAYERS)), "--trials", 3, *common).status == 0
         file = written(TINY_TEXT)
-        said = inside("resume", "--trials", "+2", "--objective", file, "--workers", 1, "--storage", storage_url)
+        said = inside("resume", "--trials", "+2", "--objective", file, "--workers", 1, "--storage", either_url)
         assert said.status == 0, said.err
         assert "layers is gone\n3 of 3 trials fit and inform what is sampled" in said.out
-        assert "layers" not in assert_settled(storage_url, "mine-1", 5)[4].params
+        assert "layers" not in assert_settled(either_url, "mine-1", 5)[4].params
 
-    def test_with_the_real_rate_in_place_of_its_multiple(self, inside: Inside, storage_url: str) -> None:
-        common = ("--workers", 1, "--pruner", "none", "--seed", 1, "--storage", storage_url)
+    def test_with_the_real_rate_in_place_of_its_multiple(self, inside: Inside, either_url: str) -> None:
+        common = ("--workers", 1, "--pruner", "none", "--seed", 1, "--storage", either_url)
         assert inside("run", written(TINY_TEXT), "--trials", 3, *common).status == 0
         file = written(TINY_TEXT, ("epochs=4,", 'epochs=4, knobs={"lr": (1e-6, 10.0)},'))
-        said = inside("resume", "--trials", "+2", "--objective", file, "--workers", 1, "--storage", storage_url)
+        said = inside("resume", "--trials", "+2", "--objective", file, "--workers", 1, "--storage", either_url)
         assert said.status == 0, said.err
         assert "lr is new: of older trials it is on record" in said.out
         assert "3 of 3 trials fit" in said.out
-        assert "lr" in assert_settled(storage_url, "mine-1", 5)[4].params
+        assert "lr" in assert_settled(either_url, "mine-1", 5)[4].params
 
-    def test_with_trials_that_were_left_half_trained(self, inside: Inside, storage_url: str) -> None:
-        common = ("--workers", 1, "--pruner", "none", "--seed", 1, "--storage", storage_url)
+    def test_with_trials_that_were_left_half_trained(self, inside: Inside, either_url: str) -> None:
+        common = ("--workers", 1, "--pruner", "none", "--seed", 1, "--storage", either_url)
         file = written(TINY_TEXT)
         assert inside("run", file, "--trials", 1, *common).status == 0
-        inside("resume", "--trials", "+4", "--objective", file, "--deadline", "1s", "--storage", storage_url)
+        inside("resume", "--trials", "+4", "--objective", file, "--deadline", "1s", "--storage", either_url)
         with connections_closed():
-            storage = worker_on(storage_url)
+            storage = worker_on(either_url)
             studies.resume(storage, studies.find(storage, "mine-1").study_id, more=4, deadline=math.inf)
-        kept = left_half_trained(storage_url, file, optimizer="adam", width=5)
-        dropped = left_half_trained(storage_url, file, optimizer="sgd", width=5)
+        kept = left_half_trained(either_url, file, optimizer="adam", width=5)
+        dropped = left_half_trained(either_url, file, optimizer="sgd", width=5)
         edits = ("epochs=4,", 'epochs=4, optimizers=("adam", "nadam"),'), (WIDTH, LAYERS)
-        resume = ("resume", "--objective", written(TINY_TEXT, *edits), "--workers", 1, "--storage", storage_url)
+        resume = ("resume", "--objective", written(TINY_TEXT, *edits), "--workers", 1, "--storage", either_url)
         assert inside(*resume, "--was", "layers=2").status == 0
-        found = {trial.number: trial for trial in trials(storage_url, "mine-1")}
+        found = {trial.number: trial for trial in trials(either_url, "mine-1")}
         assert found[kept].state == TrialState.COMPLETE
         assert found[kept].params["optimizer"] == "adam"
         assert found[kept].params["layers"] == 2, "what it was trained with before there was such a knob"
         assert found[dropped].state == TrialState.PRUNED
         assert found[dropped].user_attrs["reason"] == "optimizer is sgd here, which is not searched any more"
 
-    def test_and_the_dashboard_opens_it(self, inside: Inside, storage_url: str) -> None:
-        common = ("--workers", 1, "--pruner", "none", "--seed", 1, "--storage", storage_url)
+    def test_and_the_dashboard_opens_it(self, inside: Inside, either_url: str) -> None:
+        common = ("--workers", 1, "--pruner", "none", "--seed", 1, "--storage", either_url)
         assert inside("run", written(TINY_TEXT, (WIDTH, KIND)), "--trials", 3, *common).status == 0
         file = written(TINY_TEXT, (WIDTH, KIND.replace('"relu"', '"gelu"')))
-        said = inside("resume", "--trials", "+3", "--objective", file, "--workers", 1, "--storage", storage_url)
+        said = inside("resume", "--trials", "+3", "--objective", file, "--workers", 1, "--storage", either_url)
         assert "kind is now without relu and with gelu" in said.out
         with connections_closed():
-            storage = open_storage(storage_url)
+            storage = open_storage(either_url)
             study_id = studies.find(storage, "mine-1").study_id
             browse = Browser(storage)
             for path in ("/api/studies", f"/api/studies/{study_id}"):
@@ -164,7 +164,7 @@ class TestAStudyGoesOn:
                 warnings.simplefilter("ignore")
                 assert browse("GET", f"/api/studies/{study_id}/param_importances") == 200
             assert len(optuna.load_study(study_name="mine-1", storage=storage).trials_dataframe()) == 6
-        assert inside("best", "--top", 6, "--storage", storage_url).status == 0
+        assert inside("best", "--top", 6, "--storage", either_url).status == 0
 
     @pytest.mark.parametrize("text", [OWN_LOOP, BARE])
     @EACH_SAMPLER

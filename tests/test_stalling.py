@@ -86,9 +86,9 @@ def test_a_study_is_closed_by_what_it_wants(storage: SharedStorage) -> None:
     assert (closed.trials, closed.reason) == (24, reason)
 
 
-def test_a_search_ends_and_goes_on_when_it_is_told_to(inside: Inside, storage_url: str) -> None:
+def test_a_search_ends_and_goes_on_when_it_is_told_to(inside: Inside, either_url: str) -> None:
     Path("mine.py").write_text(TINY_TEXT.replace("epochs=4,", "epochs=1,"))
-    common = ("--workers", 1, "--storage", storage_url)
+    common = ("--workers", 1, "--storage", either_url)
     run = ("run", Path("mine.py"), "--pruner", "none", "--sampler", "random", "--seed", 1, "--trials", 60)
     said = inside(*run, "--min-gain", 5, *common)
     assert said.status == 0, said.err
@@ -96,20 +96,20 @@ def test_a_search_ends_and_goes_on_when_it_is_told_to(inside: Inside, storage_ur
     assert "finished: 20 more trials are likely to gain" in said.out
     assert "less than 5" in said.out
     assert "--trials +20 --min-gain 0" in said.out
-    assert "outlook: 20 more trials are likely to gain" in inside("status", "--storage", storage_url).out
+    assert "outlook: 20 more trials are likely to gain" in inside("status", "--storage", either_url).out
     again = ("resume", "--objective", Path("mine.py"), "--trials", "+2", "--min-gain", 0)
     assert inside(*again, *common).status == 0
-    assert_settled(storage_url, "mine-1", 22)
+    assert_settled(either_url, "mine-1", 22)
 
 
-def test_a_small_space_ends_when_it_is_searched_whole(inside: Inside, storage_url: str) -> None:
+def test_a_small_space_ends_when_it_is_searched_whole(inside: Inside, either_url: str) -> None:
     Path("small.py").write_text(
         'def objective(trial):\n    return trial.suggest_int("a", 0, 2) + trial.suggest_categorical("b", [0, 1])\n'
     )
-    said = inside("run", "small.py:objective", "--trials", 30, "--workers", 2, "--seed", 1, "--storage", storage_url)
+    said = inside("run", "small.py:objective", "--trials", 30, "--workers", 2, "--seed", 1, "--storage", either_url)
     assert said.status == 0, said.err
     assert "finished: every recipe of the space is on record" in said.out
-    found = trials(storage_url, "small-1")
+    found = trials(either_url, "small-1")
     recipes = [tuple(trial.params.items()) for trial in found if trial.state == TrialState.COMPLETE]
     assert {*recipes} == {(("a", a), ("b", b)) for a in range(3) for b in range(2)}
     assert len(found) <= 8, "two workers of such a function may draw the same at once"

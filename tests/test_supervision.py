@@ -37,17 +37,17 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
 def test_the_only_worker_dies_and_another_goes_on_with_its_trial(
-    inside: Inside, tmp_path: Path, storage_url: str
+    inside: Inside, tmp_path: Path, either_url: str
 ) -> None:
     write_mortal(tmp_path, in_a_trial=f"Path('died').exists() or (Path('died').touch(), {KILL})")
-    said = inside(*RUN, "--storage", storage_url)
+    said = inside(*RUN, "--storage", either_url)
     assert said.status == 0, said.out + said.err
     assert "worker cpu/0 failed: killed by SIGKILL; its trial goes on elsewhere; another starts in 1 s\n" in said.out
     assert "Traceback" not in said.out + said.err
-    assert_settled(storage_url, "mortal-1", 2)
-    owners = rows(storage_url, "SELECT generation, ending FROM dialin_owners WHERE trial_id = 1 ORDER BY generation")
+    assert_settled(either_url, "mortal-1", 2)
+    owners = rows(either_url, "SELECT generation, ending FROM dialin_owners WHERE trial_id = 1 ORDER BY generation")
     assert [tuple(owner) for owner in owners] == [(1, "died"), (2, "settled")]
-    assert value(storage_url, "SELECT count(DISTINCT worker_id) FROM dialin_workers") == 2
+    assert value(either_url, "SELECT count(DISTINCT worker_id) FROM dialin_workers") == 2
 
 
 def test_one_that_dies_at_its_start_is_given_up(inside: Inside, tmp_path: Path, sqlite_url: str) -> None:

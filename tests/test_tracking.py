@@ -68,16 +68,16 @@ def pictures(url: str, study: str) -> dict[int, list[str]]:
         }
 
 
-def test_two_workers_tell_of_each_trial_under_its_own_name(inside: Inside, storage_url: str, tmp_path: Path) -> None:
+def test_two_workers_tell_of_each_trial_under_its_own_name(inside: Inside, either_url: str, tmp_path: Path) -> None:
     files = tmp_path / FILES
     run = inside(
         *("run", SLOW, "--trials", 4, "--epochs", 4, "--workers", 2, "--pruner", "none", "--files", files),
-        *("--log", "tensorboard", "--log", "plots", "--storage", storage_url),
+        *("--log", "tensorboard", "--log", "plots", "--storage", either_url),
     )
     assert run.status == 0, run.err
-    found = assert_settled(storage_url, "slow-1", 4)
+    found = assert_settled(either_url, "slow-1", 4)
     assert curves(files) == recorded(found)
-    assert len({*rows(storage_url, "SELECT worker_id FROM dialin_epochs")}) == 2, "both have trained"
+    assert len({*rows(either_url, "SELECT worker_id FROM dialin_epochs")}) == 2, "both have trained"
     for trial in found:
         lines = log_of(files, trial.number).splitlines()
         assert lines[0].startswith(f"trial {trial.number} of slow-1: {trial.user_attrs['recipe']} width ")
@@ -86,7 +86,7 @@ def test_two_workers_tell_of_each_trial_under_its_own_name(inside: Inside, stora
         assert len(epochs) == 4
         assert f"accuracy {trial.intermediate_values[4]:.4g}  " in epochs[3]
         assert lines[-1] == f"complete: accuracy {trial.value:.4g} in epoch {trial.user_attrs['best_epoch']}"
-    hanging = pictures(storage_url, "slow-1")
+    hanging = pictures(either_url, "slow-1")
     assert hanging == {number: ["confusion-matrix.png", "learning-curve.png"] for number in range(4)}
 
 

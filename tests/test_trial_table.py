@@ -113,9 +113,9 @@ def test_records_have_every_column() -> None:
 
 
 class TestTheCommand:
-    def test_it_gives_the_same_trials_in_each_form(self, inside: Inside, storage_url: str, tmp_path: Path) -> None:
-        searched(storage_url, tmp_path)
-        at = ("--storage", storage_url)
+    def test_it_gives_the_same_trials_in_each_form(self, inside: Inside, either_url: str, tmp_path: Path) -> None:
+        searched(either_url, tmp_path)
+        at = ("--storage", either_url)
         rows = read(inside("trials", "tiny-1", "--format", "csv", *at).out)
         assert [row["number"] for row in rows] == ["0", "1", "2"]
         assert all(float(row["seconds"]) > 0 and int(row["samples"]) == 4 * 96 for row in rows)
@@ -125,7 +125,7 @@ class TestTheCommand:
         table = inside("trials", *at).out.splitlines()
         assert table[0].split()[:3] == ["trial", "outcome", "accuracy"]
         with engines_disposed():
-            found = search.load("tiny-1", storage=storage_url).trials()
+            found = search.load("tiny-1", storage=either_url).trials()
         assert [*found.columns] == [*rows[0]]
         assert [str(value) for value in found.value] == [row["value"] for row in rows]
 
