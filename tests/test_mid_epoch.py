@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import multiprocessing
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +20,7 @@ from training_helpers import Recorder, fit
 
 from search.data import Data, Folds
 from search.objective import Objective, Task, supervised
-from search.reporting import Interrupted
+from search.reporting import Interrupted, Verdict
 
 INPUTS = torch.randn(90, 16, generator=torch.Generator().manual_seed(0))
 TARGETS = INPUTS[:, :4].argmax(1)
@@ -90,6 +93,29 @@ def test_it_goes_on_bit_for_bit(case: str) -> None:
         assert rest.curve == whole.curve[epochs:]
         assert (again.value, again.best_epoch) == (result.value, result.best_epoch)
         assert checksums(again.weights) == checksums(result.weights)
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Whatever ends does so by itself, and not because garbage was collected."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("ended", [{"stop_after": 3}, {"stop_after": 9}, {"verdicts": {1: Verdict.HAND_BACK}}, {}])
+@pytest.mark.parametrize("dataset", [Noisy, Flow])
+def test_a_datasets_processes_end_with_the_training_however_that_ends(
+    dataset: Callable[[], Any], ended: dict[str, Any]
+) -> None:
+    """In the middle of an epoch, in its evaluation, between two epochs, and at the end."""
+    before = {*multiprocessing.active_children()}
+    drawn = objective(Data(dataset(), Noisy(), loader_workers=1), epochs=2, epoch_batches=8)
+    with contextlib.nullcontext() if not ended else pytest.raises(Interrupted):
+        fit(drawn, Recorder(**ended))
+    assert {*multiprocessing.active_children()} <= before
 
 
 class Called(Recorder):

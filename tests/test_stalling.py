@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -112,4 +113,4 @@ def test_a_small_space_ends_when_it_is_searched_whole(inside: Inside, either_url
     found = trials(either_url, "small-1")
     recipes = [tuple(trial.params.items()) for trial in found if trial.state == TrialState.COMPLETE]
     assert {*recipes} == {(("a", a), ("b", b)) for a in range(3) for b in range(2)}
-    assert len(found) <= 8, "two workers of such a function may draw the same at once"
+    assert max(Counter(recipes).values()) <= 2, "two workers of such a function may draw the same at once"
