@@ -8,7 +8,7 @@ Hyperband), or both as `--pruner` says. "ms" is the time inside the storage's me
 TPE computes is neither's. Dialin's epochs come back to back, when most share a transaction, and a second apart by the
 clock that it is given, when none does: what it gains on plain Optuna, which commits each, lies between. The study has
 so many finished trials of 30 values, and for "waiting" and "running" 500 unfinished ones beside them. Each system has a
-database of its own in one server or folder, and they take turns.
+database of its own for each of them, in one server or folder, and they take turns.
 Then, on the largest study, in a process of its own: the first read of all trials, what it adds to the process's memory,
 and what `best`, `status` and a poll of optuna-dashboard take.
 """
@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -39,7 +40,7 @@ from optuna.trial import TrialState
 from postgres_server import PostgresServer
 
 from benchmarks.measured import print_header
-from benchmarks.storage_systems import NAME, SYSTEMS, Asked
+from benchmarks.storage_systems import NAME, SYSTEMS, Asked, System
 
 UNFINISHED = 500
 # What is printed, by the name of its system and the seconds from epoch to epoch. The first is what the others are to.
@@ -63,30 +64,48 @@ def places(kind: str, names: list[str]) -> Iterator[dict[str, str]]:
             server.stop()
 
 
-def measure_trials(kind: str, trials: int, unfinished: str, given: argparse.Namespace) -> None:
-    """The lines of one study: each system's trials, one warm-up before them."""
-    count = 0 if unfinished == "-" else UNFINISHED
-    state = TrialState.RUNNING if unfinished == "running" else TrialState.WAITING
-    with places(kind, list(SYSTEMS)) as urls:
-        systems = {name: make(urls[name], given.pruner) for name, make in SYSTEMS.items()}
-        had: dict[str, list[Asked]] = {line: [] for line in LINES}
-        for system in systems.values():
-            system.make(trials, count, state)
-            system.open()
-            system.trial()  # what is read once
+@dataclass(frozen=True)
+class Case:
+    """A study with so many finished trials, and UNFINISHED others that are "waiting" or "running", or "-" for none."""
+
+    trials: int
+    unfinished: str
+
+    def made(self, name: str, url: str, pruner: str | None) -> System:
+        """The study in a system's database, with what is read once read."""
+        system = SYSTEMS[name](url, pruner)
+        state = TrialState.RUNNING if self.unfinished == "running" else TrialState.WAITING
+        system.make(self.trials, 0 if self.unfinished == "-" else UNFINISHED, state)
+        system.open()
+        system.trial()
+        return system
+
+
+def measure_trials(kind: str, cases: list[Case], given: argparse.Namespace) -> None:
+    """The lines of several studies. Systems and studies take turns: a machine's pace changes from minute to minute."""
+    lines = {line: how for line, how in LINES.items() if how[0] in given.systems}
+    names = {
+        (name, case): f"{name}_{case.trials}_{number}" for name in given.systems for number, case in enumerate(cases)
+    }
+    with places(kind, [*names.values()]) as urls:
+        systems = {key: key[1].made(key[0], urls[place], given.pruner) for key, place in names.items()}
+        had: dict[tuple[str, Case], list[Asked]] = {(line, case): [] for case in cases for line in lines}
         for _ in range(given.repeats):
-            for line, (name, apart) in LINES.items():
-                with systems[name].clock.block() as asked:
-                    systems[name].trial(apart)
-                had[line].append(asked)
+            for line, case in had:
+                name, apart = lines[line]
+                with systems[name, case].clock.block() as asked:
+                    systems[name, case].trial(apart)
+                had[line, case].append(asked)
         for system in systems.values():
             system.engine.dispose()
-    for line, all_asked in had.items():
+    for (line, case), all_asked in had.items():
         told = [spread([getattr(one, what) for one in all_asked], scale) for what, scale in COLUMNS.items()]
         cells = " ".join(f"{cell:>20s}" for cell in told)
-        ratios = [ours.seconds / theirs.seconds for ours, theirs in zip(all_asked, had["optuna"], strict=True)]
-        ratio = spread(ratios, 1, 2) if line != "optuna" else ""
-        print(f"{kind:10s} {trials:6d} {unfinished:10s} {line:17s} {cells} {ratio}")
+        ratio = ""
+        if line != "optuna" and "optuna" in lines:
+            pairs = zip(all_asked, had["optuna", case], strict=True)
+            ratio = spread([ours.seconds / theirs.seconds for ours, theirs in pairs], 1, 2)
+        print(f"{kind:10s} {case.trials:6d} {case.unfinished:10s} {line:17s} {cells} {ratio}")
     sys.stdout.flush()
 
 
@@ -180,6 +199,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="*", default=[0, 1000, 10_000], help="finished trials")
     parser.add_argument("--pruner", help="the same for both, by Dialin's names; default: each its own")
     parser.add_argument("--databases", nargs="*", default=["sqlite", "postgresql"])
+    parser.add_argument("--systems", nargs="*", default=[*SYSTEMS], choices=[*SYSTEMS], help="of trials")
     given = parser.parse_args()
     quiet()
     print_header("optuna", "sqlalchemy", "psycopg")
@@ -187,11 +207,11 @@ def main() -> None:
     print(f"database   trials unfinished {'system':17s} {'statements':>20s} {'commits':>20s} {'ms':>20s}  ratio")
     for kind in given.databases:
         for trials in given.trials:
-            measure_trials(kind, trials, "-", given)
-        for unfinished in ("waiting", "running"):
-            measure_trials(kind, max(given.trials), unfinished, given)
-    for kind in given.databases:
-        measure_reads(kind, max(given.trials), given)
+            crowds = ("-", "waiting", "running") if trials == max(given.trials) else ("-",)
+            measure_trials(kind, [Case(trials, crowd) for crowd in crowds], given)
+    if given.reads:
+        for kind in given.databases:
+            measure_reads(kind, max(given.trials), given)
 
 
 if __name__ == "__main__":

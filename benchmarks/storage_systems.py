@@ -215,4 +215,6 @@ class Dialin:
         }
 
 
-SYSTEMS: dict[str, Callable[[str, str | None], PlainOptuna | Dialin]] = {"optuna": PlainOptuna, "dialin": Dialin}
+System = PlainOptuna | Dialin
+
+SYSTEMS: dict[str, Callable[[str, str | None], System]] = {"optuna": PlainOptuna, "dialin": Dialin}
