@@ -41,6 +41,8 @@ sys.dont_write_bytecode = False
 # calls: it imports no tests.
 if "PYTEST_XDIST_WORKER" in os.environ:
     gc.disable()
+    # And torch's compiler is not, as in processes of Dialin's: torchvision would bring it, 1.2 s in each.
+    importlib.import_module("search.uncompiled").spare_the_compiler()
 
 
 @pytest.fixture(autouse=True)
