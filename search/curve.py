@@ -272,4 +272,3 @@ def _asking(interrupted: Callable[[], bool], batches: Generator[Any], count: int
             if interrupted():
                 raise Interrupted
             yield next(batches)
-        next(batches, None)

@@ -18,8 +18,8 @@ from storage.studies import StudyRecord
 
 # Settled and adopted trials are asked for by time; one that commits late may lie a little before the newest seen.
 OVERLAP_SECONDS = 5.0
-# A look that took a second is followed by so many without one, but by no longer rest than that: workers train
-# meanwhile, perhaps on the same processors, and of 10,000 trials a look takes half a second.
+# A look that took a second is followed by so many without one, and any look by five at most: workers train meanwhile,
+# perhaps on the same processors, and of 10,000 trials a look takes half a second.
 REST, LONGEST_REST_SECONDS = 20.0, 5.0
 
 

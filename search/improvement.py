@@ -94,9 +94,8 @@ class Improver:
         known = _known(seen, curves)
         if known:
             self._space.learn(known)
-            lows = np.asarray([curves.low(one.number) for one in known])
-            best = np.argsort(lows, kind="stable")[: min(PARENTS, int(np.isfinite(lows).sum()))]
-            rows = self._space.near(rng, self._space.rows[rng.choice(best, AROUND)], NEIGHBOURHOOD)
+            best = self._space.rows[_best(known, curves, PARENTS)]
+            rows = self._space.near(rng, rng.choice(best, AROUND), NEIGHBOURHOOD)
             new = rows[~self._met(rows, self._space.rows)]
             if len(new):
                 return Start(self._space.recipe(new[0]), NEIGHBOUR)
@@ -121,8 +120,7 @@ class Improver:
         self, look: Look, known: Sequence[Seen], curves: Curves, rng: np.random.Generator
     ) -> tuple[Floats, Floats]:
         """New recipes and what each promises."""
-        lows = np.asarray([curves.low(one.number) for one in known])
-        leaders = self._space.rows[np.argsort(lows, kind="stable")[:LEADERS]]
+        leaders = self._space.rows[_best(known, curves, LEADERS)]
         parents = leaders[np.arange(DRAWN) % len(leaders)]
         near = [self._space.near(rng, parents, spread) for spread in NEAR]
         rows = np.concatenate([self._space.random(rng, DRAWN), *near])
@@ -178,6 +176,13 @@ def _known(seen: Sequence[Seen], curves: Curves) -> list[Seen]:
     """The trials that say something of recipes; none as long as no value is on record."""
     known = [one for one in seen if one.state is not SeenState.FAILED and one.recipe]
     return known if any(curves.reached(one.number) for one in known) else []
+
+
+def _best(known: Sequence[Seen], curves: Curves, most: int) -> NDArray[np.int64]:
+    """The places of the best trials among those that have a value."""
+    lows = np.asarray([curves.low(one.number) for one in known])
+    order = np.argsort(lows, kind="stable")[:most]
+    return order[np.isfinite(lows[order])]
 
 
 def _paces(some: Sequence[Seen], curves: Curves) -> Floats:

@@ -39,7 +39,7 @@ class RecipeSpace:
         start = len(self._rows)
         if len(seen) < start or any(one.recipe != before for one, before in zip(seen, self._read, strict=False)):
             start = 0
-        merged = dict(self.distributions)
+        merged = dict(self.distributions) if start else {}
         for one in seen[start:]:
             merged |= one.distributions
         if merged != self.distributions:
@@ -96,8 +96,6 @@ class RecipeSpace:
         free, moved = self._free, rng.random((count, width)) < 0.5
         moved[np.arange(count), rng.integers(width, size=count)] = True
         for index, d in enumerate(self.distributions.values()):
-            if d.single():
-                continue
             own, other = rows[:, index], others[:, index]
             if isinstance(d, CategoricalDistribution):
                 if free[index]:
@@ -106,7 +104,7 @@ class RecipeSpace:
                 elif crossed.any():
                     own = np.where(crossed[:, 0], other, own)
             else:
-                step = np.where(moved[:, index], rng.normal(0, spread, count), 0.0)
+                step = np.where(moved[:, index], rng.normal(0, spread, count), 0.0) * (not d.single())
                 own = np.where(crossed[:, 0] & (np.isnan(own) | np.isnan(other)), other, np.clip(own + step, 0, 1))
             rows[:, index] = own
         return self._rounded(rows)

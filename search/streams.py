@@ -6,6 +6,7 @@ Used by `search.batches`, which cuts the stream into epochs.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
@@ -27,7 +28,7 @@ class Stream:
     """
 
     def __init__(self, dataset: IterableDataset[Any], data: Data, batch_size: int, seed: int) -> None:
-        self._dataset, self._data, self._batch_size, self._seed = dataset, data, batch_size, seed
+        self._passes = _Passes(dataset, data, batch_size, seed)
         self._batches: Generator[Any] | None = None
         self._at = 0
 
@@ -35,7 +36,7 @@ class Stream:
         """So many batches, from number `first` on, counted from 0 since the beginning of the first pass."""
         if self._batches is None or self._at != first:
             self.close()
-            self._batches, self._at = self._endless(), first
+            self._batches, self._at = self._passes.endless(), first
             next(islice(self._batches, first, first), None)
         for _ in range(batches):
             self._at += 1
@@ -47,28 +48,38 @@ class Stream:
             self._batches.close()
             self._batches = None
 
-    def _endless(self) -> Generator[Any]:
+
+@dataclass(frozen=True)
+class _Passes:
+    """What a stream is of. Its generators hold this and not the stream, which so needs no garbage collector to end."""
+
+    dataset: IterableDataset[Any]
+    data: Data
+    batch_size: int
+    seed: int
+
+    def endless(self) -> Generator[Any]:
         for number in count(1):
             some = False
-            for batch in self._pass(number):
+            for batch in self._one(number):
                 # BatchNorm cannot train on a single sample, such as the last ones of a pass may be.
-                if some and self._batch_size > 1 and _length(batch) == 1:
+                if some and self.batch_size > 1 and _length(batch) == 1:
                     continue
                 some = True
                 yield batch
             if not some:
-                raise ObjectiveError(f"the train split {type(self._dataset).__name__} gave nothing in pass {number}")
+                raise ObjectiveError(f"the train split {type(self.dataset).__name__} gave nothing in pass {number}")
 
-    def _pass(self, number: int) -> Iterator[Any]:
-        randomness = OwnRandomness(seed_of("stream", self._seed, number))
+    def _one(self, number: int) -> Iterator[Any]:
+        randomness = OwnRandomness(seed_of("stream", self.seed, number))
         with randomness:
             batches = iter(
                 DataLoader(
-                    self._dataset,
-                    batch_size=self._batch_size,
-                    num_workers=self._data.loader_workers,
-                    collate_fn=self._data.collate,
-                    generator=torch.Generator().manual_seed(seed_of("loader", self._seed, number)),
+                    self.dataset,
+                    batch_size=self.batch_size,
+                    num_workers=self.data.loader_workers,
+                    collate_fn=self.data.collate,
+                    generator=torch.Generator().manual_seed(seed_of("loader", self.seed, number)),
                 )
             )
         while True:

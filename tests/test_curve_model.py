@@ -57,6 +57,19 @@ def test_what_has_one_value_keeps_it() -> None:
     assert {*space.random(rng, 20)[:, 1], *space.near(rng, np.repeat(space.rows, 20, axis=0), 0.1)[:, 1]} == {before}
 
 
+def test_a_neighbour_with_anothers_choice_has_what_hangs_on_it_also_where_that_has_one_value() -> None:
+    kind, fixed = CategoricalDistribution(("sgd", "adam")), FloatDistribution(0.9, 0.9)
+    own = {"kind": kind, "momentum": fixed}
+    trials = [
+        Seen(0, {"kind": "sgd", "momentum": 0.9}, {}, SeenState.PAUSED, distributions=own),
+        Seen(1, {"kind": "adam"}, {}, SeenState.PAUSED, distributions={"kind": kind}),
+    ]
+    space = RecipeSpace()
+    space.learn(trials)
+    found = [space.recipe(row) for row in space.near(np.random.default_rng(0), np.repeat(space.rows, 20, axis=0), 0.1)]
+    assert {frozenset(one.items()) for one in found} == {frozenset(one.recipe.items()) for one in trials}
+
+
 def points(rng: np.random.Generator, count: int) -> Points:
     return Points(rng.random((count, 3)), rng.random(count), rng.integers(0, count // 4, count))
 

@@ -286,6 +286,7 @@ class TestWithinAnEpoch:
     def test_what_cannot_be_written_at_all_is_the_objectives_mistake(self, bench: Bench) -> None:
         to = bench.reporter()
         to.between_batches(1, lambda: {"batch": lambda: 1})
+        to.checkpointer.wait()
         with pytest.raises((AttributeError, pickle.PicklingError)):
             report(to, 1)
 
