@@ -6,7 +6,7 @@ other Dataset goes through a DataLoader.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -83,7 +83,7 @@ class TrainingBatches:
         first = (epoch - 1) * len(self)
         return sum(self._sizes[number % len(self._sizes)] for number in range(first, first + len(self)))
 
-    def epoch(self, epoch: int, after: int = 0, state: Mapping[str, Any] | None = None) -> Generator[Any]:
+    def epoch(self, epoch: int, after: int = 0, state: Mapping[str, Any] | None = None) -> Iterator[Any]:
         """The batches of an epoch: order, augmentation and DataLoader seed are functions of (seed, epoch).
 
         after: without so many at its beginning. state: where augmentation stood after them (see `state`).
@@ -100,11 +100,6 @@ class TrainingBatches:
     def state(self) -> dict[str, Any]:
         """Where augmentation stands in the epoch that is being drawn. Another kind of device begins it again."""
         return {"device": self._device.type, "augment": self._augmenting.get_state()}
-
-    def close(self) -> None:
-        """No more epochs: what draws a stream ends."""
-        if isinstance(self._data.train, IterableDataset):
-            self._stream.close()
 
     def _batches(self, epoch: int, after: int) -> Iterator[Any]:
         first = (epoch - 1) * len(self)
@@ -145,7 +140,7 @@ class EvaluationBatches:
     def __len__(self) -> int:
         return len(self._order)
 
-    def __iter__(self) -> Generator[Any]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self._source.gather(self._order, seed=0):
             yield _scaled(batch, self._data)
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,12 +107,6 @@ class Curve:
         Raises:
             Interrupted: `interrupted`, asked before each batch, said so.
         """
-        try:
-            yield from self._epochs(interrupted, between)
-        finally:
-            self._batches.close()
-
-    def _epochs(self, interrupted: Callable[[], bool], between: BetweenBatches) -> Iterator[EpochResult]:
         while not self.over:
             self.epoch += 1
             begun, self._begun = self._begun or _Begun(), None
@@ -135,16 +128,15 @@ class Curve:
         losses, stepper = begun.losses, self._stepper
         stepper.start_epoch()
         batches = self._batches.epoch(self.epoch, begun.batches, begun.drawn)
-        with closing(_asking(interrupted, batches, len(self._batches) - begun.batches)) as wanted:
-            for batch in wanted:
-                total, weight = stepper.take(batch)
-                losses.update(total, weight)
-                if self._time_to_look() and not losses.finite():
-                    return
-                begun.batches += 1
-                if stepper.full or begun.batches == len(self._batches):
-                    self._take_step()
-                    between(begun.batches, lambda: self._state_within(begun))
+        for batch in _asking(interrupted, batches, len(self._batches) - begun.batches):
+            total, weight = stepper.take(batch)
+            losses.update(total, weight)
+            if self._time_to_look() and not losses.finite():
+                return
+            begun.batches += 1
+            if stepper.full or begun.batches == len(self._batches):
+                self._take_step()
+                between(begun.batches, lambda: self._state_within(begun))
 
     def _take_step(self) -> None:
         self._stepper.step(self._rates[self._step])
@@ -154,9 +146,9 @@ class Curve:
         """Every metric by name; with the weights laid as usual where the network cannot work with another layout."""
 
         def values() -> dict[str, float]:
+            held_out = _asking(interrupted, iter(self._held_out), len(self._held_out))
             precision = self._objective.precision
-            with closing(_asking(interrupted, iter(self._held_out), len(self._held_out))) as held_out:
-                return evaluate(self._task, held_out, self._metrics, self._device, precision, self._micro_batch)
+            return evaluate(self._task, held_out, self._metrics, self._device, precision, self._micro_batch)
 
         try:
             return values()
@@ -258,17 +250,13 @@ class Curve:
         return f"{lost} is {values[lost]} in epoch {self.epoch}"
 
 
-def _asking(interrupted: Callable[[], bool], batches: Generator[Any], count: int) -> Generator[Any]:
+def _asking(interrupted: Callable[[], bool], batches: Iterator[Any], count: int) -> Iterator[Any]:
     """So many batches, with Interrupted raised before one is drawn that is not wanted any more.
 
     Not after it is drawn: training would end there with batches behind it that no checkpoint has, since the reporter
     was asked between two batches, before the time was up.
-
-    A DataLoader's processes end with its batches, at the latest when this is closed. Left to the garbage collector they
-    would hold up whatever runs then, for five seconds each.
     """
-    with closing(batches):
-        for _ in range(count):
-            if interrupted():
-                raise Interrupted
-            yield next(batches)
+    for _ in range(count):
+        if interrupted():
+            raise Interrupted
+        yield next(batches)

@@ -5,7 +5,7 @@ Used by `search.batches`, which cuts the stream into epochs.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
@@ -29,36 +29,32 @@ class Stream:
 
     def __init__(self, dataset: IterableDataset[Any], data: Data, batch_size: int, seed: int) -> None:
         self._passes = _Passes(dataset, data, batch_size, seed)
-        self._batches: Generator[Any] | None = None
+        self._batches: Iterator[Any] | None = None
         self._at = 0
 
     def take(self, first: int, batches: int) -> Iterator[Any]:
         """So many batches, from number `first` on, counted from 0 since the beginning of the first pass."""
         if self._batches is None or self._at != first:
-            self.close()
             self._batches, self._at = self._passes.endless(), first
             next(islice(self._batches, first, first), None)
         for _ in range(batches):
             self._at += 1
             yield next(self._batches)
 
-    def close(self) -> None:
-        """End the processes that draw; `take` would begin them again."""
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
-
 
 @dataclass(frozen=True)
 class _Passes:
-    """What a stream is of. Its generators hold this and not the stream, which so needs no garbage collector to end."""
+    """What a stream is of. Its generators hold this and not the stream, which so needs no garbage collector to end.
+
+    Left to that, a DataLoader's processes would hold up whatever runs then, for five seconds each.
+    """
 
     dataset: IterableDataset[Any]
     data: Data
     batch_size: int
     seed: int
 
-    def endless(self) -> Generator[Any]:
+    def endless(self) -> Iterator[Any]:
         for number in count(1):
             some = False
             for batch in self._one(number):
