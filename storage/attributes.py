@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sqlalchemy import Table
 from sqlalchemy.orm import Session
 
 from storage.engine import insert_for
@@ -42,10 +44,15 @@ def write(
     ]
     if not rows:
         return
-    statement = insert_for(session.connection().dialect.name, table.__table__)
+    connection = session.connection()
+    connection.execute(_upsert(connection.dialect.name, table.__table__), rows)
+
+
+@functools.cache
+def _upsert(dialect: str, table: Table) -> Any:
+    statement = insert_for(dialect, table)
     replaced = {"value_json": statement.excluded.value_json}
-    upsert = statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=replaced)
-    session.connection().execute(upsert, rows)
+    return statement.on_conflict_do_update(index_elements=["trial_id", "key"], set_=replaced)
 
 
 def bytes_of(value: Any) -> int | None:

@@ -23,17 +23,24 @@ class RecipeDraw:
 
     trial: FrozenTrial
     recorded: dict[int, list[FrozenTrial]] = field(default_factory=dict)
-    shown: dict[tuple[int, frozenset[TrialState], int], list[FrozenTrial]] = field(default_factory=dict)
+    shown: dict[tuple[int, tuple[TrialState, ...], int], list[FrozenTrial]] = field(default_factory=dict)
 
     def among(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         """Trials in the order of their numbers, with this one as it is by now in its place, where it is among them."""
         mine = trial_id_of(self.trial)
         for place in range(len(trials) - 1, -1, -1):
             if trial_id_of(trials[place]) == mine:
-                return [*trials[:place], copy.deepcopy(self.trial), *trials[place + 1 :]]
+                return [*trials[:place], self._by_now(), *trials[place + 1 :]]
             if trials[place].number < self.trial.number:
                 break
         return [*trials]
+
+    def _by_now(self) -> FrozenTrial:
+        """The trial, which what is drawn and noted from here on does not change. Values in it are never changed."""
+        trial = copy.copy(self.trial)
+        for name in ("params", "distributions", "user_attrs", "system_attrs"):
+            setattr(trial, name, {**getattr(trial, name)})
+        return trial
 
 
 def parameter_rows(trial: FrozenTrial, trial_id: int, known: Container[str]) -> list[dict[str, Any]]:

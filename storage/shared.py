@@ -143,7 +143,7 @@ class SharedStorage(TrialCache):
         draw = self._draw
         if draw is None and (self.view is None or self._noting is not None):  # pruners judge by all trials
             return super().get_all_trials(study_id, deepcopy, states)
-        among = frozenset(state for state in TrialState if states is None or state in states)
+        among = tuple(state for state in TrialState if states is None or state in states)
         if draw is None:
             trials = self._seen_by_samplers(study_id, among)
         else:
@@ -153,7 +153,7 @@ class SharedStorage(TrialCache):
             trials = draw.among(draw.shown[key])
         return copy.deepcopy(trials) if deepcopy else trials
 
-    def _seen_by_samplers(self, study_id: int, states: frozenset[TrialState]) -> list[FrozenTrial]:
+    def _seen_by_samplers(self, study_id: int, states: tuple[TrialState, ...]) -> list[FrozenTrial]:
         """The trials in some states as samplers see them."""
         trials = [trial for trial in self.recorded(study_id) if trial.state in states]
         return trials if self.view is None else self.view(trials)

@@ -11,6 +11,7 @@ Of PRUNED ones GP sees none. That is the best of three: a value halfway is not c
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Container
@@ -19,7 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from storage import fresh_rows
@@ -270,24 +271,30 @@ def _changed(session: Session, study_id: int, seen: _Seen) -> tuple[str | None, 
 
     Raises KeyError: it is not there.
     """
-    study, trial = models.StudyModel, models.TrialModel
-    changed = trial.trial_id >= seen.last  # SQLite gives the id of a trial that was deleted to the next
     first, count = min(seen.unfinished, default=seen.last), len(seen.unfinished)
     dense = count > _FEW and seen.last - first < 2 * count  # drivers are slow with long lists
-    if dense or count > _MANY:
-        changed = trial.trial_id >= first
-    elif seen.unfinished:
-        changed = or_(changed, trial.trial_id.in_(list(seen.unfinished)))
-    query = (
+    named = 0 < count <= _MANY and not dense
+    given = {"of_study": study_id, "first": seen.last if named else first}  # SQLite gives a deleted trial's id again
+    ids = {"ids": [*seen.unfinished]} if named else {}
+    rows = session.connection().execute(_news(named), given | ids).all()
+    if not rows:
+        raise KeyError(models.NOT_FOUND_MSG)
+    return rows[0].uid, [row for row in rows if row.trial_id is not None]
+
+
+@functools.cache
+def _news(named: bool) -> Any:
+    """The statement of `_changed`, made once: trials from the id `first` on and, `named`, those with `ids` too."""
+    study, trial = models.StudyModel, models.TrialModel
+    changed = trial.trial_id >= bindparam("first")
+    if named:
+        changed = or_(changed, trial.trial_id.in_(bindparam("ids", expanding=True)))
+    return (
         heads()
         .add_columns(TrialRow.paused, StudyRow.uid)
         .select_from(study)
         .outerjoin(StudyRow, StudyRow.study_id == study.study_id)
         .outerjoin(trial, and_(trial.study_id == study.study_id, changed))
         .outerjoin(TrialRow, TrialRow.trial_id == trial.trial_id)
-        .where(study.study_id == study_id)
+        .where(study.study_id == bindparam("of_study"))
     )
-    rows = session.execute(query).all()
-    if not rows:
-        raise KeyError(models.NOT_FOUND_MSG)
-    return rows[0].uid, [row for row in rows if row.trial_id is not None]

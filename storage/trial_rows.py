@@ -18,7 +18,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial
-from sqlalchemy import Float, Integer, Select, Text, cast, literal, null, select, union_all
+from sqlalchemy import Float, Integer, Select, Text, bindparam, cast, literal, null, select, union_all
 from sqlalchemy.orm import Session
 
 from storage.optuna_internals import models
@@ -105,8 +105,8 @@ def _parts(session: Session, ids: Collection[int]) -> dict[int, _Parts]:
     first, last = min(ids), max(ids)
     dense = len(ids) > _FEW and last - first < 2 * len(ids)
     connection = session.connection()  # its rows are plain tuples
-    wanted = (table.where(key.between(first, last) if dense else key.in_(ids)) for table, key in _tables())
-    portions = connection.execute(union_all(*wanted)).partitions(_PORTION)
+    given = {"first": first, "last": last} if dense else {"ids": [*ids]}
+    portions = connection.execute(_hanging(dense), given).partitions(_PORTION)
     for kind, trial_id, place, name, number, text in chain.from_iterable(portions):
         parts = found.get(trial_id)
         if parts is None:
@@ -128,8 +128,8 @@ def _value(number: float, kind: str) -> float:
 
 
 @functools.cache
-def _tables() -> list[tuple[Select[Any], Any]]:
-    """The tables that hang on trials in columns of one form, and their column of trials.
+def _hanging(dense: bool) -> Any:
+    """What hangs on the trials with `ids`, or where those are `dense` on all from `first` to `last`, in one form.
 
     Kind, trial, place among its like, name, number, text. An enumeration stays text: making one of each takes long.
     """
@@ -143,6 +143,13 @@ def _tables() -> list[tuple[Select[Any], Any]]:
         (_USER, user, cast(null(), Integer), user.key, unnumbered, user.value_json),
         (_SYSTEM, system, cast(null(), Integer), system.key, unnumbered, system.value_json),
     )
-    return [
-        (select(literal(kind, Integer), table.trial_id, *columns), table.trial_id) for kind, table, *columns in rows
-    ]
+    first, last = bindparam("first", type_=Integer), bindparam("last", type_=Integer)
+    ids = bindparam("ids", type_=Integer, expanding=True)
+    return union_all(
+        *(
+            select(literal(kind, Integer), table.trial_id, *columns).where(
+                table.trial_id.between(first, last) if dense else table.trial_id.in_(ids)
+            )
+            for kind, table, *columns in rows
+        )
+    )
