@@ -62,7 +62,7 @@ class Share:
 
     def __str__(self) -> str:
         gpu = {0: "", 1: " and a GPU"}.get(self.per_gpu, f" and 1/{self.per_gpu} of a GPU")
-        return f"{counted(self.cpus, 'CPU')}{gpu} each"
+        return f"{counted(self.cpus, 'CPU')}{gpu}"
 
 
 def share_of(nodes: Sequence[Node], placement: Placement) -> Share:

@@ -211,7 +211,8 @@ class RayFleet:
         more = (self._wanted or room) - len(self._posts)
         if more <= 0:
             return
-        self._tell(f"{counted(more, 'worker')} with {self._share} asked of Ray, which has room for {room} in all")
+        each = f"{self._share} each" if more > 1 else str(self._share)
+        self._tell(f"{counted(more, 'worker')} with {each} asked of Ray, which has room for {room} in all")
         share = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus}
         with asking():
             actor = self._ray.remote(DialinWorker).options(**share, max_restarts=-1, enable_task_events=False)

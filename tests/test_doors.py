@@ -48,7 +48,7 @@ class TestBareFunctions:
 
     def test_a_script_that_reports_is_pruned_through_its_reports(self, inside: Inside, either_url: str) -> None:
         script = SCRIPTS / "iris_pruning.py"
-        said = inside("run", script, "--workers", 2, "--pruner", "median", "--seed", 1, "--storage", either_url)
+        said = inside("run", script, "--workers", 1, "--pruner", "median", "--seed", 1, "--storage", either_url)
         assert said.status == 0, said.err
         assert "12 trials unless --trials says otherwise, as iris_pruning.py says" in said.out
         found = assert_settled(either_url, "iris_pruning-1", 12)

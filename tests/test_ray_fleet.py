@@ -182,7 +182,7 @@ class TestAClusterThatDoesNotAnswer:
         ray.there *= 2
         crew.start_again()
         assert told[1:] == [
-            "1 worker with 1 CPU each asked of Ray, which has room for 2 in all",
+            "1 worker with 1 CPU asked of Ray, which has room for 2 in all",
             "the Ray cluster answers again",
         ]
 
