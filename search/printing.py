@@ -120,8 +120,8 @@ def failure_line(trial: FailedTrial) -> str:
 def adoption_line(adoption: Adoption) -> str:
     """Who goes on with which trial, and why. Its newest checkpoint may be some epochs older than what is on record."""
     where = adoption.slot if adoption.host == socket.gethostname() else f"{adoption.host} {adoption.slot}"
-    died = ", whose worker died" if adoption.died else ""
-    return f"{where} goes on with trial {adoption.number} ({counted(adoption.epochs, 'epoch')} on record){died}"
+    trial = f"trial {adoption.number} ({counted(adoption.epochs, 'epoch')} on record)"
+    return f"{where} takes over {trial}, whose worker died" if adoption.died else f"{where} goes on with {trial}"
 
 
 def handovers_line(status: StudyStatus) -> str:

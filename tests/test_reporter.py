@@ -13,16 +13,18 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from halving import make
 from optuna.pruners import SuccessiveHalvingPruner
 from reporter_bench import EPOCHS, Bench, Loser, bench_on, report, result, state
 from sqlalchemy.exc import OperationalError
 from studies import engines_disposed, rows
 
 from search import checkpoints, pace
+from search.judge import Judge
 from search.outbox import Outbox
 from search.reporter import TrialReporter
 from search.reporting import Verdict
-from storage import studies
+from storage import pausing, studies
 from storage.claims import Checkpoint, Lease, LeaseLost
 from storage.shared import open_storage
 
@@ -126,11 +128,20 @@ class TestVerdicts:
         noted = rows(bench.url, "SELECT key, value_json FROM trial_system_attributes ORDER BY key")
         assert noted == [("completed_rung_0", "0.5"), ("completed_rung_1", "0.5")]
 
-    def test_an_adopter_is_judged_by_the_epochs_up_to_its_own(self, bench: Bench) -> None:
+    def test_an_adopter_is_judged_from_where_the_one_before_it_got(self, bench: Bench) -> None:
         report(bench.reporter(), 1, 2, 3, 4)
         pruner = Loser(at=4)
-        assert report(bench.adopted().reporter(pruner), 2) == [Verdict.GO_ON]
-        assert pruner.seen == [{1: 0.5, 2: 0.5}]
+        verdicts = report(bench.adopted().reporter(pruner), 2, 3, 4)
+        assert verdicts == [Verdict.GO_ON, Verdict.GO_ON, Verdict.PRUNE]
+        assert pruner.seen == [dict.fromkeys(range(1, 5), 0.5)]
+
+    def test_an_adopter_that_starts_anew_is_not_paused_before_it_has_caught_up(self, bench: Bench) -> None:
+        """A pause leaves what is in its checkpoint: what is on record beyond that would be lost."""
+        report(bench.reporter(), 1, 2, 3)
+        adopter = bench.adopted()
+        judge = Judge(adopter.storage, adopter.trial.study, make_strategy=make)
+        assert report(adopter.reporter(judge=judge), 1, 2, 3, 4) == [Verdict.GO_ON] * 3 + [Verdict.PAUSE]
+        assert pausing.pause(adopter.storage, adopter.lease)
 
     def test_an_owner_that_lost_its_lease_records_nothing(self, bench: Bench) -> None:
         to = bench.reporter()

@@ -117,9 +117,9 @@ def test_a_view_tells_each_adoption_once_and_whether_its_worker_died(common_url:
     for _ in range(2):
         feed.show(view)
     assert file.getvalue().splitlines() == [
-        "cpu/1 goes on with trial 0 (0 epochs on record), whose worker died",
-        "cpu/3 goes on with trial 0 (0 epochs on record), whose worker died",
-        "cpu/3 goes on with trial 1 (2 epochs on record), whose worker died",
+        "cpu/1 takes over trial 0 (0 epochs on record), whose worker died",
+        "cpu/3 takes over trial 0 (0 epochs on record), whose worker died",
+        "cpu/3 takes over trial 1 (2 epochs on record), whose worker died",
     ]
 
 
