@@ -195,7 +195,11 @@ def needless_skip(fixtures: set[str], reason: str) -> str | None:
 
 
 def pytest_collection_finish() -> None:
-    """Garbage is collected again, more seldom than by default and not in what the collection of tests has imported."""
+    """Garbage is collected again, more seldom than by default and not in what the collection of tests has imported.
+
+    And what one test's database has compiled, the next one's need not.
+    """
+    importlib.import_module("compiled_once").share()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     gc.enable()

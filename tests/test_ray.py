@@ -120,9 +120,7 @@ def assert_told_to_nobody(secret: str, nodes: RayNodes) -> None:
     assert [file for file in files if secret.encode() in file.read_bytes()] == []
 
 
-def test_no_worker_outlives_its_command(
-    start_dialin: Start, nodes: RayNodes, patient: Path, postgres_url: str
-) -> None:
+def test_no_worker_outlives_its_command(start_dialin: Start, nodes: RayNodes, patient: Path, postgres_url: str) -> None:
     """Ctrl-C hands the trials of all nodes back; another command goes on with one, and is killed."""
     here = {"DIALIN_STORAGE": postgres_url, "RAY_ADDRESS": nodes.address}
     run = start_dialin("run", patient, "--trials", 3, "--epochs", 400, "--pruner", "none", "--on", "ray", **here)
