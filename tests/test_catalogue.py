@@ -150,7 +150,7 @@ class TestCifar10:
     def test_it_is_learned_from_files_in_its_format(self, root: Path) -> None:
         whole = cifar10.data(root)
         few = [
-            tuple(tensor[:count] for tensor in tensors(part)) for part, count in ((whole.train, 64), (whole.valid, 32))
+            tuple(tensor[:count] for tensor in tensors(part)) for part, count in ((whole.train, 32), (whole.valid, 20))
         ]
         objective = replace(
             cifar10.objective, data=lambda _: replace(whole, train=few[0], valid=few[1]), epochs=3, batch_sizes=(8,)
