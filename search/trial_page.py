@@ -14,6 +14,7 @@ from search import printing
 from search.chart import chart
 from search.cost_table import size
 from storage.attributes import PEAK_MEMORY, bytes_of
+from storage.outcomes import Outcome
 from storage.provenance import Origin
 from storage.queries import TrialDetail
 from storage.studies import StudyRecord
@@ -89,9 +90,18 @@ def _outcome(study: StudyRecord, trial: TrialDetail) -> str:
         last = trial.epochs[-1].epoch if trial.epochs else 0
         return f"{said}, epoch {last}{of}"
     if trial.value is not None:
-        at = f" in epoch {trial.best_epoch}" if trial.best_epoch else ""
-        said += f", {study.metric} {printing.number(trial.value)}{at}"
+        said += f", {study.metric} {_value(trial.value, trial)}"
     return f"{said}: {trial.reason}" if trial.reason else said
+
+
+def _value(value: float, trial: TrialDetail) -> str:
+    """With the epoch that it is of: the best one; a pruned trial's is its last one's, and its best is said too."""
+    by_epoch = {line.epoch: line.value for line in trial.epochs if line.value is not None}
+    best, last = trial.best_epoch, max(by_epoch, default=None)
+    if trial.outcome is not Outcome.PRUNED or best in (None, last):
+        return printing.number(value) + (f" in epoch {best}" if best else "")
+    said = f"{printing.number(value)} in epoch {last}"
+    return said + (f", at best {printing.number(by_epoch[best])} in epoch {best}" if best in by_epoch else "")
 
 
 def _recipe(trial: TrialDetail) -> list[str]:

@@ -8,7 +8,22 @@ from pathlib import Path
 import optuna
 import pytest
 from command import Dialin, Running
-from studies import OBJECTIVES, SLOW, TINY, Inside, meanwhile, optuna_url, press_ctrl_c, rows, wait_until
+from storage_places import an_epoch, make_study, optuna_study, worker_on
+from studies import (
+    OBJECTIVES,
+    SLOW,
+    TINY,
+    Inside,
+    engines_disposed,
+    meanwhile,
+    optuna_url,
+    press_ctrl_c,
+    rows,
+    wait_until,
+)
+
+from storage.claims import Settlement
+from storage.outcomes import Outcome
 
 MOODY = OBJECTIVES / "moody.py"
 
@@ -124,6 +139,27 @@ class TestShow:
         assert "Traceback (most recent call last)" in log
         diverged = inside("show", "moody-1", "2", *at).out
         assert diverged.startswith("moody-1 trial 2: diverged: train_loss is nan in epoch 3")
+
+    @pytest.mark.parametrize(
+        ("values", "said"),
+        [
+            ((0.961, 0.9526), "pruned, accuracy 0.9526 in epoch 2, at best 0.9610 in epoch 1: too slow"),
+            ((0.9526, 0.961), "pruned, accuracy 0.9610 in epoch 2: too slow"),
+        ],
+    )
+    def test_a_pruned_trials_value_is_said_with_its_own_epoch(
+        self, inside: Inside, sqlite_url: str, values: tuple[float, float], said: str
+    ) -> None:
+        with engines_disposed():
+            worker = worker_on(sqlite_url)
+            study = optuna_study(worker, record := make_study(worker))
+            trial = study.ask()
+            for epoch, value in enumerate(values, start=1):
+                worker.record_epoch(worker.lease_of(trial), an_epoch(epoch, value))
+            best = 1 + values.index(max(values))
+            worker.settle(study, trial, Settlement(Outcome.PRUNED, "too slow", best_epoch=best), max(values))
+        page = inside("show", record.name, 0, "--storage", sqlite_url).out
+        assert page.splitlines()[0] == f"{record.name} trial 0: {said}"
 
 
 class TestLogs:
