@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -82,10 +83,16 @@ def confirm(
 def _say_what_next(console: Console, storage: SharedStorage, source: StudyRecord, answer: Confirmation) -> None:
     if answer.winner is None:
         raise typer.Exit(1)
-    printing.say(console, "go on with:")
-    printing.say(console, f"  dialin best {source.name} --top 5")
     of, number = confirmation.weights_of(storage, source, answer.winner.trial, answer)
-    if queries.weights_of(storage, of, number):
-        printing.say(console, f"  dialin best {source.name} --weights best.pt")
-    if answer.ties:
-        printing.say(console, f"  {printing.confirm_command(source)} --seeds {2 * answer.seeds}")
+    printing.say(console, "go on with:")
+    for command in going_on(source, answer, weights=queries.weights_of(storage, of, number) is not None):
+        printing.say(console, f"  {command}")
+
+
+def going_on(source: StudyRecord, answer: Confirmation, *, weights: bool) -> Iterator[str]:
+    """What to type after a confirmation: more seeds where `dialin advise` wants them too. `weights`: they are kept."""
+    yield f"dialin best {source.name} --top 5"
+    if weights:
+        yield f"dialin best {source.name} --weights best.pt"
+    if answer.more_seeds is not None:
+        yield f"{printing.confirm_command(source)} --seeds {answer.more_seeds}"

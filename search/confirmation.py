@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-from search.intervals import Interval, of_difference, of_mean, resolution
+from search.intervals import FLOAT_NOISE, Interval, of_difference, of_mean, resolution, seeds_to_tell
 from storage import confirmations, confirmed, queries, studies
 from storage.confirmed import Opened, Seed
 from storage.outcomes import Outcome
@@ -96,6 +96,10 @@ class Confirmed:
         pairs = [mine < theirs for mine in self.times for theirs in than.times]
         return self.seconds < CHEAPER * than.seconds and sum(pairs) >= MOSTLY * len(pairs)
 
+    def equals(self, other: Confirmed) -> bool:
+        """Whether both have the same mean, but for what floats make of it."""
+        return math.isclose(self.mean.estimate, other.mean.estimate, rel_tol=FLOAT_NOISE)
+
 
 @dataclass(frozen=True)
 class Confirmation:
@@ -143,6 +147,17 @@ class Confirmation:
         """Those that cannot be told from the best one, by their means."""
         best = self.best
         return () if best is None else tuple(sorted(_tied(best, self.confirmed), key=_distance))
+
+    @property
+    def more_seeds(self) -> int | None:
+        """With how many seeds of each, more than there are, the best could be told from the nearest of those that tie.
+
+        None: nothing ties with it, or so small a difference is worth no more seeds.
+        """
+        best, nearest = self.best, next(iter(self.ties), None)
+        if best is None or nearest is None or nearest.equals(best):
+            return None
+        return seeds_to_tell([*best.values.values()], [*nearest.values.values()], self.seeds, self.resolution)
 
     @property
     def test(self) -> Opened | None:

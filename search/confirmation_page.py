@@ -5,7 +5,7 @@ Printed by `dialin confirm`; `dialin status` and `dialin best` take single lines
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -77,15 +77,23 @@ def _verdict(answer: Confirmation) -> str:
     best = answer.best
     assert best is not None
     if answer.ties:
-        others = _listed([str(one.trial) for one in answer.ties])
-        return (
-            f"trial {best.trial} has the best mean, but cannot be told from trial {others}: {_behind(answer.ties[0])}"
-        )
+        return _tie(best, answer.ties)
     others_ = [one for one in answer.confirmed if one is not best]
     following = min(others_, key=lambda one: (one.unfit, one.behind.estimate if one.behind else 0.0))
     if following.unfit > best.unfit:
         return f"trial {best.trial} is preferred to the others, of which more seeds failed or violate a constraint"
     return f"trial {best.trial} is better than every other: {_behind(following)}"
+
+
+def _tie(best: Confirmed, ties: Sequence[Confirmed]) -> str:
+    """Of one or several, the nearest first."""
+    equal = [one for one in ties if one.equals(best)]
+    others = [one for one in ties if one not in equal]
+    listed = _listed([str(one.trial) for one in others])
+    if not equal:
+        return f"trial {best.trial} has the best mean, but cannot be told from trial {listed}: {_behind(others[0])}"
+    same = f"trials {_listed([str(one.trial) for one in (best, *equal)])} have the same mean"
+    return f"{same}, and cannot be told from trial {listed}: {_behind(others[0])}" if others else same
 
 
 def _behind(one: Confirmed) -> str:

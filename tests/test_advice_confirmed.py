@@ -86,6 +86,7 @@ class TestTies:
 
     def test_recipes_that_came_to_the_same_want_no_more_seeds(self) -> None:
         [finding] = ties(answer(seeds(3, 0.05, 0.05), seeds(7, 0.05, 0.05)))
+        assert finding.evidence == "trials 3 and 7 have the same mean loss"
         assert finding.actions == ("dialin best net-1",)
 
     def test_a_difference_that_hundreds_of_seeds_would_show_is_worth_none(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from storage_places import SPEC
 
 from search import confirmation_page
+from search.cli_confirm import going_on
 from search.confirmation import Confirmation, Confirmed, apart_by, mean_on_test, rank
 from search.intervals import of_mean
 from storage.confirmed import Opened
@@ -86,6 +87,24 @@ class TestWhoIsPreferred:
         assert "trial 1 has the best mean, but cannot be told from trial 2: trial 2 is behind by 0.00067" in said(found)
         assert "preferred: trial 2, which is cheaper: it takes 4 s a seed, trial 1 9 s" in said(found)
         assert "Welch's t, all 2 at once (Bonferroni)" in said(found)
+
+    def test_more_seeds_are_worth_it_where_they_may_tell(self) -> None:
+        tie = answer(seeds(1, 0.1148, 0.1188), seeds(2, 0.1100, 0.1112), seeds=2)
+        assert tie.more_seeds == 4
+        best = "dialin best digits-1 --top 5"
+        assert [*going_on(STUDY, replace(tie, seeds=3), weights=False)] == [best, "dialin confirm digits-1 --seeds 4"]
+        hopeless = answer(seeds(1, *GOOD), seeds(2, *FAIR))
+        assert [*going_on(STUDY, hopeless, weights=True)] == [best, "dialin best digits-1 --weights best.pt"]
+        assert answer(seeds(1, *GOOD), seeds(2, *GOOD[::-1])).more_seeds is None, "they are the same"
+        assert answer(seeds(1, *GOOD), seeds(2, *POOR)).more_seeds is None, "nothing ties"
+
+    def test_equal_means_are_said_to_be_equal(self) -> None:
+        same = seeds(1, *GOOD), seeds(2, *GOOD[::-1])
+        assert said(answer(*same)).startswith("trials 1 and 2 have the same mean\npreferred: trial 1")
+        third = said(answer(*same, seeds(3, *FAIR)))
+        assert third.startswith(
+            "trials 1 and 2 have the same mean, and cannot be told from trial 3: trial 3 is behind by 0.00067 ("
+        )
 
     @pytest.mark.parametrize("seconds", [4.6, 5.0, 9.0])
     def test_a_tie_with_one_that_is_not_cheaper_by_a_tenth_changes_nothing(self, seconds: float) -> None:

@@ -35,9 +35,6 @@ TIED = 5
 # One trial that cannot be beaten is an accident.
 SEVERAL = 2
 MOST_CONFIRMED = 10
-# The interval of a difference of two means is beyond 0 at this quantile, and is to be so four times in five. Nobody
-# trains more seeds than this to see one.
-SURE, DETECTED, MOST_SEEDS = 0.975, 0.8, 30
 # Of a validation split with more samples than that the error is nobody's concern.
 MOST_SAMPLES = 20_000
 # So many values must be multiples of one sample's share before that is believed.
@@ -93,11 +90,11 @@ def _of_repeats(evidence: Evidence) -> Noise | None:
     return None if spread is None else Noise(spread, f"{counted(len(repeated), 'recipe')} trained more than once")
 
 
-def _pooled(groups: Iterable[Floats], least: int = FEWEST_REPEATS) -> float | None:
+def _pooled(groups: Iterable[Floats]) -> float | None:
     """The deviation within groups; None of too few values beyond the first of each."""
     several = [values for values in groups if len(values) > 1]
     freedom = sum(len(values) - 1 for values in several)
-    if freedom < least:
+    if freedom < FEWEST_REPEATS:
         return None
     return math.sqrt(sum(float(np.square(values - values.mean()).sum()) for values in several) / freedom)
 
@@ -148,28 +145,15 @@ def _still_tied(study: StudyRecord, answer: Confirmation) -> list[Finding]:
         f"trial {nearest.trial} is behind trial {best.trial} by {gap.estimate:.2g} {study.metric} "
         f"(95% interval {gap.low:.2g} to {gap.high:.2g})"
     )
-    spread = _pooled((np.asarray([*one.values.values()]) for one in (best, nearest)), 1) or 0.0
-    wanted = _seeds_wanted(max(spread, answer.resolution / math.sqrt(12)), gap.estimate, answer.seeds)
+    if nearest.equals(best):
+        evident = f"trials {best.trial} and {nearest.trial} have the same mean {study.metric}"
+    wanted = answer.more_seeds
     if wanted is not None:
         evident += f"; such a difference shows with about {wanted} seeds of each"
         return [Finding("ties", said, evident, (f"{printing.confirm_command(study)} --seeds {wanted}",))]
-    evident += "; a difference as small as that is worth no more seeds"
+    evident += "" if nearest.equals(best) else "; a difference as small as that is worth no more seeds"
     said += f": take trial {winner.trial}, which is preferred"
     return [Finding("ties", said, evident, (f"dialin best {study.name}",))]
-
-
-def _seeds_wanted(spread: float, gap: float, had: int) -> int | None:
-    """With how many seeds of each, more than there are, such a gap shows four times in five; None: with too many.
-
-    Of a t-test, whose quantiles are those of so many values: with a handful that is more than normal ones would have.
-    """
-    from scipy.special import stdtrit  # scipy.stats takes a second to import
-
-    for count in range(had + 1, MOST_SEEDS + 1) if gap > 0 else ():
-        quantiles = sum(stdtrit(2 * count - 2, share) for share in (SURE, DETECTED))
-        if gap >= quantiles * spread * math.sqrt(2 / count):
-            return count
-    return None
 
 
 def validation_size(evidence: Evidence) -> list[Finding]:
