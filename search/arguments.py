@@ -5,12 +5,12 @@ Used by `search.objective` and `search.data`.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from search.errors import ObjectiveError
+from storage.words import did_you_mean
 
 
 class NamedArguments:
@@ -20,8 +20,7 @@ class NamedArguments:
         known = list(inspect.signature(cls).parameters)
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                known_or_near = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+                known_or_near = did_you_mean(name, known, alike=0.5) or f"it has {', '.join(known)}"
                 raise ObjectiveError(f"{cls.__name__} has no argument {name!r}: {known_or_near}")
         return super().__new__(cls)
 

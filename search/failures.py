@@ -51,7 +51,14 @@ def failure(error: BaseException, path: Path, doing: str = "") -> RaisedError:
     if not place and not doing and not isinstance(error, DialinError):
         place = short(path)
     line = ": ".join(part for part in (place, doing, text) if part)
-    return RaisedError(line, person_frames(error, path))
+    return RaisedError(line, _frames(error, path))
+
+
+def _frames(error: BaseException, path: Path) -> str:
+    """None of a refusal of Dialin's own, whose line says all: what a person's code raised is its cause, if anything."""
+    if isinstance(error, DialinError) and error.__cause__ is None:
+        return getattr(error, "frames", "")
+    return person_frames(error, path)
 
 
 def _place(error: BaseException, path: Path) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from search.errors import ObjectiveError
+from storage.words import did_you_mean
 
 Direction = Literal["maximize", "minimize"]
 
@@ -70,8 +71,7 @@ def resolve(metric: str | Metric | NamedMetric, direction: str | None = None, *,
     `direction` is the objective's own word. An object without one is asked for torchmetrics'
     `higher_is_better`; one that is only recorded, not searched, may leave it open and is then listed as to
     be maximized.
-    ObjectiveError: an unknown name, an object without update, compute and reset, no direction, or one that
-    contradicts.
+    ObjectiveError: an unknown name, an object without update, compute and reset, a direction that contradicts, or none.
     """
     if direction not in (None, "maximize", "minimize"):
         raise ObjectiveError(f"direction must be 'maximize' or 'minimize', but got {direction!r}")
@@ -129,7 +129,8 @@ def reported(metric: Any, direction: Direction | None) -> NamedMetric:
 
 def _from_table(name: str) -> NamedMetric:
     if name not in METRICS:
-        raise ObjectiveError(f"metric must be one of {', '.join(METRICS)}, or an object, but got {name!r}")
+        said = f"metric must be one of {', '.join(METRICS)}, or an object, but got {name!r}"
+        raise ObjectiveError(": ".join(filter(None, (said, did_you_mean(name, [*METRICS], alike=0.5)))))
     row = METRICS[name]
     return NamedMetric(row.name, row.direction, row.factory())
 

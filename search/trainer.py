@@ -145,7 +145,8 @@ class Trainer:
                 raise Interrupted from error  # their own child processes got the signal as well
             raised = failure(error, self.path)
             result, frames = Result(Outcome.ERROR, reason=str(raised)), raised.frames
-            print(frames, file=sys.stderr)
+            if frames:  # what Dialin refuses is one line, which trackers say at the end
+                print(frames, file=sys.stderr)
         finally:
             reporter.finish()
             give_back_freed()

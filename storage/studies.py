@@ -5,7 +5,6 @@ Called by the commands (`search.cli`) and by workers; the training side reads no
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,6 +28,10 @@ from storage.shared import SharedStorage
 from storage.steering import resume as resume
 from storage.steering import stop as stop
 from storage.tables import StudyRow, StudyState
+from storage.words import did_you_mean
+
+# Of more studies only the newest are named to who asked for one that there is not.
+SHOWN = 8
 
 # How the stored reference of an objective begins that no file holds: it was written in a notebook.
 NOTEBOOK = "notebook:"
@@ -146,9 +149,10 @@ def clock(storage: SharedStorage) -> float:
         return session.scalar(select(database_now())) or 0.0
 
 
-def taken(name: str) -> UsageError:
-    """The error for a new study with the name of an old one."""
-    return UsageError(f"study {name!r} exists: go on with it by `dialin resume {name}`, or choose another name")
+def taken(name: str, resume: str = "") -> UsageError:
+    """The error for a new study with the name of an old one. `resume`: the whole command that goes on with that."""
+    way = resume or f"dialin resume {name}"
+    return UsageError(f"study {name!r} exists: go on with it by `{way}`, or choose another name")
 
 
 @patient
@@ -217,9 +221,18 @@ def find(storage: SharedStorage, name: str | None = None) -> StudyRecord:
     known = names(storage)
     if name in known:
         raise UsageError(f"study {name!r} was made by plain Optuna and has no objective, so Dialin cannot train it")
-    near = difflib.get_close_matches(name, known, n=1)
-    there_is = f"there is: {', '.join(known[-8:])}" if known else "there is none yet"
-    raise UsageError(f"there is no study {name!r}: " + (f"did you mean {near[0]!r}?" if near else there_is))
+    raise UsageError(f"there is no study {name!r}{_instead(name, known)}")
+
+
+def _instead(name: str, known: Sequence[str]) -> str:
+    """Which studies there are in place of one that there is not: the one that was meant, or the newest."""
+    if meant := did_you_mean(name, known):
+        return f": {meant}"
+    if not known:
+        return ": there is none yet"
+    if len(known) == 1:
+        return f"; there is only {known[0]}"
+    return f"; there are {', '.join(known)}" if len(known) <= SHOWN else f"; the newest are {', '.join(known[-SHOWN:])}"
 
 
 @patient

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 
 def counted(number: int, one: str, many: str = "") -> str:
     """`1 epoch`, `15 epochs`; `many` where that is no "s" more than `one`."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def did_you_mean(name: str, known: Sequence[str], *, alike: float = 0.6) -> str:
+    """`did you mean 'width'?`, of the known name that is most like the one that was written; "" where none is.
+
+    `alike`: how much of both must be the same.
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=alike)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def printable(text: str) -> str:

@@ -145,6 +145,10 @@ MISTAKES = {
 
 
 class TestObjectives:
+    def test_what_dialin_refuses_in_a_module_needs_no_frames(self, inside: Inside, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text(TINY_TEXT.replace('metric=("accuracy", "loss")', 'metric="acuracy"'))
+        assert_one_line(inside("run", "mine.py"), 2, "mine.py:", "but got 'acuracy': did you mean 'accuracy'?")
+
     @pytest.mark.parametrize("mistake", [*MISTAKES])
     def test_a_mistake_is_one_line_before_a_trial_is_spent(self, inside: Inside, tmp_path: Path, mistake: str) -> None:
         text, fragments = MISTAKES[mistake]
@@ -216,7 +220,9 @@ class TestAStudyThatExists:
         return path
 
     def test_run_does_not_touch_it_and_names_resume(self, inside: Inside, mine: Path, url: str) -> None:
-        assert_one_line(inside("run", TINY, "--study", "mine-1"), 2, "'mine-1' exists", "dialin resume mine-1")
+        assert_one_line(
+            inside("run", TINY, "--study", "mine-1"), 2, "'mine-1' exists", f"`dialin resume mine-1 --objective {mine}`"
+        )
         assert studies(url) == ["mine-1"]
 
     def test_its_objective_is_never_taken_from_the_database(self, inside: Inside, mine: Path) -> None:

@@ -120,10 +120,12 @@ def test_an_unknown_study_is_said_with_what_there_is(empty: SharedStorage) -> No
     with pytest.raises(UsageError, match="no study 'digits-1': there is none yet"):
         studies.find(empty, "digits-1")
     create(empty)
+    with pytest.raises(UsageError, match=r"no study 'zzz'; there is only digits-1$"):
+        studies.find(empty, "zzz")
     create(empty, "other")
     with pytest.raises(UsageError, match="no study 'digit-1': did you mean 'digits-1'"):
         studies.find(empty, "digit-1")
-    with pytest.raises(UsageError, match=r"no study 'zzz': there is: digits-1, other$"):
+    with pytest.raises(UsageError, match=r"no study 'zzz'; there are digits-1, other$"):
         studies.find(empty, "zzz")
     assert studies.find(empty).name == "other"
 
