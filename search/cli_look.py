@@ -134,7 +134,11 @@ def _who_trains_what(found: StudyStatus) -> Table:
 def best(
     study: options.Study = None,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="How many trials.")] = 1,
-    form: Annotated[Format, typer.Option("--format", help="How to print them.")] = Format.TABLE,
+    form: Annotated[
+        Format | None,
+        typer.Option("--format", help="How to print them; --json is short for --format json.", show_default="table"),
+    ] = None,
+    as_json: options.Json = False,
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -153,6 +157,7 @@ def best(
     Only trials that trained to their end, and keep to their constraints, are ranked.
     "unconfirmed: best of 40 noisy draws" means: the best of 40 noisy numbers is partly luck.
     """
+    printing.refuse_two_forms(form, as_json)
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     if record.confirms:
@@ -169,7 +174,7 @@ def best(
         _write_weights(shared, of, number, root, CheckpointSettings(checkpoints), weights)
         which = f"trial {number}" if of is record else f"trial {number} of {of.name}"
         typer.echo(f"weights of {which} are in {weights}", err=True)
-    shown = ranking.shown(found, record, status.settled, form.value)
+    shown = ranking.shown(found, record, status.settled, "json" if as_json else form or Format.TABLE)
     if isinstance(shown, str):
         typer.echo(shown)
         return

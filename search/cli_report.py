@@ -40,8 +40,13 @@ def trials(
     study: options.Study = None,
     form: Annotated[
         TrialsFormat | None,
-        typer.Option("--format", help="How to print them.", show_default="as FILE ends, else table"),
+        typer.Option(
+            "--format",
+            help="How to print them; --json is short for --format json.",
+            show_default="as FILE ends, else table",
+        ),
     ] = None,
+    as_json: options.Json = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write them there.", show_default="print them"),
@@ -53,10 +58,12 @@ def trials(
     CSV and JSON have the metrics of the best epoch too, times in UTC, memory in bytes.
     From Python the same is a data frame: search.load("STUDY").trials()
     """
+    printing.refuse_two_forms(form, as_json)
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     lines = overview(shared, record)
-    text = _written(lines, form or _by_its_end(output), record.metric)
+    chosen = TrialsFormat.JSON if as_json else form or _by_its_end(output)
+    text = _written(lines, chosen, record.metric)
     if output is None:
         if isinstance(text, str):
             typer.echo(text)

@@ -21,6 +21,7 @@ from search.loading import builtin_objectives
 from search.wishes import from_json, wish
 from storage import stalling
 from storage.constraints import Kept
+from storage.errors import UsageError
 from storage.first_trials import FirstTrial
 from storage.limits import moment, past
 from storage.outcomes import Outcome
@@ -29,6 +30,12 @@ from storage.roster import Adoption, WorkerLine
 from storage.studies import NOTEBOOK, StudyRecord
 from storage.tables import StudyState
 from storage.words import counted, printable
+
+
+def refuse_two_forms(form: str | None, json_for_short: bool) -> None:
+    """`--json` is short for `--format json`. Raises UsageError where another form was asked for beside it."""
+    if json_for_short and form not in (None, "json"):
+        raise UsageError(f"--json is --format json, but --format {form} was asked for too: leave one of them out")
 
 
 def as_json(value: Any) -> str:

@@ -73,6 +73,8 @@ class TestArguments:
             (["resume", "--trials", "many"], ["--trials", "'many'"]),
             (["best", "--top", "0"], ["--top", "1"]),
             (["best", "--format", "xml"], ["--format", "xml"]),
+            (["best", "--format", "yaml", "--json"], ["--json is --format json", "--format yaml", "leave one"]),
+            (["trials", "--format", "csv", "--json"], ["--json is --format json", "--format csv", "leave one"]),
             (["init", "my_model.txt"], ["my_model.txt", ".py"]),
             (["worker", "digits-1", "--wait"], ["--wait"]),
             (["check", "nothing"], ["no objective 'nothing'"]),

@@ -94,7 +94,8 @@ class TestShow:
     def test_a_trial_on_a_page(self, inside: Inside, either_url: str) -> None:
         at = ("--storage", either_url)
         assert inside(*RUN, "--trials", 2, "--no-transfer", *at).status == 0
-        best = json.loads(inside("best", "--format", "json", *at).out)[0]
+        best = json.loads(inside("best", "--json", *at).out)[0]
+        assert [best] == json.loads(inside("best", "--format", "json", *at).out)
         page = inside("show", *at)
         assert page.status == 0, page.err
         lines = page.out.splitlines()

@@ -121,6 +121,7 @@ class TestTheCommand:
         assert all(float(row["seconds"]) > 0 and int(row["samples"]) == 4 * 96 for row in rows)
         assert all(int(row["peak_memory"]) > 50 * 2**20 for row in rows)
         records = json.loads(inside("trials", "--format", "json", *at).out)
+        assert json.loads(inside("trials", "--json", *at).out) == records
         assert [str(record["value"]) for record in records] == [row["value"] for row in rows]
         table = inside("trials", *at).out.splitlines()
         assert table[0].split()[:3] == ["trial", "outcome", "accuracy"]
