@@ -50,7 +50,7 @@ def run_pytest(checkout: Path, *files: str, **environment: str) -> subprocess.Co
     """pytest on test files with this project's conftest, in a checkout made up beside a data folder."""
     (checkout / "tests").mkdir(parents=True)
     (checkout.parent / "shared" / "data").mkdir(parents=True)
-    for name in ("conftest.py", "command.py", "postgres_server.py"):
+    for name in ("conftest.py", "command.py", "compiled_once.py", "postgres_server.py"):
         (checkout / "tests" / name).write_text((TESTS / name).read_text())
     for number, tests in enumerate(files):
         (checkout / "tests" / f"test_made_up_{number}.py").write_text(tests)
