@@ -68,7 +68,7 @@ class TrialReporter:
         self._judge = judge or Judge(storage, trial.study)
         self._losing = False
         self._known: FrozenTrial | None = None  # the trial as its pruner sees it
-        self._judged = 0  # as far as an owner before this one got
+        self._before = 0  # as far as an owner before this one got
         self._memory = memory
         self._peak = bytes_of(trial.user_attrs.get(PEAK_MEMORY)) or 0  # on record, perhaps of an owner before
 
@@ -140,8 +140,8 @@ class TrialReporter:
     def _asked(self, result: EpochResult) -> tuple[strategy.Verdict, dict[str, Any]]:
         """What the strategy says, before the epoch is recorded: what a pruner notes goes with it.
 
-        An owner before this one may have got further than its last checkpoint. Until it is there again it goes on: so
-        much was said of it then, and a pause would leave on record what is in no checkpoint. It goes on too where the
+        An owner before this one may have got further than its last checkpoint: that is not looked at, but until it is
+        there again it is not paused, which would leave on record what is in no checkpoint. It goes on too where the
         database is away or goes away before there is an answer: training does not wait.
         """
         go_on: tuple[strategy.Verdict, dict[str, Any]] = strategy.Verdict.GO_ON, {}
@@ -149,11 +149,11 @@ class TrialReporter:
             return go_on
         if self._known is None:
             self._known = frozen_of(self._trial)
-            self._judged = max(self._known.intermediate_values, default=0)
+            self._before = max(self._known.intermediate_values, default=0)
         known = self._known
         before = {step: one for step, one in known.intermediate_values.items() if step < result.epoch}
         known.intermediate_values = before | {result.epoch: result.value}
-        if self._outbox.behind or self._losing or result.epoch < self._judged:
+        if self._outbox.behind or self._losing:
             return go_on
 
         def ask() -> tuple[strategy.Verdict, dict[str, Any]]:
@@ -164,6 +164,8 @@ class TrialReporter:
             return said, noted
 
         said, noted = unless_away(ask) or go_on
+        if said is strategy.Verdict.PAUSE and result.epoch < self._before:
+            said = strategy.Verdict.GO_ON
         self._losing = said is strategy.Verdict.STOP
         return said, noted
 

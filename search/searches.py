@@ -383,10 +383,7 @@ def _refuse_early(url: str, name: str | None) -> SharedStorage | None:
         return None
     storage = open_storage(url)
     if name is not None and name in studies.names(storage):
-        old = next((record for record in studies.records(storage) if record.name == name), None)
-        if old is None:
-            raise UsageError(f"study {name!r} exists, made by plain Optuna: choose another name")
-        raise studies.taken(name, printing.resume_command(old))
+        raise studies.taken(name, printing.resume_command(studies.find(storage, name)))
     return storage
 
 

@@ -149,9 +149,9 @@ def clock(storage: SharedStorage) -> float:
         return session.scalar(select(database_now())) or 0.0
 
 
-def taken(name: str, resume: str = "") -> UsageError:
-    """The error for a new study with the name of an old one. `resume`: the whole command that goes on with that."""
-    way = resume or f"dialin resume {name}"
+def taken(name: str, command: str = "") -> UsageError:
+    """The error for a new study with the name of an old one. `command`: the whole one that goes on with that."""
+    way = command or f"dialin resume {name}"
     return UsageError(f"study {name!r} exists: go on with it by `{way}`, or choose another name")
 
 

@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import and_, bindparam, func, or_, select
+from sqlalchemy import Integer, and_, bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from storage import fresh_rows
@@ -288,7 +288,7 @@ def _news(named: bool) -> Any:
     study, trial = models.StudyModel, models.TrialModel
     changed = trial.trial_id >= bindparam("first")
     if named:
-        changed = or_(changed, trial.trial_id.in_(bindparam("ids", expanding=True)))
+        changed = or_(changed, trial.trial_id.in_(bindparam("ids", type_=Integer, expanding=True)))
     return (
         heads()
         .add_columns(TrialRow.paused, StudyRow.uid)

@@ -24,12 +24,12 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 # Nothing outlives the server's files, so nothing has to reach the disk; a killed server still finds its data.
-# Many workers with a pool each connect at once: PostgreSQL's default is 100.
+# Many workers with a pool each connect at once: PostgreSQL's default is 100. Its log takes no more of the memory.
 SETTINGS = "fsync = off\nfull_page_writes = off\nmax_connections = 300\nmax_wal_size = 64MB\n"
 # Where files are in memory: a database, which is three hundred of them, is made and dropped there eight times as fast.
 MEMORY = Path("/dev/shm")
-# What a server may take of it in a run of all tests, and what must be left besides.
-ROOM = 2 * 1024**3
+# It is used where so much is free: the servers of a run of all tests take a tenth of a GiB each.
+ROOM = 4 * 1024**3
 
 
 class PostgresServer:

@@ -151,6 +151,21 @@ class TestObjectives:
         (tmp_path / "mine.py").write_text(TINY_TEXT.replace('metric=("accuracy", "loss")', 'metric="acuracy"'))
         assert_one_line(inside("run", "mine.py"), 2, "mine.py:", "but got 'acuracy': did you mean 'accuracy'?")
 
+    @pytest.mark.parametrize(
+        ("text", "led_to_it"),
+        [
+            ("try:\n    open('not there')\nexcept OSError:\n    raise ObjectiveError('no file')", "open('not there')"),
+            ("def named(name):\n    return Objective(metric=name)\n\nnamed('acuracy')", "named('acuracy')"),
+        ],
+    )
+    def test_what_led_to_a_refusal_is_in_its_frames(
+        self, text: str, led_to_it: str, inside: Inside, tmp_path: Path
+    ) -> None:
+        (tmp_path / "mine.py").write_text(f"from search import Objective, ObjectiveError\n{text}\n")
+        *frames, line = inside("run", "mine.py").err.splitlines()
+        assert line.startswith("dialin: mine.py:")
+        assert any(led_to_it in frame for frame in frames)
+
     @pytest.mark.parametrize("mistake", [*MISTAKES])
     def test_a_mistake_is_one_line_before_a_trial_is_spent(self, inside: Inside, tmp_path: Path, mistake: str) -> None:
         text, fragments = MISTAKES[mistake]
