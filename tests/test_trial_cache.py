@@ -331,6 +331,19 @@ def test_while_a_recipe_is_sampled_the_trials_are_read_once(worker: SharedStorag
     assert (sorted(first), sorted(again)) == (["x"], ["x", "y"])
 
 
+def test_what_was_read_while_a_recipe_is_sampled_is_not_changed_by_the_rest(
+    worker: SharedStorage, study: StudyRecord
+) -> None:
+    trial = optuna_study(worker, study).ask()
+    with worker.sampling(trial):
+        [before] = worker.get_all_trials(study.study_id, deepcopy=False)
+        x = trial.suggest_float("x", 0, 1)
+        trial.set_user_attr("seen", True)
+        [after] = worker.get_all_trials(study.study_id, deepcopy=False)
+    assert (before.params, before.distributions, before.user_attrs) == ({}, {}, {})
+    assert (after.params, after.user_attrs) == ({"x": x}, {"seen": True})
+
+
 def test_what_a_suggestion_tells_of_the_space_holds_for_the_rest_of_its_recipe(
     worker: SharedStorage, study: StudyRecord
 ) -> None:
