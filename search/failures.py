@@ -56,11 +56,11 @@ def failure(error: BaseException, path: Path, doing: str = "") -> RaisedError:
 
 def _frames(error: BaseException, path: Path) -> str:
     """None of a refusal of Dialin's own whose line says all: nothing is behind it, and it names the only place."""
+    if not isinstance(error, DialinError):
+        return person_frames(error, path)
     behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     places = sum(is_theirs(frame.filename, path) for frame in traceback.extract_tb(error.__traceback__))
-    if isinstance(error, DialinError) and behind is None and places < 2:
-        return getattr(error, "frames", "")
-    return person_frames(error, path)
+    return getattr(error, "frames", "") if behind is None and places < 2 else person_frames(error, path)
 
 
 def _place(error: BaseException, path: Path) -> str:

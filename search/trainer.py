@@ -145,7 +145,7 @@ class Trainer:
                 raise Interrupted from error  # their own child processes got the signal as well
             raised = failure(error, self.path)
             result, frames = Result(Outcome.ERROR, reason=str(raised)), raised.frames
-            if frames:  # what Dialin refuses is one line, which trackers say at the end
+            if frames:  # a refusal whose line says all has none: trackers say it at the end
                 print(frames, file=sys.stderr)
         finally:
             reporter.finish()

@@ -24,12 +24,12 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 # Nothing outlives the server's files, so nothing has to reach the disk; a killed server still finds its data.
-# Many workers with a pool each connect at once: PostgreSQL's default is 100. Its log takes no more of the memory.
+# Many workers with a pool each connect at once: PostgreSQL's default is 100. Its WAL takes no more of the memory.
 SETTINGS = "fsync = off\nfull_page_writes = off\nmax_connections = 300\nmax_wal_size = 64MB\n"
 # Where files are in memory: a database, which is three hundred of them, is made and dropped there two to ten times as
 # fast (30 ms for 60 to 230, and 90 for 750 to 1,000 beside all other tests).
 MEMORY = Path("/dev/shm")
-# It is used where so much is free: the servers of a run of all tests take a tenth of a GiB each.
+# It is used where so much is free: four servers, as a run of all tests has, take a tenth of a GiB each.
 ROOM = 4 * 1024**3
 
 
