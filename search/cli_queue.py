@@ -78,7 +78,10 @@ def submit(
     page = queue_page.look(shared)
     serving = sum(not worker.silent for worker in page.workers)
     command = printing.worker_command(record)
-    there = f"{counted(serving, 'worker')} of the queue" if serving else f"no worker yet: start `{command}`"
+    there = f"no worker yet: start `{command}`"
+    if serving:
+        there = f"{counted(serving, 'worker')} of the queue"
+        there += f"; it is for those started as `{command}`" if "--objective" in command else ""
     printing.say(
         console, f"{record.name} is submitted: {counted(record.trials, 'trial')}, priority {priority}; {there}"
     )
@@ -171,11 +174,12 @@ def _studies(page: QueuePage) -> Table:
 
 def _workers(page: QueuePage) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for heading in ("worker", "slot", "serves", "trial", "for", "seen"):
+    for heading in ("worker", "slot", "serves", "for", "trial", "seen"):
         table.add_column(heading, overflow="fold")
     for one in page.workers:
         sign = f"no sign for {one.seen_ago:.0f} s" if one.silent else f"{one.seen_ago:.0f} s ago"
         trial = str(one.trial) if one.trial is not None else "-"
         serves = one.study if one.study is not None else "waits"
-        table.add_row(f"{one.host} pid {one.pid}", one.slot or "-", serves, trial, printing.duration(one.for_), sign)
+        since = printing.duration(one.seconds)
+        table.add_row(f"{one.host} pid {one.pid}", one.slot or "-", serves, since, trial, sign)
     return table

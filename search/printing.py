@@ -271,12 +271,12 @@ def narrowing(study: StudyRecord) -> str:
 
 
 def first_trials(trials: Sequence[FirstTrial]) -> str:
-    """Where the first trials are from: `0 won study digits-1, 1 to 3 default of adam`; empty without any."""
+    """Where the first trials are from: `0: won study digits-1; 1 to 3: default of adam`; empty without any."""
     said: list[str] = []
     for origin, group in groupby(enumerate(trials), key=lambda one: one[1].origin):
         numbers = [number for number, _ in group]
         which = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-        said.append(f"{which} {origin}".rstrip())
+        said.append(f"{which}: {origin}" if origin else which)
     return "; ".join(said)
 
 

@@ -79,7 +79,7 @@ def won(past: Sequence[PastStudy], reference: str, metric: str, most: int) -> li
 
 def _proposal(study: PastStudy, trial: PastTrial, reference: str) -> Proposal:
     own = trial.model if same_objective(study.objective, reference) else {}
-    origin = f"won study {study.name}" if trial.rank == 0 else f"number {1 + (trial.rank or 0)} of study {study.name}"
+    origin = f"won study {study.name}" if trial.rank == 0 else f"rank {1 + (trial.rank or 0)} in study {study.name}"
     return Proposal(trial.settings, origin, own)
 
 

@@ -37,9 +37,19 @@ class OpenStudy(Contender):
 
 def open_studies(session: Session) -> list[OpenStudy]:
     """All studies that are running and have a trial to start, to go on with or in training, the oldest first."""
+    return _studies(session, StudyState.RUNNING)
+
+
+def paused_studies(session: Session) -> list[OpenStudy]:
+    """All studies that somebody has paused, as they will be open again, the oldest first."""
+    return _studies(session, StudyState.PAUSED)
+
+
+def _studies(session: Session, state: StudyState) -> list[OpenStudy]:
     study, here, others = StudyRow, _of_the_queue(), _of_one_study()
     leased, paused = _trials_of(LeaseRow), _trials_of(TrialRow, TrialRow.paused.is_not(None))
     todo = [_or_zero(leased.c.count), _or_zero(paused.c.count)]
+    has_work = [limits.in_time(), or_(study.taken < study.trials, todo[0] > 0, todo[1] > 0)]
     rows = session.execute(
         select(
             study,
@@ -53,11 +63,7 @@ def open_studies(session: Session) -> list[OpenStudy]:
         .outerjoin(others, others.c.study_id == study.study_id)
         .outerjoin(leased, leased.c.study_id == study.study_id)
         .outerjoin(paused, paused.c.study_id == study.study_id)
-        .where(
-            study.state == StudyState.RUNNING,
-            limits.in_time(),
-            or_(study.taken < study.trials, todo[0] > 0, todo[1] > 0),
-        )
+        .where(study.state == state, *(has_work if state is StudyState.RUNNING else ()))
         .order_by(study.study_id)
     ).all()
     return [_open_study(*row) for row in rows]

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 
 from optuna.trial import TrialState
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from storage import shares
-from storage.contenders import OpenStudy, here_now, open_studies
+from storage.contenders import OpenStudy, here_now, open_studies, paused_studies
 from storage.engine import database_now
 from storage.leases import HANDED_BACK
 from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
-from storage.tables import LeaseRow, QueueWorkerRow, StudyRow, StudyState
+from storage.tables import LeaseRow, QueueWorkerRow, StudyState
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class QueuedStudy:
     """A study that is open, or paused. `workers` that train it, of the queue and its own.
 
     `share` of all the workers that it should have, from 0 to 1; None while it is paused. `concurrency`: at most so
-    many trials at once; None: any number. `todo`: how many workers it has use for. `worker_seconds`: what the queue's
-    workers have spent on it for each unit of priority, in which studies are kept level.
+    many trials at once; None: any number. `todo`: how many workers it has use for. `virtual_time`: the seconds that the
+    queue's workers have spent on it over its priority, in which studies are kept level.
     """
 
     study_id: int
@@ -37,14 +36,14 @@ class QueuedStudy:
     workers: int
     share: float | None
     todo: int
-    worker_seconds: float
+    virtual_time: float
 
 
 @dataclass(frozen=True)
 class QueueWorker:
     """A worker of the queue that has not ended. `study` that it serves, and the number of the `trial` in hand.
 
-    `for_`: seconds that it has served that study, or waited. `silent`: not seen for so long that it is taken for dead.
+    `seconds` that it has served that study, or waited. `silent`: not seen for so long that it is taken for dead.
     """
 
     host: str
@@ -52,7 +51,7 @@ class QueueWorker:
     slot: str
     study: str | None
     trial: int | None
-    for_: float
+    seconds: float
     seen_ago: float
     silent: bool
     note: str
@@ -74,43 +73,27 @@ def look(storage: SharedStorage) -> QueuePage:
         idle = sum(one.study is None and not one.silent for one in workers)
         there = max(1, idle + sum(one.workers for one in found))
         fair = shares.shares(found, there)
-        listed = [*(_queued(one, fair[one.study_id] / there) for one in found), *_paused(session)]
+        listed = [
+            _queued(one, StudyState.RUNNING if one.workers else "waiting", float(fair[one.study_id] / there))
+            for one in found
+        ]
+        listed += [_queued(one, StudyState.PAUSED, None) for one in paused_studies(session)]
     return QueuePage(tuple(sorted(listed, key=lambda one: (-one.priority, one.study_id))), workers)
 
 
-def _queued(one: OpenStudy, share: Fraction) -> QueuedStudy:
+def _queued(one: OpenStudy, state: str, share: float | None) -> QueuedStudy:
     return QueuedStudy(
         study_id=one.study_id,
         name=one.name,
         objective=one.objective,
-        state=StudyState.RUNNING if one.workers else "waiting",
+        state=state,
         priority=one.priority,
         concurrency=one.concurrency,
         workers=one.workers,
-        share=float(share),
+        share=share,
         todo=one.room,
-        worker_seconds=one.virtual_time,
+        virtual_time=one.virtual_time,
     )
-
-
-def _paused(session: Session) -> list[QueuedStudy]:
-    study, name = StudyRow, models.StudyModel.study_name
-    query = select(study, name).join(models.StudyModel, models.StudyModel.study_id == study.study_id)
-    return [
-        QueuedStudy(
-            study_id=row.study_id,
-            name=called,
-            objective=row.objective,
-            state=StudyState.PAUSED,
-            priority=row.priority,
-            concurrency=row.concurrency,
-            workers=0,
-            share=None,
-            todo=max(0, row.trials - row.taken),
-            worker_seconds=row.virtual_time,
-        )
-        for row, called in session.execute(query.where(study.state == StudyState.PAUSED)).all()
-    ]
 
 
 def _workers(session: Session) -> tuple[QueueWorker, ...]:
@@ -135,6 +118,6 @@ def _workers(session: Session) -> tuple[QueueWorker, ...]:
         .order_by(row.started_at, row.queue_worker_id)
     ).all()
     return tuple(
-        QueueWorker(host, pid, slot, name, number, max(0.0, for_), max(0.0, ago), bool(silent), note)
-        for host, pid, slot, name, number, for_, ago, silent, note in rows
+        QueueWorker(host, pid, slot, name, number, max(0.0, seconds), max(0.0, ago), bool(silent), note)
+        for host, pid, slot, name, number, seconds, ago, silent, note in rows
     )

@@ -58,8 +58,9 @@ def choose(contenders: Sequence[Contender]) -> Contender | None:
     return min(below or near, key=_turn, default=None)
 
 
-def _turn(one: Contender) -> tuple[float, Fraction, int]:
-    return one.virtual_time, Fraction(one.workers, one.priority), one.study_id
+def _turn(one: Contender) -> tuple[float, Fraction, int, int]:
+    """Studies that begin level are served in the order of their priority."""
+    return one.virtual_time, Fraction(one.workers, one.priority), -one.priority, one.study_id
 
 
 def is_wanted_elsewhere(contenders: Sequence[Contender], study_id: int) -> bool:

@@ -31,7 +31,7 @@ def test_a_study_starts_with_what_won_the_one_before_it(inside: Inside, either_u
     assert first.user_attrs["settings"]["lr"] == pytest.approx(best["recipe"]["lr"])
     assert first.user_attrs["recipe"] == trials(either_url, "tiny-1")[best["trial"]].user_attrs["recipe"]
     assert first.user_attrs["model"] == best["model"]
-    assert "first trials: 0 won study tiny-1; " in inside("status", "tiny-2", *at).out
+    assert "first trials: 0: won study tiny-1; " in inside("status", "tiny-2", *at).out
     shown = inside("show", "tiny-2", 0, *at).out
     assert "from: won study tiny-1" in shown.splitlines()
     assert json.loads(inside("show", "tiny-2", 0, "--json", *at).out)["origin"] == "won study tiny-1"
@@ -43,7 +43,7 @@ def test_without_transfer_it_starts_with_the_defaults(inside: Inside, sqlite_url
     assert inside(*RUN, "--trials", 4, "--no-transfer", *at).status == 0
     assert origins(inside, "tiny-2", *at) == ["default of momentum", "default of adam", "default of adamw"]
     said = inside("status", "tiny-2", *at).out
-    assert "first trials: 0 default of momentum; 1 default of adam; 2 default of adamw" in said.splitlines()
+    assert "first trials: 0: default of momentum; 1: default of adam; 2: default of adamw" in said.splitlines()
     origin = assert_settled(sqlite_url, "tiny-2", 4)[3].user_attrs.get("origin", "")
     assert not origin.startswith(("default", "shipped", "won"))
 

@@ -323,6 +323,7 @@ class TestSteering:
     def test_a_paused_study_takes_no_trials_and_is_not_over(self, storage: SharedStorage) -> None:
         study = make_study(storage)
         run_trial(storage, study)
+        storage.hand_back(storage.lease_of(optuna_study(storage, study).ask()))
         steering.pause(storage, study.study_id, "ana@desk")
         steering.pause(storage, study.study_id, "ana@desk")
         now = fresh(storage, study)
@@ -331,7 +332,7 @@ class TestSteering:
         with pytest.raises(StudyStopped, match="by ana@desk"):
             optuna_study(storage, study).ask()
         assert queue.take(storage, newcomer(storage)) is None
-        assert [one.state for one in queue_page.look(storage).studies] == ["paused"]
+        assert [(one.state, one.todo) for one in queue_page.look(storage).studies] == [("paused", now.trials - 1)]
         studies.resume(storage, study.study_id, by="ana@desk")
         run_trial(storage, study)
         assert [event.kind for event in events.since(storage)] == [Did.PAUSED, Did.RESUMED]

@@ -87,7 +87,7 @@ class TestTokens:
         assert browser.get("/v1/studies").status_code == 200
         tokens.revoke(there.storage, "a operator")
         access = Access(there.storage, KEY, always=True)
-        assert access.visitor(f"Bearer {there.operator_token}", {}, "") == Stranger()
+        assert access.visitor(f"Bearer {there.operator_token}", {}, "") == Stranger(is_wrong=True)
         assert access.visitor(None, {sessions.COOKIE: browser.cookies[sessions.COOKIE]}, "") == Stranger()
 
     @pytest.mark.parametrize(
@@ -97,6 +97,7 @@ class TestTokens:
         asked = there.stranger.get("/v1/studies", headers=[(b"authorization", authorization.encode("latin-1"))])
         assert asked.status_code == 401
         assert asked.headers["www-authenticate"] == "Bearer"
+        assert ("not known here" in asked.json()["detail"]) == authorization.lower().startswith("bearer")
 
     def test_a_name_is_used_once_even_by_one_that_is_revoked(self, there: Team) -> None:
         tokens.revoke(there.storage, "a viewer")

@@ -51,6 +51,14 @@ def test_a_free_worker_goes_where_a_whole_worker_is_missing_before_it_evens_out_
     assert choose([contender(1, workers=1, time=9.0), behind]) == behind
 
 
+def test_studies_that_begin_level_are_served_in_the_order_of_their_priority() -> None:
+    open_, served = [contender(1, 1), contender(2, 3), contender(3, 2)], []
+    for _ in range(2):
+        served.append((choose(open_) or open_[0]).study_id)
+        open_ = [replace(one, workers=served.count(one.study_id)) for one in open_]
+    assert served == [2, 3]
+
+
 def test_a_worker_that_nobody_has_use_for_gets_nothing() -> None:
     assert choose([]) is None
     assert choose([contender(1, workers=2, room=2)]) is None

@@ -42,9 +42,13 @@ class Visitor:
 
 @dataclass(frozen=True)
 class Stranger:
-    """Somebody who was not let in. `wait`: seconds until another attempt is looked at, 0 for at once."""
+    """Somebody who was not let in. `wait`: seconds until another attempt is looked at, 0 for at once.
+
+    `is_wrong`: the token that they showed opens nothing.
+    """
 
     wait: int = 0
+    is_wrong: bool = False
 
 
 EVERYBODY = Visitor("everybody", Role.OPERATOR, by_browser=True)
@@ -105,12 +109,12 @@ class Access:
         key = tokens.digest(token)
         wait = self._attempts.wait(address)
         if wait and key not in self._known:
-            return Stranger(wait)
+            return Stranger(wait, is_wrong=True)
         matching = [one for one in self._valid() if hmac.compare_digest(one.sha256, key)]
         if not matching:
             self._known.discard(key)
             self._attempts.failed(address)
-            return Stranger(self._attempts.wait(address))
+            return Stranger(self._attempts.wait(address), is_wrong=True)
         self._known.add(key)
         self._note(matching[0])
         return matching[0]

@@ -211,4 +211,6 @@ def _unknown(scope: Scope, headers: Headers, stranger: Stranger) -> Response:
         wanted = scope["path"] + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")
         return RedirectResponse(f"/login?next={quote(wanted, safe='/')}", 303)
     said = "sign in at /login, or send a token: Authorization: Bearer ..."
+    if stranger.is_wrong:
+        said = "this token is not known here, or was revoked"
     return refusal(401, said, {"www-authenticate": "Bearer"})
