@@ -157,7 +157,8 @@ class Confirmation:
         best, nearest = self.best, next(iter(self.ties), None)
         if best is None or nearest is None or nearest.equals(best):
             return None
-        return seeds_to_tell([*best.values.values()], [*nearest.values.values()], self.seeds, self.resolution)
+        values = [*best.values.values()], [*nearest.values.values()]
+        return seeds_to_tell(*values, self.seeds, len(self.confirmed) - 1, self.resolution)
 
     @property
     def test(self) -> Opened | None:

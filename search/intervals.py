@@ -19,9 +19,8 @@ from statistics import mean, stdev
 LEVEL = 0.95
 # Values that differ by less are the same one, rounded in float32 on the way.
 FLOAT_NOISE = 1e-6
-# The interval of a difference of two means is beyond 0 at this quantile, and is to be so four times in five. Nobody
-# trains more seeds than this to see one.
-SURE, DETECTED, MOST_SEEDS = 0.975, 0.8, 30
+# A difference of two means is to be seen so often. Nobody trains more seeds than this to see one.
+DETECTED, MOST_SEEDS = 0.8, 30
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,10 @@ def of_difference(
     return Interval(difference, difference - half, difference + half)
 
 
-def seeds_to_tell(one: Sequence[float], other: Sequence[float], had: int, resolution: float = 0.0) -> int | None:
-    """With how many seeds of each, more than `had`, such a difference of means shows four times in five.
+def seeds_to_tell(
+    one: Sequence[float], other: Sequence[float], had: int, comparisons: int = 1, resolution: float = 0.0
+) -> int | None:
+    """With how many seeds of each, more than `had`, such a difference is beyond its interval four times in five.
 
     Of a t-test, whose quantiles are those of so many values: with a handful that is more than normal ones would have.
     None: with more than anybody trains, or the means are the same. Of both there are two values and more.
@@ -84,7 +85,7 @@ def seeds_to_tell(one: Sequence[float], other: Sequence[float], had: int, resolu
     within = math.sqrt(sum((len(values) - 1) * _variance(values, 0.0) for values in (one, other)) / freedom)
     spread = max(within, resolution / math.sqrt(12))
     for count in range(had + 1, MOST_SEEDS + 1) if gap > 0 else ():
-        quantiles = sum(stdtrit(2 * count - 2, share) for share in (SURE, DETECTED))
+        quantiles = _quantile(2 * count - 2, 1 - (1 - LEVEL) / comparisons) + stdtrit(2 * count - 2, DETECTED)
         if gap >= quantiles * spread * math.sqrt(2 / count):
             return count
     return None

@@ -7,29 +7,22 @@ Ray but a worker's orders and what has become of it.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from typing import Any
 
-from search import children
-from search.allowed import Allowed
 from search.assignment import Assignment
 from search.crew import Death
 from search.devices import Slot
-from search.fleet import Fleet
-from search.foresight import large_imports
 from search.preflight import Placement
 from search.ray_cluster import Node, asking, connect, nodes_of, share_of
+from search.ray_worker import DialinWorker, Orders, Seen, Wish
 from search.restarts import Restarts
 from storage import workers
-from storage.claims import new_uuid
 from storage.errors import DialinError
-from storage.patience import DATABASE_ERRORS, one_line, patiently, waiting
-from storage.shared import SharedStorage, open_storage
+from storage.shared import SharedStorage
 from storage.words import counted
 
 # How often each actor is asked, and the cluster which nodes it has.
@@ -40,109 +33,14 @@ KILL_SECONDS = 2.0
 # An actor that has not answered for so long is lost, though its node may live: its process was killed, and what it had
 # was taken before Ray could start it again. The lease of what its worker held is over by then.
 SILENT_SECONDS = 30.0
-# How long an actor waits for a database that does not answer: its node may be unable to reach it.
-DATABASE_SECONDS = 30.0
-
-
-class Wish(IntEnum):
-    """What is wanted of a worker; the last one stands."""
-
-    WORK = 1
-    START_NO_MORE = 2
-    HAND_BACK = 3
-    DIE = 4
-
-
-@dataclass(frozen=True)
-class Orders:
-    """A worker's. Its node must have this source of the objective.
-
-    `folder`: the command's. It is last on the import path: a person's random.py must not stand in for Python's.
-    """
-
-    assignment: Assignment
-    sha256: str
-    folder: str
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What an actor tells of itself and its worker, and who has died since it told last.
-
-    `life` is another one after Ray has started the actor again.
-    """
-
-    life: str
-    node: str
-    host: str
-    alive: bool
-    worker_id: str = ""
-    deaths: tuple[Death, ...] = ()
-
-
-class DialinWorker:
-    """The actor. It keeps one worker on its node, a process as `search.fleet` has them on any machine.
-
-    It gets its orders from whoever looks, each time: when Ray has started it again it knows nothing. What an actor is
-    made with Ray would write down, and orders hold the database's password.
-    """
-
-    def __init__(self) -> None:
-        self._life = new_uuid()
-        self._fleet: Fleet | None = None
-
-    def look(self, orders: Orders, wish: Wish) -> Seen:
-        """Do as is wished, and tell what has become of the worker."""
-        import ray
-
-        seen = Seen(self._life, ray.get_runtime_context().get_node_id(), os.uname().nodename, alive=False)
-        if self._fleet is None and wish is Wish.WORK:
-            try:
-                self._fleet = _begun(orders)
-            except (DialinError, *DATABASE_ERRORS) as error:
-                return replace(seen, deaths=(Death(orders.assignment.places[0], one_line(error), 0),))
-        if self._fleet is None:
-            return seen
-        deaths = tuple(_tended(self._fleet, wish))
-        [member], alive = self._fleet.members, self._fleet.alive or self._fleet.unheard
-        return replace(seen, alive=alive, worker_id=member.worker_id, deaths=deaths)
-
-
-def _begun(orders: Orders) -> Fleet:
-    sys.path[:] = [*(folder for folder in sys.path if folder != orders.folder), orders.folder]
-    assignment, objective = orders.assignment, str(orders.assignment.objective)
-    if why := Allowed([objective]).why_not(objective, orders.sha256):
-        raise DialinError(why)
-    children.warm_up(large_imports(objective))
-    with waiting(DATABASE_SECONDS):
-        storage = patiently(lambda: open_storage(assignment.storage))
-    return Fleet(storage, assignment, assignment.places)
-
-
-def _tended(fleet: Fleet, wish: Wish) -> Iterator[Death]:
-    """Who has died; of a death that the database did not hear of `fleet` tells the next time."""
-    if wish is not Wish.WORK:
-        fleet.no_more()
-    if wish is Wish.HAND_BACK:
-        fleet.hand_back()
-    if wish is Wish.DIE:
-        fleet.kill()
-    try:
-        with waiting(0):
-            yield from fleet.deaths()
-        fleet.start_again()
-    except DATABASE_ERRORS:
-        return
-    except DialinError as error:
-        fleet.no_more()
-        yield Death(fleet.members[0].slot, f"it cannot be started again: {error}", 0)
 
 
 @dataclass
 class Post:
     """A worker that Ray was asked for: its actor, what that was asked and when, and what it has told last.
 
-    `began`: when its actor's life was first heard of.
+    `began`: when its actor's life was first heard of. `answers`: it did so last time; one that did not gets no orders,
+    of which it may have died, before its life is known.
     """
 
     actor: Any
@@ -151,6 +49,7 @@ class Post:
     asked_at: float = 0.0
     silent_since: float | None = None
     began: float = 0.0
+    answers: bool = False
     restarts: Restarts = field(default_factory=Restarts)
     wish: Wish | None = None
     seen: Seen | None = None
@@ -337,7 +236,8 @@ class RayFleet:
                 post.asked_at, post.wish = now, self._wish
                 post.silent_since = now if post.silent_since is None else post.silent_since
                 with asking():
-                    post.asked = post.actor.look.remote(post.orders, self._wish)
+                    orders = post.orders if post.answers else None
+                    post.asked = post.actor.look.remote(orders, self._wish)
 
     def _hear(self, seconds: float) -> None:
         asked = {post.asked: post for post in self._posts if post.asked is not None}
@@ -354,7 +254,7 @@ class RayFleet:
             try:
                 self._heed(post, self._ray.get(answer))
             except self._ray.exceptions.ActorUnavailableError:
-                return  # it may be back; `start_again` hears whether its node is gone
+                post.answers = False  # it may be back; `start_again` hears whether its node is gone
             except self._ray.exceptions.RayError as error:  # it died for good; a node without Dialin, or a bug of ours
                 self._lose(post, _last_line(error), again=False)
 
@@ -373,16 +273,16 @@ class RayFleet:
             return
         if post.seen is None:
             post.began = time.monotonic()
-        post.seen, post.silent_since = seen, None
+        post.seen, post.silent_since, post.answers = seen, None, True
         self._news += [News(replace(death, reason=f"{death.reason} (on {seen.host})")) for death in seen.deaths]
         if not seen.alive:
             self._end(post)
 
     def _lose(self, post: Post, why: str, again: bool = True) -> None:
         """A worker is no more, and has not said so to the database. Once another is not wanted its actor goes too."""
-        lost = (post, post.seen.worker_id) if post.seen and post.seen.worker_id else None
+        lost = (post, post.seen.worker_id) if post.seen else None
         self._news.append(News(Death(post.slot, why, 0), lost))
-        post.seen = None
+        post.seen, post.answers = None, False
         if not again or self._wish is not Wish.WORK:
             self._end(post)
 
@@ -394,5 +294,5 @@ class RayFleet:
 
 
 def _last_line(error: Exception) -> str:
-    """Of what an error says, which is the frames too where an actor raised; its kind where it says nothing."""
+    """Of what an error says, frames too where an actor raised; its kind where it says nothing."""
     return next(reversed(str(error).strip().splitlines()), type(error).__name__).strip()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from search.intervals import Interval, of_difference, of_mean, resolution
+from search.intervals import Interval, of_difference, of_mean, resolution, seeds_to_tell
 
 ONE, OTHER = (0.981, 0.975, 0.986, 0.979, 0.990), (0.961, 0.969, 0.974, 0.955)
 
@@ -61,3 +61,14 @@ def test_a_recipe_as_good_as_the_best_is_seldom_told_from_it() -> None:
         best = max(drawn, key=np.mean)
         wrong += best is not drawn[0] and not of_difference(best, drawn[0], comparisons=4).holds(0.0)
     assert wrong <= 0.05 * 400
+
+
+@pytest.mark.parametrize("comparisons", [1, 4])
+def test_with_the_seeds_that_are_advised_a_difference_is_told_four_times_in_five(comparisons: int) -> None:
+    random, told = np.random.default_rng(0), 0
+    wanted = seeds_to_tell([0.900, 0.905, 0.910], [0.890, 0.895, 0.900], 3, comparisons)
+    assert wanted is not None
+    for _ in range(400):
+        one, other = random.normal(0.905, 0.005, wanted), random.normal(0.895, 0.005, wanted)
+        told += of_difference([*map(float, one)], [*map(float, other)], comparisons).low > 0
+    assert 0.75 <= told / 400 <= 0.9

@@ -27,7 +27,7 @@ from studies import (
     wait_until,
 )
 
-from search import ray_cluster, ray_fleet
+from search import ray_cluster, ray_worker
 from search.assignment import Assignment
 from search.by_value import ByValue
 from search.devices import Slot
@@ -190,7 +190,7 @@ class TestRefused:
         with pytest.raises(
             DialinError, match=r"the source of .*tiny.py here \(\w{8}\) is not the study's \(abcdef01\)"
         ):
-            ray_fleet._begun(ray_fleet.Orders(assignment, "abcdef0123", str(OBJECTIVES)))
+            ray_worker._begun(ray_worker.Orders(assignment, "abcdef0123", str(OBJECTIVES)))
 
 
 def node(cpus: float, gpus: float = 0) -> Mapping[str, Any]:

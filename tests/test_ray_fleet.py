@@ -20,7 +20,8 @@ from search.assignment import Assignment
 from search.crew import Crew, Death
 from search.devices import Slot
 from search.preflight import Placement
-from search.ray_fleet import Orders, RayFleet, Seen, Wish
+from search.ray_fleet import RayFleet
+from search.ray_worker import Orders, Seen, Wish
 from search.views import make_view
 from storage import studies
 from storage.errors import DialinError, UsageError
@@ -49,6 +50,7 @@ class Ray:
     def __init__(self) -> None:
         self.answer: Answer = lambda wish: seen("one", alive=wish < Wish.HAND_BACK)
         self.fault: Exception | None = None
+        self.ordered = False
         self.killed = 0
         self.shut = False
         self.there = [{"NodeID": "node", "Alive": True, "Resources": {"CPU": 1.0}}]
@@ -66,7 +68,8 @@ class Ray:
         self._raise()
         if len(_of) == 2:
             orders, wish = _of
-            assert isinstance(orders, Orders)
+            assert orders is None or isinstance(orders, Orders)
+            self.ordered = orders is not None
             return self.answer(wish)
         return self
 
@@ -221,6 +224,20 @@ def test_an_actor_whose_workers_die_at_their_start_is_given_up(ray: Ray, crew: R
     assert [death.reason for death in said] == [*[f"{lost}; Ray starts another where there is room"] * 2, lost]
     assert [death.hopeless for death in said] == [False, False, True]
     assert ray.killed == 1
+
+
+def test_an_actor_that_dies_of_its_orders_is_given_up_too(ray: Ray, crew: RayFleet) -> None:
+    """Before it has told of any worker: Ray starts it again and again, and says nothing."""
+    lives = iter("abcde")
+
+    def greet_then_die(_wish: Wish) -> Seen | Exception:
+        return ActorUnavailableError() if ray.ordered else Seen(next(lives), "node", "far", alive=True)
+
+    ray.answer = greet_then_die
+    said = look_at(crew, 20)
+    lost = "its actor on far was lost"
+    assert said == [*[f"{lost}; Ray starts another where there is room"] * 2, lost]
+    assert not crew.alive
 
 
 def test_a_death_that_an_actor_tells_of_says_where(ray: Ray, crew: RayFleet) -> None:
