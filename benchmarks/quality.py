@@ -212,8 +212,8 @@ def table(results: Sequence[Mapping[str, Any]], budgets: Sequence[float]) -> lis
         of_family = [one for one in results if one["family"] == family]
         if not of_family:
             continue
-        lines.append(f"{family:<24}" + "".join(f"{f'B={b:g}':>22}" for b in budgets) + "   trials  full  spent  s")
-        lines.append(f"{'':<24}" + "".join(f"{'mean  se   rank worst':>22}" for _ in budgets))
+        lines.append(f"{family:<24}" + "".join(f"{f'B={b:g}':>25}" for b in budgets) + "   trials  full  spent  s")
+        lines.append(f"{'':<24}" + "".join(f"{'mean  se   rank worst':>25}" for _ in budgets))
         groups = sorted(
             {(one["strategy"], one["start"]) for one in of_family}, key=lambda pair: (STARTS.index(pair[1]), pair[0])
         )
@@ -224,7 +224,7 @@ def table(results: Sequence[Mapping[str, Any]], budgets: Sequence[float]) -> lis
             tail = [statistics.mean(one[key] for one in own) for key in ("trials", "full", "spent", "took")]
             lines.append(
                 f"{group[0] + ', ' + group[1]:<24}"
-                + "".join(f"{one:>22}" for one in cells)
+                + "".join(f"{one:>25}" for one in cells)
                 + f"   {tail[0]:5.0f} {tail[1]:5.0f}  {tail[2]:5.1f}  {tail[3]:.1f}"
             )
     return lines
@@ -239,7 +239,7 @@ def none_better(tasks: Sequence[Task], budgets: Sequence[float], workers: int) -
         values = sorted((task.regret(float(value)) for task, value in zip(tasks, lowest, strict=True)), reverse=True)
         worst = values[: max(1, math.ceil(len(values) / 5))]
         cells.append(f"{statistics.mean(values):.3f}            {statistics.mean(worst):.3f}")
-    return f"{'none better, taskset':<24}" + "".join(f"{one:>22}" for one in cells)
+    return f"{'none better, taskset':<24}" + "".join(f"{one:>25}" for one in cells)
 
 
 def by_task(

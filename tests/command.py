@@ -70,7 +70,7 @@ class Running:
             self.kill()
             raise AssertionError(self._story(f"did not end within {timeout} s")) from None
 
-    def wait_until(self, condition: Callable[[], object], timeout: float = 60, every: float = 0.1) -> None:
+    def wait_until(self, condition: Callable[[], object], timeout: float = 60, every: float = 0.25) -> None:
         """Return when `condition()` is true, asked `every` so many seconds.
 
         Fail when the command ends first or `timeout` seconds pass.

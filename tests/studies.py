@@ -160,7 +160,7 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = 60) 
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {timeout} s"
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 def all_have_ended(pids: Iterable[int]) -> bool:
