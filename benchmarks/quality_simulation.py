@@ -83,7 +83,7 @@ class Simulation:
 
     def _left(self) -> Left:
         epochs = self._budget - len(self.outcome.best) if self._limits.known else math.inf
-        return Left(self._limits.trials - len(self._seen), epochs, workers=self._workers)
+        return Left(self._limits.trials - len(self._seen), epochs)
 
     def _begin(self, worker: int, busy: list[tuple[float, int, int]]) -> bool:
         """What that worker does next; False: nothing."""

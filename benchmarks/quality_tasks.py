@@ -66,7 +66,7 @@ TASKSET_DEFAULTS = tuple(
 BEST_OF = 20_000  # random full runs that the best known value is the lowest of, before it is refined
 REFINED, ROUNDS, AROUND = 50, 3, 40  # so many of the best, so often, with so many neighbours each
 SAMPLE = 2_000  # random runs whose median is what a typical recipe comes to
-WINNER_OF = 200  # full runs of a past study, of which the best one is its winner
+WINNER_OF = 200  # full runs of a past study, of which the best few are its winners
 
 
 @dataclass(frozen=True)

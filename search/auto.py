@@ -7,7 +7,7 @@ the highest rung goes on, and else a neighbour of one of the best starts. The ot
 best value for its cost, by a Gaussian process over (recipe, epoch).
 What is on record decides; only the model's fit is kept between decisions, since it takes longest.
 
-Where only a number of trials is given, they may train `SHARE` of what they would all take in full.
+Where only a number of trials is given, they may train `Rules.share` of what they would all take in full.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search.curve_points import Curves
 from search.grace import PROBES, grace
 from search.improvement import MODEL, NEIGHBOUR, RANDOM, Improver
 from search.strategy import GoOn, Left, Seen, SeenState, Start, Verdict
 
-Floats = NDArray[np.float64]
 Choice = Start | GoOn | None
 
 
@@ -126,7 +124,7 @@ class Auto:
             return GoOn(paused[0].number) if paused else _random(left)
         ending = self._ending(seen, paused, left)
         if ending is not None:
-            return ending.choice
+            return GoOn(ending[0]) if ending else None
         begin = self._begin(seen, {one.number for one in paused}, left)
         if begin is not None:
             return begin
@@ -194,33 +192,24 @@ class Auto:
         used = (len(seen) - first + 1) / max(len(seen) + left.trials - first, 1)
         return used > self._curves.total / allowed
 
-    def _ending(self, seen: Sequence[Seen], paused: Sequence[Seen], left: Left) -> Ending | None:
-        """Whether just enough is left to train the best trials to their end: what to do then."""
+    def _ending(self, seen: Sequence[Seen], paused: Sequence[Seen], left: Left) -> list[int] | None:
+        """Which of the best trials wait, once just enough is left to train them to their end; None before that."""
         allowed, soft = self._allowed(seen, left)
         alive = {one.number for one in seen if one.state in (SeenState.RUNNING, SeenState.PAUSED)}
-        leaders = [n for n in self._curves.ranked() if self._worth(seen, n)][: self._rules.leaders]
+        lost = {one.number for one in seen if one.state in (SeenState.FAILED, SeenState.PRUNED)}
+        leaders = [number for number in self._curves.ranked() if number not in lost][: self._rules.leaders]
         unfinished = [number for number in leaders if number in alive]
         needed = sum(self._length - self._curves.reached(number) for number in unfinished)
         if self._curves.total + needed < allowed or (soft and left.trials > 0):
             return None
         waiting = {one.number for one in paused}
-        return Ending(next((GoOn(number) for number in unfinished if number in waiting), None))
-
-    def _worth(self, seen: Sequence[Seen], number: int) -> bool:
-        return self._by_number(seen, number).state not in (SeenState.FAILED, SeenState.PRUNED)
+        return [number for number in unfinished if number in waiting]
 
     @staticmethod
     def _by_number(seen: Sequence[Seen], number: int) -> Seen:
         if number < len(seen) and seen[number].number == number:
             return seen[number]
         return next(one for one in seen if one.number == number)
-
-
-@dataclass(frozen=True)
-class Ending:
-    """The budget ends: what is still to be trained, if anything."""
-
-    choice: GoOn | None
 
 
 def _random(left: Left) -> Start | None:

@@ -1,7 +1,7 @@
 """A Gaussian process over (recipe, epoch): how a learning curve goes on, and where one not yet begun would go.
 
 Freeze-thaw Bayesian optimisation (Swersky et al. 2014): one part of the kernel joins what like recipes do, another what
-one trial does from epoch to epoch. Called by `search.auto`; numpy and scipy only.
+one trial does from epoch to epoch. Called by `search.improvement`; numpy and scipy only.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class CurveModel:
         cross = self._between(points, self._points)
         mean = self._mean + cross @ self._weights
         half = solve_triangular(self._root, cross.T, lower=True)
-        own = sum(math.exp(self.theta[self._d + k]) for k in range(5))
-        return mean, np.sqrt(np.maximum(own - (half**2).sum(axis=0), 1e-12))
+        variance = sum(math.exp(self.theta[self._d + k]) for k in range(5))  # all but the noise
+        return mean, np.sqrt(np.maximum(variance - (half**2).sum(axis=0), 1e-12))
 
     def _between(self, some: Points, others: Points) -> Floats:
         lengths = np.exp(self.theta[: self._d])

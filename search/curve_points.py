@@ -1,4 +1,4 @@
-"""The learning curves on record as a strategy needs them: lowest values so far, ranks, and points for a model.
+"""The learning curves on record as a strategy needs them: lowest values so far, and ranks.
 
 Called by `search.auto` and `search.improvement`.
 """

@@ -1,7 +1,7 @@
 """After how many epochs the order of trials says something: found from their rank correlation, never assumed.
 
 The first trials of a search are its probes. They train on, whatever their rank, until an earlier epoch ranked them as
-the latest one that all of them have reached does; from that earlier epoch on trials may be paused. A first epoch
+the latest one that half of them have reached does; from that earlier epoch on trials may be paused. A first epoch
 without any signal makes every rule that stops trials a random one. Called by `search.auto`.
 """
 
@@ -18,7 +18,7 @@ PROBES = 8
 # The first epoch never: on recorded curves of real training with warm-up and schedules what looked bad then was often
 # good in the end, even where the first epochs agreed with each other.
 EARLIEST = 2
-# By chance eight ranks correlate this much once in five times; what has signal mostly has far more.
+# By chance eight ranks correlate this much nearly once in four times; what has signal mostly has far more.
 ENOUGH = 0.3
 
 
@@ -36,7 +36,7 @@ def grace(runs: Sequence[Floats], epochs: int) -> tuple[int, int]:
         return until, until
     while until < epochs:
         there = [run for run in runs if len(run) >= until]
-        if len(there) < max(3, len(runs) // 2):
+        if len(there) < len(runs) // 2:
             return until, until
         last = _ranks([run[until - 1] for run in there])
         epoch = 1

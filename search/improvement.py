@@ -27,9 +27,9 @@ RANDOM, NEIGHBOUR, MODEL = "random", "neighbour", "model"
 POINTS = 250
 # It is fitted anew when so many times the epochs are on record, in so many steps.
 GROWTH, STEPS = 1.3, 15
-# Recipes drawn at random and near the best trials, and rounds of more near the most promising ones.
-DRAWN, LEADERS, ROUNDS, AROUND = 100, 8, 2, 10
-# How near, in shares of a range.
+# Recipes drawn at random and near the best trials, and more near so many of the most promising ones.
+DRAWN, LEADERS, AROUND = 100, 8, 10
+# How near, in shares of a range; the promising ones' neighbours in as many rounds.
 NEAR = (0.1, 0.03)
 NEARER = (0.05, 0.025)
 # Whose neighbours start without the model's word, and how near they are.
@@ -59,7 +59,7 @@ class Improver:
         length: int,
         may_start: bool,
         rng: np.random.Generator,
-        timed: bool = True,
+        timed: bool,
     ) -> Start | GoOn | None:
         """The best of the paused trials and, if one may start, of new recipes; None where there are neither.
 
@@ -82,10 +82,10 @@ class Improver:
             return GoOn(waiting[int(np.argmax(old))].number) if waiting else GoOn(paused[0].number)
         new, scores = self._candidates(look, known, curves, rng)
         scores = np.where(self._met(new, rows), -1.0, scores)
-        best = int(np.argmax(scores)) if len(scores) else -1
-        if len(old) and (best < 0 or old.max() >= scores[best]):
+        best = int(np.argmax(scores))
+        if len(old) and old.max() >= scores[best]:
             return GoOn(waiting[int(np.argmax(old))].number)
-        if best < 0 or scores[best] < 0:
+        if scores[best] < 0:
             return Start(None, RANDOM)
         return Start(self._space.recipe(new[best]), MODEL)
 
@@ -125,7 +125,7 @@ class Improver:
         near = [self._space.near(rng, parents, spread) for spread in NEAR]
         rows = np.concatenate([self._space.random(rng, DRAWN), *near])
         scores = look.new(rows)
-        for spread in NEARER[:ROUNDS]:
+        for spread in NEARER:
             best = rows[np.argsort(-scores, kind="stable")[:AROUND]]
             more = self._space.near(rng, np.repeat(best, AROUND, axis=0), spread)
             rows, scores = np.concatenate([rows, more]), np.concatenate([scores, look.new(more)])

@@ -157,4 +157,4 @@ def _flipped(values: Mapping[int, float], sign: int) -> Mapping[int, float]:
 
 def _left(standing: Standing) -> Left:
     seconds = min(standing.seconds, standing.until_deadline * max(1, standing.workers))
-    return Left(standing.tickets, standing.epochs, seconds, max(1, standing.workers))
+    return Left(standing.tickets, standing.epochs, seconds)

@@ -96,7 +96,7 @@ def _expected_best(known: Floats, chosen: Floats, reliability: float) -> Floats:
 
 @dataclass(frozen=True)
 class Shipped:
-    """A recipe in torch's units, as `Recipe.as_dict` has it, and the tasks that it is in the portfolio for."""
+    """A recipe in torch's units, as `Recipe.as_dict` has it, and for people where it is from."""
 
     settings: Mapping[str, Any]
     origin: str

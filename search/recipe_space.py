@@ -1,7 +1,7 @@
 """Recipes as rows of numbers: what a model of them is fitted to, and new ones drawn at random or near good ones.
 
 Mixed and conditional spaces, known only from what trials suggested so far: which parameters go together is taken from
-a trial that had them together. Called by `search.auto`.
+a trial that had them together. Called by `search.improvement` and `search.advice`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class RecipeSpace:
                 continue
             if not isinstance(d, CategoricalDistribution):
                 drawn = rng.random(count)
-            elif free[index]:
+            elif free:
                 drawn = rng.integers(len(d.choices), size=count).astype(np.float64)
             else:
                 continue
@@ -98,7 +98,7 @@ class RecipeSpace:
         for index, d in enumerate(self.distributions.values()):
             own, other = rows[:, index], others[:, index]
             if isinstance(d, CategoricalDistribution):
-                if free[index]:
+                if free:
                     drawn = rng.integers(len(d.choices), size=count)
                     own = np.where(moved[:, index] & (rng.random(count) < 0.2), drawn, own)
                 elif crossed.any():
@@ -110,10 +110,9 @@ class RecipeSpace:
         return self._rounded(rows)
 
     @property
-    def _free(self) -> list[bool]:
-        """Of each column, whether it is a choice that nothing else hangs on: every trial has every parameter."""
-        same = not np.isnan(self.rows).any()
-        return [same and isinstance(d, CategoricalDistribution) for d in self.distributions.values()]
+    def _free(self) -> bool:
+        """Whether nothing hangs on a choice: every trial has every parameter."""
+        return not np.isnan(self.rows).any()
 
     def _rounded(self, rows: Floats) -> Floats:
         """Where a parameter has steps, on the nearest one."""

@@ -1,7 +1,7 @@
 """Optuna's samplers and pruners by name, as two tables, and the strategy that asks them.
 
-The names are stored with a study, so `resume` and every worker make the same ones. Called by `search.worker`;
-the commands list the names.
+The names are stored with a study, so `resume` and every worker make the same ones. Called by `search.judge`,
+`search.strategies`, `search.searches` and `search.worker`; the commands list the names.
 """
 
 from __future__ import annotations

@@ -208,11 +208,11 @@ def _added_line(name: str, added: Added) -> str:
     if name in RECORDED and not added.told:
         return f"{name} is new: of older trials it is on record"
     if added.value is not None:
-        return f"{name} is new: older trials count as {name}={printable(added.value)}"
+        return f"{name} is new: older trials count as {name}={_typed(added.value)}"
     return f"{name} is new: --was {name}=VALUE says what it was in older trials, which inform without it till then"
 
 
-def printable(value: Any) -> str:
+def _typed(value: Any) -> str:
     """A value as a person types it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -50,15 +50,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Left:
-    """What is left of the study's budget: trials that may still start, epochs and seconds of all trials together.
-
-    `workers`: how many train at present.
-    """
+    """What is left of the study's budget: trials that may still start, epochs and seconds of all trials together."""
 
     trials: float = math.inf
     epochs: float = math.inf
     seconds: float = math.inf
-    workers: int = 1
 
 
 @dataclass(frozen=True)

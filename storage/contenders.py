@@ -37,15 +37,15 @@ class OpenStudy(Contender):
 
 def open_studies(session: Session) -> list[OpenStudy]:
     """All studies that are running and have a trial to start, to go on with or in training, the oldest first."""
-    return _studies(session, StudyState.RUNNING)
+    return _studies(session, StudyState.RUNNING, with_work=True)
 
 
 def paused_studies(session: Session) -> list[OpenStudy]:
     """All studies that somebody has paused, as they will be open again, the oldest first."""
-    return _studies(session, StudyState.PAUSED)
+    return _studies(session, StudyState.PAUSED, with_work=False)
 
 
-def _studies(session: Session, state: StudyState) -> list[OpenStudy]:
+def _studies(session: Session, state: StudyState, with_work: bool) -> list[OpenStudy]:
     study, here, others = StudyRow, _of_the_queue(), _of_one_study()
     leased, paused = _trials_of(LeaseRow), _trials_of(TrialRow, TrialRow.paused.is_not(None))
     todo = [_or_zero(leased.c.count), _or_zero(paused.c.count)]
@@ -63,7 +63,7 @@ def _studies(session: Session, state: StudyState) -> list[OpenStudy]:
         .outerjoin(others, others.c.study_id == study.study_id)
         .outerjoin(leased, leased.c.study_id == study.study_id)
         .outerjoin(paused, paused.c.study_id == study.study_id)
-        .where(study.state == state, *(has_work if state is StudyState.RUNNING else ()))
+        .where(study.state == state, *(has_work if with_work else ()))
         .order_by(study.study_id)
     ).all()
     return [_open_study(*row) for row in rows]
