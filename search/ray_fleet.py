@@ -60,6 +60,11 @@ class Post:
         """Its name is what people see."""
         return self.orders.assignment.places[0]
 
+    @property
+    def worker_id(self) -> str:
+        """Empty as long as its actor waits for room or is about to begin."""
+        return self.seen.worker_id if self.seen is not None else ""
+
 
 @dataclass(frozen=True)
 class News:
@@ -224,7 +229,7 @@ class RayFleet:
     def _want(self, wish: Wish) -> None:
         self._wish = max(self._wish, wish)
         for post in self._posts:
-            if post.seen is None and not post.ended:  # it waits for room, or is about to begin
+            if not post.worker_id and not post.ended:
                 self._end(post)
 
     def _ask(self) -> None:
@@ -259,16 +264,16 @@ class RayFleet:
                 self._lose(post, _last_line(error), again=False)
 
     def _give_up_the_silent(self) -> None:
-        """One that was never seen waits for room, and may do so for long."""
+        """One that has no worker yet waits for room, or for what a worker needs, and may do so for long."""
         now = time.monotonic()
         for post in self._posts:
             silent = post.silent_since is not None and now - post.silent_since >= SILENT_SECONDS
-            if silent and post.seen is not None and not post.ended:
+            if silent and post.seen is not None and post.worker_id and not post.ended:
                 self._lose(post, f"its actor on {post.seen.host} does not answer")
 
     def _heed(self, post: Post, seen: Seen) -> None:
         if post.seen is not None and post.seen.life != seen.life:
-            self._lose(post, f"its actor on {post.seen.host} was lost")
+            self._lose(post, f"its actor on {post.seen.host} was lost", of_orders=not post.worker_id)
         if post.ended:
             return
         if post.seen is None:
@@ -278,9 +283,12 @@ class RayFleet:
         if not seen.alive:
             self._end(post)
 
-    def _lose(self, post: Post, why: str, again: bool = True) -> None:
-        """A worker is no more, and has not said so to the database. Once another is not wanted its actor goes too."""
-        lost = (post, post.seen.worker_id) if post.seen else None
+    def _lose(self, post: Post, why: str, again: bool = True, of_orders: bool = False) -> None:
+        """A worker is no more, and has not said so to the database. Once another is not wanted its actor goes too.
+
+        `of_orders`: its actor died before it had one.
+        """
+        lost = (post, post.worker_id) if post.worker_id or of_orders else None
         self._news.append(News(Death(post.slot, why, 0), lost))
         post.seen, post.answers = None, False
         if not again or self._wish is not Wish.WORK:

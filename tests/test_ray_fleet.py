@@ -31,7 +31,8 @@ from storage.studies import StudySpec
 SPEC = StudySpec(
     "digits", "0" * 64, "accuracy", "maximize", epochs=4, trials=1, seed=0, sampler="random", pruner="none"
 )
-Answer = Callable[[Wish], Seen | Exception]
+SLOW = "not there yet"
+Answer = Callable[[Wish], Seen | Exception | str]
 
 
 class RayError(Exception):
@@ -84,12 +85,15 @@ class Ray:
         assert num_returns == len(calls)
         assert timeout >= 0
         self._raise()
-        return [*calls], []
+        answered = [call for call in calls if call != SLOW or not self.there]
+        return answered, [call for call in calls if call not in answered]
 
-    def get(self, call: Seen | Exception) -> Seen:
+    def get(self, call: Seen | Exception | str) -> Seen:
         self._raise()
         if isinstance(call, Exception):
             raise call
+        if isinstance(call, str):
+            raise ActorUnavailableError("its node is gone")
         return call
 
     def kill(self, _actor: Any) -> None:
@@ -238,6 +242,38 @@ def test_an_actor_that_dies_of_its_orders_is_given_up_too(ray: Ray, crew: RayFle
     lost = "its actor on far was lost"
     assert said == [*[f"{lost}; Ray starts another where there is room"] * 2, lost]
     assert not crew.alive
+
+
+class TestAnActorThatIsSlowToBegin:
+    """It imports torch, or waits for a database that its node cannot reach yet."""
+
+    @pytest.fixture(autouse=True)
+    def slow(self, ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ray_fleet, "SILENT_SECONDS", 0.0)
+        ray.answer = lambda _wish: SLOW if ray.ordered else Seen("one", "node", "far", alive=True)
+
+    def test_is_waited_for(self, ray: Ray, crew: RayFleet) -> None:
+        assert look_at(crew, 5) == []
+        assert ray.ordered
+        assert crew.alive
+
+    def test_is_ended_when_it_is_not_wanted_any_more(self, ray: Ray, crew: RayFleet) -> None:
+        look_at(crew, 5)
+        crew.no_more()
+        assert not crew.alive
+        assert ray.killed == 1
+        assert look_at(crew) == []
+
+    def test_does_not_count_as_dead_at_its_start_when_its_node_is_gone(self, ray: Ray, crew: RayFleet) -> None:
+        nodes = ray.there
+        for _ in range(5):
+            look_at(crew, 3)
+            ray.there = []
+            crew.start_again()
+            crew.wait(0)
+            ray.there = nodes
+            assert [death.hopeless for death in crew.deaths()] == [False]
+        assert crew.alive
 
 
 def test_a_death_that_an_actor_tells_of_says_where(ray: Ray, crew: RayFleet) -> None:
