@@ -47,7 +47,7 @@ from search.auto import Auto, Rules
 from search.first_trials import MOST
 from search.portfolio import complementary, normalised
 from search.samplers import OptunaStrategy
-from search.strategy import Left, Seen, SeenState, Start, Strategy
+from search.strategy import GoOn, Left, Seen, SeenState, Start, Strategy
 from search.transfer import CANDIDATES
 
 Starts = Sequence[tuple[str, Mapping[str, Any]]]
@@ -56,13 +56,13 @@ STARTS = ("none", "defaults", "history")
 
 
 class WithStarts:
-    """A strategy of Optuna's that begins with given recipes."""
+    """A strategy, behind recipes that are started before it is asked, as a study's first trials are."""
 
     def __init__(self, inner: Strategy, starts: Starts) -> None:
         self._inner, self._starts = inner, starts
         self.verdict = inner.verdict
 
-    def next(self, seen: Any, left: Any) -> Any:
+    def next(self, seen: Sequence[Seen], left: Left) -> Start | GoOn | None:
         if len(seen) < len(self._starts):
             origin, recipe = self._starts[len(seen)]
             return Start(recipe, origin)
@@ -89,8 +89,7 @@ def auto(**options: Any) -> Make:
 
     def make(study: optuna.Study, task: Task, starts: Starts, seed: int) -> Strategy:
         study.sampler = RandomSampler(seed=seed)
-        given = [Start(recipe, origin) for origin, recipe in starts]
-        return Auto(epochs=task.epochs, seed=seed, starts=given, rules=Rules(**options))
+        return WithStarts(Auto(epochs=task.epochs, seed=seed, rules=Rules(**options)), starts)
 
     return make
 

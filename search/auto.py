@@ -50,11 +50,9 @@ class Rules:
 class Auto:
     """Implements `search.strategy.Strategy`, for one worker."""
 
-    def __init__(
-        self, *, epochs: int, seed: int, worker: int = 0, starts: Sequence[Start] = (), rules: Rules | None = None
-    ) -> None:
-        """`epochs`: of a full training, 0 where only the objective knows; `starts`: what to begin with, in order."""
-        self._epochs, self._seed, self._worker, self._starts = epochs, seed, worker, tuple(starts)
+    def __init__(self, *, epochs: int, seed: int, worker: int = 0, rules: Rules | None = None) -> None:
+        """`epochs`: of a full training, 0 where only the objective knows."""
+        self._epochs, self._seed, self._worker = epochs, seed, worker
         self._rules = rules or Rules()
         self._curves = Curves()
         self._improver = Improver()
@@ -125,9 +123,9 @@ class Auto:
         ending = self._ending(seen, paused, left)
         if ending is not None:
             return GoOn(ending[0]) if ending else None
-        begin = self._begin(seen, {one.number for one in paused}, left)
-        if begin is not None:
-            return begin
+        racing = self._racing(seen, {one.number for one in paused})
+        if racing is not None:
+            return racing
         rng = np.random.default_rng([self._seed, self._worker, *self._state(seen)])
         may_start = left.trials > 0 and not (paused and self._ahead(seen, left))
         first = len(seen) < self._rules.first
@@ -143,20 +141,15 @@ class Auto:
             return Start(None, RANDOM)
         return chosen
 
-    def _begin(self, seen: Sequence[Seen], paused: set[int], left: Left) -> Choice:
+    def _racing(self, seen: Sequence[Seen], paused: set[int]) -> GoOn | None:
         """Until one of the given recipes is trained out, the better half of those at a rung goes on before all else.
 
-        Given is what is neither random nor near another nor the model's: by whom does not matter, a study may have
-        enqueued it.
+        Given is what is neither random nor near another nor the model's: what a study begins with, or was enqueued.
         """
         given = [one.number for one in seen if one.origin not in ("", RANDOM, NEIGHBOUR, MODEL)]
-        if not any(self._curves.reached(number) >= self._length for number in given):
-            racing = self._promoted(seen, paused, given)
-            if racing is not None:
-                return racing
-        origins = {start.origin for start in self._starts}
-        begun = sum(one.origin in origins for one in seen)
-        return self._starts[begun] if left.trials > 0 and begun < len(self._starts) else None
+        if any(self._curves.reached(number) >= self._length for number in given):
+            return None
+        return self._promoted(seen, paused, given)
 
     def _promoted(self, seen: Sequence[Seen], paused: set[int], among: Sequence[int] | None = None) -> GoOn | None:
         """Of the highest rung where one of the best third is paused, the best one.

@@ -71,23 +71,11 @@ def trained(seen: Sequence[Seen]) -> int:
     return sum(len(one.values) for one in seen)
 
 
-def test_a_search_begins_with_what_it_was_given_in_that_order() -> None:
-    starts = [Start({"x": 0.9}, "won study A"), Start({"x": 0.8}, "default of adam")]
-    seen = drive(Auto(epochs=EPOCHS, seed=0, starts=starts), falling, left=Left(), most=40)
-    assert [(one.recipe, one.origin) for one in seen[:2]] == [
-        ({"x": 0.9}, "won study A"),
-        ({"x": 0.8}, "default of adam"),
-    ]
-    assert {one.origin for one in seen[2:]} <= {"random", "model"}
-
-
 def test_of_the_given_recipes_the_better_half_goes_on_first_until_one_is_trained_out() -> None:
-    starts = [Start({"x": share}, "won study A") for share in (0.1, 0.2, 0.3, 0.4)]
     given = [trial(n, [4 - n, 3.5 - n], origin="won study A") for n in range(4)]
     beside = [trial(4 + n, [0.1, 0.05]) for n in range(9)]
-    strategy = Auto(epochs=EPOCHS, seed=0, starts=starts, rules=RANKS)
+    strategy = Auto(epochs=EPOCHS, seed=0, rules=RANKS)
     assert strategy.next([*given, *beside], Left()) == GoOn(3)
-    assert Auto(epochs=EPOCHS, seed=0, rules=RANKS).next([*given, *beside], Left()) == GoOn(3)  # enqueued ones
     running = [replace(one, state=SeenState.RUNNING) if one.number == 3 else one for one in given]
     assert strategy.next([*running, *beside], Left()) == GoOn(2)
     done = trial(3, [1.0 - epoch / EPOCHS for epoch in range(EPOCHS)], SeenState.COMPLETE, origin="won study A")
