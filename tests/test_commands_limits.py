@@ -88,7 +88,7 @@ def test_a_deadline_ends_the_study_well(inside: Inside, sqlite_url: str) -> None
     assert f"dialin resume tiny-1 --objective {TINY} --deadline 2h" in said.out
     assert "limits: until " in inside("status", "--storage", sqlite_url).out
     late = "SELECT count(DISTINCT e.trial_id) FROM dialin_epochs e, dialin_studies s WHERE e.ended_at > s.deadline"
-    assert value(sqlite_url, late) <= 1, "no trial begins after it"
+    assert value(sqlite_url, late) <= 1, "only the trial in flight has any"
     refused = inside("worker", "tiny-1", "--objective", TINY, "--storage", sqlite_url)
     assert refused.err == (
         f"dialin: tiny-1 is stopped: dialin resume tiny-1 --objective {TINY} --deadline 2h goes on\n"

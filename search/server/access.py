@@ -82,7 +82,8 @@ class Access:
         """
         if authorization is not None:
             scheme, _, token = authorization.partition(" ")
-            found = self._of_token(token.strip(), address) if scheme.lower() == "bearer" else Stranger()
+            is_token = scheme.lower() == "bearer" and bool(token.strip())
+            found = self._of_token(token.strip(), address) if is_token else Stranger()
             return Visitor(found.name, found.role, by_browser=False) if isinstance(found, Token) else found
         claim = sessions.read(cookies.get(sessions.COOKIE, ""))
         if claim is not None:
