@@ -216,7 +216,7 @@ def plan_slots(
         count = workers or cpus
         if count > cpus:
             notes.append(f"{count} workers share {cpus} {_cores(cpus)}")
-        return SlotPlan(_cpu_slots(count), max(1, cpus // count), tuple(notes))
+        return SlotPlan(_cpu_slots(count), _threads(cpus, count), tuple(notes))
     if bytes_each is not None and workers is None and per_device is None and not on_cpu:
         slots = _by_memory(chosen, cpus, bytes_each)
         notes += _crowded(slots, chosen, bytes_each)
@@ -227,7 +227,13 @@ def plan_slots(
         rest = max(1, cpus - len(slots)) if workers is None else max(0, workers - len(slots))
         slots += _cpu_slots(rest)
     slots = slots[:workers]
-    return SlotPlan(slots, max(1, cpus // len(slots)), tuple(notes))
+    return SlotPlan(slots, _threads(cpus, len(slots)), tuple(notes))
+
+
+def _threads(cpus: int, workers: int) -> int:
+    """Each worker's part of the cores, or fewer if OMP_NUM_THREADS says so: others may need the rest."""
+    each, most = max(1, cpus // workers), os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(each, int(most)) if most.isdecimal() and int(most) else each
 
 
 def check_counts(workers: int | None, per_device: int | None) -> None:

@@ -72,6 +72,12 @@ class TestUsableCpus:
         assert cpus_of(tmp_path, own, files) == cpus
 
 
+@pytest.fixture(autouse=True)
+def no_limit_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But what a test sets."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
 class TestOnACpu:
     def test_without_a_gpu_there_is_one_worker_a_core(self) -> None:
         plan = plan_slots([], 4)
@@ -79,9 +85,13 @@ class TestOnACpu:
         assert plan.threads == 1
         assert {slot.key for slot in plan.slots} == {None}
 
-    def test_fewer_workers_get_more_threads_each(self) -> None:
+    @pytest.mark.parametrize(("most", "threads"), [("", 3), ("2", 2), ("1,4", 1), ("8", 3), ("0", 3), ("many", 3)])
+    def test_fewer_workers_get_more_threads_each_up_to_what_openmp_is_allowed(
+        self, most: str, threads: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", most)
         plan = plan_slots([], 7, workers=2)
-        assert (len(plan.slots), plan.threads) == (2, 3)
+        assert (len(plan.slots), plan.threads) == (2, threads)
 
     def test_more_workers_than_cores_are_said(self) -> None:
         plan = plan_slots([], 2, workers=5)
