@@ -116,8 +116,10 @@ class QueueWorker:
 
     def _taken(self) -> StudyRecord | None:
         without = self._without()
+        # Where it was moved to after its last trial it has not begun yet: it would go on from study to study.
+        take = partial(queue.take, self._storage, self._me, may_move=False)
         # One that was opened between the two looks may be one that is to be left alone.
-        while (study_id := queue.take(self._storage, self._me, without)) is not None:
+        while (study_id := take(without)) is not None:
             without = self._without()
             if study_id not in without:
                 return studies.with_id(self._storage, study_id)

@@ -99,6 +99,14 @@ class TestServing:
         assert {one["level"] for one in events} == {"info"}
         assert queue_page.look(open_storage(url)).workers == ()
 
+    def test_alone_with_studies_of_one_priority_it_serves_each_in_its_turn(
+        self, inside: Inside, serve: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("search.queue_worker.STAY_SECONDS", 0.0)  # no trial is too short to move on after
+        names = [submit(inside, TINY, "--trials", 2, "--sampler", "random", "--study", name) for name in "abc"]
+        settled = [one["study"] for one in serve(TINY) if one["event"] == "trial settled"]
+        assert settled == names * 2
+
     def test_what_is_not_allowed_or_another_source_is_left_alone_and_why_is_said_once(
         self, inside: Inside, url: str, tmp_path: Path, serve: Callable[..., list[dict[str, Any]]]
     ) -> None:
