@@ -105,7 +105,8 @@ class TestServing:
         monkeypatch.setattr("search.queue_worker.STAY_SECONDS", 0.0)  # no trial is too short to move on after
         names = [submit(inside, TINY, "--trials", 2, "--sampler", "random", "--study", name) for name in "abc"]
         settled = [one["study"] for one in serve(TINY) if one["event"] == "trial settled"]
-        assert settled == names * 2
+        assert settled[:3] == names, "and then whoever had the least time"
+        assert sorted(settled) == sorted(names * 2)
 
     def test_what_is_not_allowed_or_another_source_is_left_alone_and_why_is_said_once(
         self, inside: Inside, url: str, tmp_path: Path, serve: Callable[..., list[dict[str, Any]]]
