@@ -27,6 +27,7 @@ from search.failures import RaisedError
 from search.preflight import Placement
 from search.ranking import Best
 from search.samplers import quiet_optuna
+from search.terms import MoreOfStudy, NewStudy
 from search.written import refuse_unwritable, write
 from storage import queries, studies
 from storage.errors import DialinError
@@ -160,9 +161,9 @@ class Search(Answers):
             RaisedError: the objective no longer works.
         """
         calls.refuse_while_imported()
-        wanted = searches.MoreOfStudy(
+        wanted = MoreOfStudy(
             calls.more(trials),
-            options.finite(until),
+            until,
             calls.lasting(budget),
             calls.more(total_epochs),
             calls.until_when(deadline),
@@ -333,7 +334,7 @@ def run(
     place = calls.place(
         storage, files, data, calls.placement(workers, devices, per_device), trackers.check(log), settings, on
     )
-    wanted = searches.NewStudy(
+    wanted = NewStudy(
         name=study,
         trials=trials,
         epochs=epochs,
@@ -341,7 +342,7 @@ def run(
         sampler=sampler,
         pruner=pruner,
         space=calls.space(fix or {}, ranges or {}),
-        until=options.finite(until),
+        until=until,
         budget_seconds=options.seconds_of(calls.lasting(budget)),
         total_epochs=total_epochs,
         deadline=calls.until_when(deadline),

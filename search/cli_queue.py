@@ -10,12 +10,11 @@ from rich.table import Table
 
 from search import cli_train, options, printing, searches
 from search.preflight import Placement
+from search.terms import MoreOfStudy, NewStudy
 from search.wishes import parse_space, to_json
 from storage import queries, queue_page, steering, studies
 from storage.errors import UsageError
-from storage.limits import Limits
 from storage.queue_page import QueuePage
-from storage.steering import Wish
 from storage.studies import StudyRecord
 from storage.tables import StudyState
 from storage.urls import DEFAULT_URL
@@ -51,7 +50,7 @@ def submit(
 
     OBJECTIVE is tried on one batch here first. Workers run their own copy of it, which must be the same.
     """
-    wanted = searches.NewStudy(
+    wanted = NewStudy(
         name=study,
         trials=trials,
         epochs=epochs,
@@ -59,7 +58,7 @@ def submit(
         sampler=sampler,
         pruner=pruner,
         space=to_json(parse_space(fix or (), ranges or (), around or ())),
-        until=options.finite(until),
+        until=until,
         budget_seconds=options.seconds_of(budget),
         total_epochs=total_epochs,
         deadline=deadline,
@@ -81,7 +80,7 @@ def submit(
     there = f"no worker yet: start `{command}`"
     if serving:
         there = f"{counted(serving, 'worker')} of the queue"
-        there += f"; it is for those started as `{command}`" if "--objective" in command else ""
+        there += "" if printing.is_builtin(record) else f"; it is for those started as `{command}`"
     printing.say(
         console, f"{record.name} is submitted: {counted(record.trials, 'trial')}, priority {priority}; {there}"
     )
@@ -116,17 +115,10 @@ def change(
 
     Nothing is trained here, and a study that is stopped or paused stays so: `dialin resume` goes on with it.
     """
-    wanted = searches.MoreOfStudy(trials, options.finite(until), budget, total_epochs, deadline)
-    total, more = wanted.total_and_more()
+    wanted = MoreOfStudy(trials, until, budget, total_epochs, deadline, priority=priority, concurrency=concurrency)
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
-    limits = Limits(
-        wanted.until,
-        wanted.budget_seconds(record),
-        wanted.budget_epochs(record),
-        searches.deadline_on(shared, wanted.deadline),
-    )
-    wish = Wish(total, more, limits, priority, concurrency)
+    wish = wanted.wish(shared, record)
     if not str(wish):
         raise UsageError("nothing to change: say what, as by --priority 3 or --trials +20")
     steering.change(shared, record.study_id, wish, options.actor())

@@ -16,8 +16,9 @@ from search.launch import Ending
 from search.loading import reference_here
 from search.preflight import Placement
 from search.samplers import quiet_optuna
+from search.terms import MOST, MoreOfStudy, NewStudy
 from search.wishes import parse_space, parse_was, to_json
-from storage import queries, studies
+from storage import queries, steering, studies
 from storage.errors import UsageError
 from storage.shared import SharedStorage, open_storage
 from storage.tables import StudyState
@@ -34,16 +35,14 @@ class StudyDirection(StrEnum):
 
 Trials = Annotated[
     int | None,
-    typer.Option(
-        "--trials", min=1, max=searches.MOST, metavar="N", help="Budget of trials.", show_default="the objective's"
-    ),
+    typer.Option("--trials", min=1, max=MOST, metavar="N", help="Budget of trials.", show_default="the objective's"),
 ]
 Epochs = Annotated[
     int | None,
     typer.Option(
         "--epochs",
         min=1,
-        max=searches.MOST,
+        max=MOST,
         metavar="N",
         help="Length of a full trial.",
         show_default="the objective's",
@@ -84,7 +83,7 @@ Seed = Annotated[
     typer.Option(
         "--seed",
         min=0,
-        max=searches.MOST,
+        max=MOST,
         metavar="N",
         help="Seed of sampling and training.",
         show_default="a random one, stored",
@@ -140,7 +139,7 @@ def run(
 
     Ctrl-C gives the running trials back; `dialin resume` goes on with them.
     """
-    wanted = searches.NewStudy(
+    wanted = NewStudy(
         name=study,
         trials=trials,
         epochs=epochs,
@@ -148,7 +147,7 @@ def run(
         sampler=sampler,
         pruner=pruner,
         space=to_json(parse_space(fix or (), ranges or (), around or ())),
-        until=options.finite(until),
+        until=until,
         budget_seconds=options.seconds_of(budget),
         total_epochs=total_epochs,
         deadline=deadline,
@@ -204,14 +203,14 @@ def resume(
     """
     known = parse_was(was or ())
     place_in_queue = priority, concurrency
-    more = options.finite(until), budget, total_epochs, deadline, known, min_gain
-    wanted = searches.MoreOfStudy(trials, *more, *place_in_queue)
+    more = until, budget, total_epochs, deadline, known, min_gain
+    wanted = MoreOfStudy(trials, *more, *place_in_queue)
     placement = Placement(workers, devices, per_device)
     place = place_of(storage, files, data, placement, log, hang, checkpoints, disk, on)
     shared = options.open_existing(storage)
     record = studies.find(shared, study)
     if queue:
-        searches.reopen(shared, record, wanted)
+        searches.reopen(shared, record, wanted, options.actor())
         typer.echo(f"{record.name} is open: `{printing.worker_command(record)}` trains it, on any machine")
         return
     reference = reference_here(record.objective, objective, f"dialin resume {record.name}")
@@ -226,7 +225,7 @@ def stop(study: options.Study = None, storage: options.Storage = DEFAULT_URL) ->
     if queries.is_finished(shared, record):
         typer.echo(f"{record.name} is finished: there is nothing to stop")
         return
-    studies.stop(shared, record.study_id, "by `dialin stop`", by=options.actor())
+    steering.stop(shared, record.study_id, "by `dialin stop`", by=options.actor())
     typer.echo(
         f"{record.name} is stopped: its workers hand back their trials; go on with {printing.resume_command(record)}"
     )

@@ -21,6 +21,7 @@ from search.failures import RaisedError
 from search.launch import Ending
 from search.preflight import Known, Preflight
 from search.samplers import quiet_optuna
+from search.terms import refuse_beyond
 from storage import confirmations, confirmed, matching, queries, studies
 from storage.confirmations import ASKED_AGAIN, Link
 from storage.errors import DialinError, UsageError
@@ -48,11 +49,11 @@ class Wanted:
     changed: bool = False
 
     def __post_init__(self) -> None:
-        searches.refuse_beyond("top", self.top, 1)
+        refuse_beyond("top", self.top, 1)
         if self.seeds == 1:
             raise UsageError("seeds must be at least 2, but got 1: one value says nothing of how far seeds differ")
-        searches.refuse_beyond("seeds", self.seeds, LEAST)
-        searches.refuse_beyond("top times seeds", (self.top or TOP) * (self.seeds or SEEDS), 1)
+        refuse_beyond("seeds", self.seeds, LEAST)
+        refuse_beyond("top times seeds", (self.top or TOP) * (self.seeds or SEEDS), 1)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from search import searches
 from search.checkpoint_settings import CheckpointSettings
 from search.preflight import Placement
 from search.printing import Terminal
+from search.terms import NewStudy
 
 # So long a background process that was told to end may take; it is killed then.
 PATIENCE_SECONDS = 10.0
@@ -39,7 +40,7 @@ class Detached:
     log: str
 
 
-def start(console: Console, objective: str, wanted: searches.NewStudy, place: searches.Place) -> Detached:
+def start(console: Console, objective: str, wanted: NewStudy, place: searches.Place) -> Detached:
     """Start a background process, and return when it has tried the objective and made the study.
 
     Raises:
@@ -80,19 +81,19 @@ def start(console: Console, objective: str, wanted: searches.NewStudy, place: se
     return Detached(**json.loads(answer))
 
 
-def written(objective: str, wanted: searches.NewStudy, place: searches.Place) -> str:
+def written(objective: str, wanted: NewStudy, place: searches.Place) -> str:
     """What to search, as the background process reads it; see `read`."""
     return json.dumps({"objective": objective, "wanted": asdict(wanted), "place": asdict(place)}, default=str)
 
 
-def read(text: str) -> tuple[str, searches.NewStudy, searches.Place]:
+def read(text: str) -> tuple[str, NewStudy, searches.Place]:
     """The same again: JSON has no paths, tuples or objects."""
     order = json.loads(text)
     place = order["place"]
     place |= {name: Path(place[name]) for name in ("files", "data") if place[name] is not None}
     place |= {"placement": Placement(**place["placement"]), "log": tuple(place["log"])}
     place |= {"checkpoints": CheckpointSettings(**place["checkpoints"])}
-    return order["objective"], searches.NewStudy(**order["wanted"]), searches.Place(**place)
+    return order["objective"], NewStudy(**order["wanted"]), searches.Place(**place)
 
 
 def _send(process: subprocess.Popen[bytes], text: str) -> None:

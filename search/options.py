@@ -330,11 +330,10 @@ def _moment(said: str, now: datetime) -> float:
     return (at if at > now else at + timedelta(days=1)).timestamp()
 
 
-def finite(until: float | None) -> float | None:
-    """What --until says. Raises UsageError for nan and infinity."""
+def check_until(until: float | None) -> None:
+    """Raises UsageError: --until is nan or infinity."""
     if until is not None and not math.isfinite(until):
         raise UsageError(f"--until must be a number that a trial can reach, but got {until}")
-    return until
 
 
 def actor() -> str:

@@ -344,10 +344,16 @@ def worker_command(study: StudyRecord) -> str:
     return _with_objective("dialin worker", study)
 
 
+def is_builtin(study: StudyRecord) -> bool:
+    """Whether every worker may train it, since its objective comes with Dialin."""
+    return study.objective.partition(":")[0] in builtin_objectives()
+
+
 def _with_objective(command: str, study: StudyRecord) -> str:
-    builtin = study.objective.partition(":")[0] in builtin_objectives()
+    if is_builtin(study):
+        return command
     file = "FILE.py" if study.objective.startswith(NOTEBOOK) else study.objective
-    return command + ("" if builtin else f" --objective {file}")
+    return f"{command} --objective {file}"
 
 
 def unconfirmed(settled: int) -> str:

@@ -103,34 +103,17 @@ def stop(storage: SharedStorage, study_id: int, reason: str, by: str = "") -> No
             events.note(session, study_id, Did.STOPPED, by, reason)
 
 
-def resume(
-    storage: SharedStorage,
-    study_id: int,
-    *,
-    trials: int | None = None,
-    more: int = 0,
-    budget_seconds: float | None = None,
-    until: float | None = None,
-    budget_epochs: int | None = None,
-    deadline: float | None = None,
-    priority: int | None = None,
-    concurrency: int | None = None,
-    by: str = "",
-) -> None:
-    """Let workers go on, with a new budget of `trials`, or with `more` on top of the old one.
-
-    The limits take the place of the old ones (`limits.Limits`); an old `until` that was reached is cleared. `by` whom;
-    without, it is on no record.
+def resume(storage: SharedStorage, study_id: int, wish: Wish | None = None, by: str = "") -> None:
+    """Let workers go on; an old `until` that was reached is cleared. `by` whom; without, it is on no record.
 
     Raises:
         UsageError: a new budget is below what is already taken or spent, an old one of device time or epochs is spent
             or the deadline past and there is no new one, a new `until` is reached already, or the study is gone.
     """
-    new_limits = Limits(until, budget_seconds, budget_epochs, deadline)
-    wish = Wish(trials, more, new_limits, priority, concurrency)
+    wish = wish or Wish()
     with storage.backend.write() as session:
-        row, name = _locked(session, study_id, priority)
-        limits.renew(session, row, name, new_limits)
+        row, name = _locked(session, study_id, wish.priority)
+        limits.renew(session, row, name, wish.limits)
         _grant(session, row, wish)
         row.state, row.reason, row.errors_in_a_row = StudyState.RUNNING, "", 0
         session.flush()

@@ -25,8 +25,6 @@ from storage.first_trials import FirstTrial
 from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
-from storage.steering import resume as resume
-from storage.steering import stop as stop
 from storage.tables import StudyRow, StudyState
 from storage.words import did_you_mean
 

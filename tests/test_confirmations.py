@@ -12,7 +12,7 @@ from storage_places import SPEC, an_epoch, fresh, make_study, optuna_study, rows
 
 from search import confirmation, confirming
 from search.confirming import Wanted
-from storage import confirmations, confirmed, history, queries, studies
+from storage import confirmations, confirmed, history, queries, steering, studies
 from storage.attributes import CONFIRMS
 from storage.claims import BudgetSpent, Checkpoint, Settlement
 from storage.confirmations import Link
@@ -177,7 +177,7 @@ def test_whoever_asks_again_has_those_again_that_never_trained(worker: SharedSto
     record = begun(worker, searched)
     for outcome in (Outcome.LOST, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.COMPLETE):
         trained(worker, record, outcome=outcome)
-    studies.stop(worker, record.study_id, "by hand")
+    steering.stop(worker, record.study_id, "by hand")
     wanted = link(worker, searched)
     assert confirmations.lacking(worker, record, wanted, confirmations.ASKED_AGAIN) == 2
     after = confirmations.ask(worker, record, wanted)

@@ -16,11 +16,13 @@ from test_drawing import Shown
 from search.errors import ObjectiveError
 from search.objective import Objective
 from search.samplers import make_sampler
-from storage import constraints, queries, studies
+from storage import constraints, queries, steering, studies
 from storage.claims import Settlement
+from storage.limits import Limits
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage
 from storage.space_view import SpaceView
+from storage.steering import Wish
 from storage.studies import StudySpec
 from storage.suggesting import SuggestingTrial
 
@@ -77,7 +79,7 @@ class TestWhoIsRanked:
 
     def test_a_value_that_is_good_enough_must_keep_to_them_too(self, storage: SharedStorage) -> None:
         record = study_with(storage, (0.99, {"size": 0.5}))
-        studies.resume(storage, record.study_id, until=0.95)
+        steering.resume(storage, record.study_id, Wish(limits=Limits(until=0.95)))
         study = optuna_study(storage, record)
         for size, state in ((1.0, "running"), (-1.0, "stopped")):
             trial = study.ask()

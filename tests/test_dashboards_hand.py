@@ -20,6 +20,7 @@ from studies import SLOW, engines_disposed, rows, trials, wait_until
 from search import searches
 from search.launch import Ending
 from search.preflight import Placement
+from search.terms import NewStudy
 from storage import studies
 from storage.errors import DialinError
 from storage.optuna_internals import models
@@ -51,7 +52,7 @@ class Search:
     def __init__(self, url: str, trials: int) -> None:
         self.url, self.said = url, io.StringIO()
         console = Console(file=self.said, width=300)
-        wanted = searches.NewStudy(name="watched", trials=trials, pruner="none")
+        wanted = NewStudy(name="watched", trials=trials, pruner="none")
         place = searches.Place(url, placement=Placement(1, "cpu", None))
         ready = searches.begin(console, str(SLOW), wanted, place)
         self._pool = ThreadPoolExecutor(1)

@@ -21,7 +21,7 @@ from search.checkpoint_settings import CheckpointSettings
 from search.detached import read, written
 from search.place import Place
 from search.preflight import Placement
-from search.searches import NewStudy
+from search.terms import NewStudy
 
 Start = Callable[..., tuple[psutil.Process, subprocess.CompletedProcess[str]]]
 

@@ -23,7 +23,7 @@ from search.interrupt import Interrupt
 from search.outbox import HELD_SECONDS, Outbox
 from search.reporting import Interrupted, Verdict
 from search.strategy import GoOn, Left, Seen, Start, Strategy
-from storage import studies
+from storage import steering, studies
 from storage.claims import Checkpoint, Lease, LeaseLost
 from storage.engine import database_now
 from storage.shared import SharedStorage
@@ -375,7 +375,7 @@ def test_a_stop_that_is_heard_of_while_an_epoch_is_held_leaves_a_checkpoint_of_i
     bench = bench_on(storage_url, tmp_path)
     to = bench.reporter()
     to.report(result(1), lambda: state(1))
-    studies.stop(bench.storage, bench.record.study_id, "by a test")
+    steering.stop(bench.storage, bench.record.study_id, "by a test")
     for last in range(2, EPOCHS):
         said = to.report(result(last), lambda: state(1))
         if said is Verdict.HAND_BACK:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from storage_places import an_epoch, make_study, optuna_study, worker_on
 
-from storage import studies
+from storage import steering
 from storage.claims import Settlement
 from storage.history import BEST, LEAST_COMPLETE, OTHERS, PastStudy, evenly, past_studies
 from storage.outcomes import Outcome
@@ -85,7 +85,7 @@ def test_a_study_that_still_runs_is_not_read_and_a_stopped_one_is(worker: Shared
     for value in FIVE:
         run(worker, study, value)
     assert read(worker, study) is None
-    studies.stop(worker, study.study_id, "enough")
+    steering.stop(worker, study.study_id, "enough")
     assert read(worker, study) is not None
 
 

@@ -243,7 +243,7 @@ class TestPeople:
             steering.pause(looking, study_id, "ana")
             wait_until(lambda: value(url, "SELECT max(expires_at) FROM dialin_leases") == 0, "it hands back")
             (tmp_path / "hurry").touch()
-            studies.resume(looking, study_id)
+            steering.resume(looking, study_id)
 
         with meanwhile(pause_and_resume):
             said = inside("worker", name, "--objective", SLOW, "--devices", "cpu")
@@ -255,7 +255,7 @@ class TestPeople:
         storage = open_storage(url)
         study = make_study(storage)
         assert inside("change").err == "dialin: nothing to change: say what, as by --priority 3 or --trials +20\n"
-        studies.stop(storage, study.study_id, "lunch")
+        steering.stop(storage, study.study_id, "lunch")
         said = inside("pause")
         assert (said.status, said.err) == (2, f"dialin: {study.name} is stopped already: lunch\n")
         assert studies.find(storage, study.name).state is StudyState.STOPPED

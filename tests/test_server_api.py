@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Team, at_work, team
+from sqlalchemy import update
 from studies import Inside, rows, value
 
 from search.server.attempts import Attempts
 from search.server.desk import Desk
 from storage import studies, timeline
+from storage.tables import StudyRow
 
 
 @pytest.fixture
@@ -129,10 +131,33 @@ class TestOperators:
         assert (record.trials, record.priority, record.concurrency) == (20, 3, 2)
         assert here.operator.patch("/v1/studies/a", json={"concurrency": 0}).status_code == 200
         assert studies.find(here.storage, "a").concurrency is None
-        for body, status in (({}, 409), ({"trials": 1}, 409), ({"trials": "20"}, 422), ({"trails": 20}, 422)):
+        refusals: tuple[tuple[dict[str, Any], int], ...] = (
+            ({}, 409),
+            ({"trials": 1}, 409),
+            ({"trials": "20"}, 422),
+            ({"trails": 20}, 422),
+            ({"budget": "much"}, 409),
+            ({"deadline": "yesterday"}, 409),
+        )
+        for body, status in refusals:
             refused = here.operator.patch("/v1/studies/a", json=body)
             assert refused.status_code == status, body
             assert "\n" not in refused.json()["detail"]
+
+    def test_a_study_that_its_budgets_ended_goes_on_with_more(self, here: Team) -> None:
+        """Everything that `dialin change` changes, in the words in which it takes it."""
+        study = studies.find(here.storage, "a")
+        with here.storage.backend.write() as session:
+            session.execute(update(StudyRow).values(deadline=1.0))
+        assert here.operator.post("/v1/studies/a/resume").status_code == 409
+        wanted = {"trials": "+5", "total_epochs": "+100", "budget": "+1h", "until": 2.5, "deadline": "none"}
+        changed = here.operator.patch("/v1/studies/a", json=wanted)
+        assert changed.status_code == 200, changed.text
+        more = studies.find(here.storage, "a")
+        assert (more.trials, more.until, more.deadline) == (study.trials + 5, 2.5, None)
+        assert more.budget_epochs == study.spent_epochs + 100
+        assert more.budget_seconds == pytest.approx(study.spent_seconds + 3600)
+        assert here.operator.post("/v1/studies/a/resume").status_code == 200
 
     def test_a_viewer_does_none_of_it(self, here: Team, sqlite_url: str) -> None:
         document = here.viewer.get("/v1/openapi.json").json()

@@ -29,7 +29,7 @@ from storage_places import (
     worker_on,
 )
 
-from storage import leases, pausing, studies, workers
+from storage import leases, pausing, steering, studies, workers
 from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
@@ -142,7 +142,7 @@ def test_a_third_error_in_a_row_stops_the_study_until_it_is_resumed(worker: Shar
     now = fresh(worker, study)
     assert now.state is StudyState.STOPPED
     assert now.reason == "3 trials in a row ended in an error, the last: ValueError: no such layer"
-    studies.resume(worker, study.study_id)
+    steering.resume(worker, study.study_id)
     run_trial(worker, study, BUG)
     assert fresh(worker, study).state is StudyState.RUNNING
 

@@ -17,10 +17,12 @@ from test_dashboards_hand import Browser
 
 from search import space
 from search.loading import resolve
-from storage import studies
+from storage import steering, studies
+from storage.limits import Limits
 from storage.optuna_internals import suggest_unless_asked
 from storage.shared import open_storage
 from storage.space_view import Added, SpaceView
+from storage.steering import Wish
 
 WIDTH = '    width = trial.suggest_int("width", 4, 8)\n'
 LAYERS = WIDTH + '    trial.suggest_int("layers", 1, 3)\n'
@@ -135,7 +137,9 @@ class TestAStudyGoesOn:
         inside("resume", "--trials", "+4", "--objective", file, "--deadline", "1s", "--storage", either_url)
         with connections_closed():
             storage = worker_on(either_url)
-            studies.resume(storage, studies.find(storage, "mine-1").study_id, more=4, deadline=math.inf)
+            steering.resume(
+                storage, studies.find(storage, "mine-1").study_id, Wish(more=4, limits=Limits(deadline=math.inf))
+            )
         kept = left_half_trained(either_url, file, optimizer="adam", width=5)
         dropped = left_half_trained(either_url, file, optimizer="sgd", width=5)
         edits = ("epochs=4,", 'epochs=4, optimizers=("adam", "nadam"),'), (WIDTH, LAYERS)

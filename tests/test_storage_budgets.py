@@ -9,11 +9,13 @@ from sqlalchemy import func, select, update
 from storage_crew import PROCESSES, Crew, train_several_at_a_time, train_until_stopped
 from storage_places import DONE, an_epoch, fresh, make_study, optuna_study, rows, run_trial, worker_on
 
-from storage import queue, studies
+from storage import queue, steering
 from storage.claims import Checkpoint, EpochsSpent, Lease, StudyStopped
 from storage.engine import database_now
 from storage.errors import UsageError
+from storage.limits import Limits
 from storage.shared import SharedStorage
+from storage.steering import Wish
 from storage.studies import StudyRecord
 from storage.tables import EpochRow, LeaseRow, StudyRow, StudyState, TrialRow
 
@@ -92,7 +94,7 @@ def test_processes_that_share_a_budget_of_epochs_put_exactly_so_many_on_record(c
     epochs = crew(train_until_stopped, common_url, study.name, 1)
     assert sum(epochs) == 40
     assert fresh(worker, study).spent_epochs == on_record(worker, study) == 40
-    studies.resume(worker, study.study_id, budget_epochs=60)
+    steering.resume(worker, study.study_id, Wish(limits=Limits(budget_epochs=60)))
     adopted = [worker.adopt(study.study_id) for _ in range(PROCESSES)]
     assert None not in adopted, "all were handed back"
 
@@ -128,13 +130,13 @@ def test_resume_takes_a_larger_budget_of_epochs_only(worker: SharedStorage) -> N
     study = make_study(worker, budget_epochs=1)
     run_trial(worker, study)
     with pytest.raises(UsageError) as caught:
-        studies.resume(worker, study.study_id)
+        steering.resume(worker, study.study_id)
     assert str(caught.value) == (
         f"the budget of 1 epoch is trained: enlarge it, as by `dialin resume {study.name} --total-epochs +1`"
     )
     with pytest.raises(UsageError, match="--total-epochs 1 is not more than the 1 epoch already on record"):
-        studies.resume(worker, study.study_id, budget_epochs=1)
-    studies.resume(worker, study.study_id, budget_epochs=2)
+        steering.resume(worker, study.study_id, Wish(limits=Limits(budget_epochs=1)))
+    steering.resume(worker, study.study_id, Wish(limits=Limits(budget_epochs=2)))
     run_trial(worker, study)
     assert fresh(worker, study).spent_epochs == 2
 
@@ -161,7 +163,7 @@ def test_nothing_is_adopted_after_the_deadline(worker: SharedStorage) -> None:
     set_deadline(worker, study, now(worker) - 1)
     assert worker.adopt(study.study_id) is None
     assert study.name not in {one.name for one in queue.open_now(worker)}
-    studies.resume(worker, study.study_id, deadline=math.inf)
+    steering.resume(worker, study.study_id, Wish(limits=Limits(deadline=math.inf)))
     assert worker.adopt(study.study_id) is not None
 
 
@@ -177,9 +179,9 @@ def test_who_listens_stops_a_study_whose_deadline_is_past(worker: SharedStorage)
 def test_a_deadline_that_is_past_must_be_set_anew_to_go_on(worker: SharedStorage) -> None:
     study = make_study(worker, deadline=now(worker) - 1)
     with pytest.raises(UsageError, match=r"is past: set another, as by `dialin resume .* --deadline 2h`"):
-        studies.resume(worker, study.study_id)
+        steering.resume(worker, study.study_id)
     with pytest.raises(UsageError, match=r"--deadline .* is past already"):
-        studies.resume(worker, study.study_id, deadline=now(worker) - HOUR)
-    studies.resume(worker, study.study_id, deadline=now(worker) + HOUR)
+        steering.resume(worker, study.study_id, Wish(limits=Limits(deadline=now(worker) - HOUR)))
+    steering.resume(worker, study.study_id, Wish(limits=Limits(deadline=now(worker) + HOUR)))
     run_trial(worker, study)
     assert rows(worker, LeaseRow, LeaseRow.study_id == study.study_id) == []

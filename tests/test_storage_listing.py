@@ -15,12 +15,13 @@ from sqlalchemy import event
 from storage_crew import PROCESSES, Crew, enqueue_at_once, train_until_lost
 from storage_places import DONE, SPEC, an_epoch, dialin_rows, fresh, make_study, optuna_study, run_trial, worker_on
 
-from storage import queries, studies
+from storage import queries, steering, studies
 from storage.claims import BudgetSpent, LeaseLost, Settlement
 from storage.errors import UsageError
 from storage.outcomes import Outcome
 from storage.queries import StudyLine
 from storage.shared import SharedStorage, open_storage
+from storage.steering import Wish
 from storage.tables import StudyState
 
 pytest_plugins = ["storage_fixtures"]
@@ -70,7 +71,7 @@ def test_studies_are_listed_the_oldest_first_plain_optunas_too(storage_url: str)
     run_trial(worker, ours, Settlement(Outcome.ERROR, "bug"))
     optuna_study(worker, ours).ask()
     empty = make_study(worker, direction="minimize", metric="loss", objective="my.py")
-    studies.stop(worker, empty.study_id, "lunch")
+    steering.stop(worker, empty.study_id, "lunch")
 
     found = queries.listing(worker)
     plain_one = StudyLine("theirs", None, None, "", 4, 1, 0, None, False, None, "minimize", 0.25, None)
@@ -187,7 +188,7 @@ def test_a_trial_enqueued_on_a_finished_study_waits_for_a_larger_budget(worker: 
     assert (line.waiting, line.finished) == (1, True)
     with pytest.raises(BudgetSpent):
         optuna_study(worker, study).ask()
-    studies.resume(worker, study.study_id, more=1)
+    steering.resume(worker, study.study_id, Wish(more=1))
     assert run_trial(worker, study).number == number
     status = queries.status(worker, fresh(worker, study))
     assert (status.waiting, status.finished, status.settled) == (0, True, 2)

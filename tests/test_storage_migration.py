@@ -18,7 +18,7 @@ from storage_crew import Crew, upgrade_at_once
 from storage_places import DONE, adopted_by, an_epoch, fresh, optuna_study, run_trial, worker_on
 from studies import Inside
 
-from storage import checking, migrations, pausing, queries, schema, studies, workers
+from storage import checking, migrations, pausing, queries, schema, steering, studies, workers
 from storage.claims import BudgetSpent, new_uuid
 from storage.engine import database_now, make_engine
 from storage.schema import WrongVersion
@@ -121,7 +121,7 @@ def test_a_database_of_this_version_is_used_as_it_is(storage_url: str, tmp_path:
     run_trial(worker, study)
     study = studies.find(worker, "paused")
     assert [(one.number, one.epoch) for one in queries.status(worker, study).paused] == [(0, 1)]
-    studies.resume(worker, study.study_id)
+    steering.resume(worker, study.study_id)
     lease = pausing.go_on(worker, study.study_id, 0, by=1)
     assert lease is not None
     assert (lease.generation, worker.cost(lease)[0]) == (2, 1)

@@ -13,11 +13,12 @@ from sqlalchemy import update
 from storage_crew import PROCESSES, Crew, claim_among_newcomers, create_studies, take_a_place
 from storage_places import DONE, SPEC, fresh, make_study, optuna_study, rows, run_trial, worker_on
 
-from storage import matching, queue, studies, workers
+from storage import matching, queue, steering, studies, workers
 from storage.claims import LEASE_SECONDS, Lease, new_uuid
 from storage.errors import UsageError
 from storage.first_trials import FirstTrial
 from storage.shared import SharedStorage, open_storage
+from storage.steering import Wish
 from storage.tables import StudyRow, StudyState, WorkerRow
 
 pytest_plugins = ["storage_fixtures"]
@@ -164,15 +165,15 @@ def test_an_objectives_file_may_lie_elsewhere(storage: SharedStorage) -> None:
 def test_a_stopped_study_goes_on_with_a_larger_budget(worker: SharedStorage) -> None:
     study = make_study(worker, trials=2)
     run_trial(worker, study)
-    studies.stop(worker, study.study_id, "lunch")
+    steering.stop(worker, study.study_id, "lunch")
     assert (fresh(worker, study).state, fresh(worker, study).reason) == (StudyState.STOPPED, "lunch")
     assert worker.study_state(study.study_id) is StudyState.STOPPED
-    studies.resume(worker, study.study_id)
+    steering.resume(worker, study.study_id)
     now = fresh(worker, study)
     assert (now.state, now.reason, now.trials) == (StudyState.RUNNING, "", 2)
-    studies.resume(worker, study.study_id, more=3)
+    steering.resume(worker, study.study_id, Wish(more=3))
     assert fresh(worker, study).trials == 5
-    studies.resume(worker, study.study_id, trials=1)
+    steering.resume(worker, study.study_id, Wish(trials=1))
     assert fresh(worker, study).trials == 1
 
 
@@ -181,9 +182,9 @@ def test_a_budget_below_what_is_taken_is_refused(worker: SharedStorage, budget: 
     study = make_study(worker)
     for _ in range(2):
         run_trial(worker, study)
-    studies.stop(worker, study.study_id, "")
+    steering.stop(worker, study.study_id, "")
     with pytest.raises(UsageError, match=f"{says} less than the 2 trials already started"):
-        studies.resume(worker, study.study_id, **budget)
+        steering.resume(worker, study.study_id, Wish(**budget))
     assert (fresh(worker, study).trials, fresh(worker, study).state) == (4, StudyState.STOPPED)
 
 
@@ -196,7 +197,7 @@ def test_the_studies_that_have_work_are_found_for_a_worker(empty: SharedStorage)
     assert open_now(empty) == []
     oldest, spent, stopped = create(empty), create(empty, trials=1), create(empty)
     run_trial(worker, spent)
-    studies.stop(empty, stopped.study_id, "")
+    steering.stop(empty, stopped.study_id, "")
     assert open_now(empty) == [oldest.name]
     leased = create(empty, trials=1)
     mine = optuna_study(worker, leased)

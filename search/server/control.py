@@ -14,10 +14,10 @@ from search import calls, options, printing, searches
 from search.allowed import Allowed
 from search.place import Place
 from search.server.shapes import Change, Scalar, Submission
+from search.terms import MoreOfStudy, NewStudy
 from storage import queries, steering
 from storage.errors import UsageError
 from storage.shared import SharedStorage
-from storage.steering import Wish
 from storage.studies import StudyRecord
 
 
@@ -46,9 +46,10 @@ class Control:
 
     def change(self, study: StudyRecord, wanted: Change, by: str) -> None:
         """Another budget or place in the queue. Raises UsageError: it cannot be, or nothing is asked for."""
-        wish = Wish(trials=wanted.trials, priority=wanted.priority, concurrency=wanted.concurrency)
-        if wish == Wish():
-            raise UsageError("nothing is asked for: say trials, priority or concurrency")
+        said = wanted.model_dump() | {name: calls.more(getattr(wanted, name)) for name in ("trials", "total_epochs")}
+        wish = MoreOfStudy(**said).wish(self._storage, study)
+        if not str(wish):
+            raise UsageError(f"nothing is asked for: say one of {', '.join(said)}")
         steering.change(self._storage, study.study_id, wish, by)
 
     def pause(self, study: StudyRecord, by: str) -> None:
@@ -71,15 +72,15 @@ class Control:
             raise UsageError(f"{study.name} is finished: there is nothing to {what}; more trials open it again")
 
 
-def _asked_for(wanted: Submission) -> searches.NewStudy:
-    return searches.NewStudy(
+def _asked_for(wanted: Submission) -> NewStudy:
+    return NewStudy(
         name=wanted.study,
         trials=wanted.trials,
         epochs=wanted.epochs,
         sampler=wanted.sampler,
         pruner=wanted.pruner,
         space=calls.space(wanted.fix, {name: _range(said) for name, said in wanted.ranges.items()}),
-        until=options.finite(wanted.until),
+        until=wanted.until,
         budget_seconds=options.seconds_of(wanted.budget),
         total_epochs=wanted.total_epochs,
         deadline=wanted.deadline,

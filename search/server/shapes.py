@@ -205,6 +205,9 @@ Scalar = str | int | float | bool
 # PostgreSQL takes no NUL, and no terminal should have to show the others.
 Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
+# So many on top of what there was.
+More = Annotated[str, Field(pattern=r"^\+[1-9][0-9]{0,8}$")]
+
 
 class Submission(BaseModel):
     """A study to be made. What is left out is the objective's own, as `dialin submit` takes it."""
@@ -238,7 +241,11 @@ class Change(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    trials: Annotated[PositiveInt | None, Field(description="A new budget of trials.")] = None
+    trials: Annotated[PositiveInt | More | None, Field(description="A new budget of trials, or +20 for more.")] = None
+    until: Annotated[float | None, Field(description="A new value at which it stops.")] = None
+    budget: Annotated[Text | None, Field(description="Device time in all such as 8h, or +1h for more.")] = None
+    total_epochs: Annotated[PositiveInt | More | None, Field(description="Of all trials together; +100: more.")] = None
+    deadline: Annotated[Text | None, Field(description="18:30, 2h (from now), 2026-12-24T18:00, or none.")] = None
     priority: Priority | None = None
     concurrency: (
         Annotated[int, Field(ge=0, le=2**31 - 1, description="0: no limit."), BeforeValidator(_whole)] | None
