@@ -6,10 +6,11 @@
 The workers are simulated: they do all that a worker of the queue does with the database (take a study, claim, sample,
 record epochs, settle; the very threads beside it that renew leases and listen), sleep in place of training and import
 no torch. They are threads, 25 to a process, each with connections of its own. max_connections is 100, PostgreSQL's
-default. After two thirds of the time the priorities are turned round.
+default. After half of the time the priorities are turned round.
 
 Prints connections (counted by the server five times a second), how often one was refused since all were taken, what a
-transaction takes, trials settled and lost, and each study's share of the workers' time before and after the change.
+transaction takes, trials settled and lost, each study's share of the time that workers trained before and after the
+change, and how long it took until their shares were as promised, to a fiftieth.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -39,7 +40,7 @@ from benchmarks.measured import option_parser, print_header
 from search.attendant import Attendant
 from search.interrupt import Interrupt
 from search.keeper import LeaseKeeper
-from storage import engine, pausing, queue, steering, studies, workers
+from storage import engine, queue, steering, studies, workers
 from storage.brief_pool import BriefPool
 from storage.claims import BudgetSpent, Claimant, Epoch, GivenUp, LeaseLost, Settlement, StudyStopped, new_uuid
 from storage.outcomes import Outcome
@@ -63,14 +64,21 @@ class Held(QueuePool):
         super().__init__(creator, **({"pool_size": 2} | options))
 
 
+# The study of a trial, and from when to when a worker trained it, in seconds since 1970.
+Stint: TypeAlias = tuple[int, float, float]
+
+
 @dataclass
 class Seen:
-    """What one process's workers found out. Seconds of each kind of transaction; `refused` connections."""
+    """What one process's workers found out. Seconds of each kind of transaction; `refused` connections.
+
+    `stints`: the study of each trial that was trained here, from when to when.
+    """
 
     seconds: dict[str, list[float]] = field(
         default_factory=lambda: {"take": [], "claim": [], "epoch": [], "settle": []}
     )
-    spent: Counter[tuple[int, bool]] = field(default_factory=Counter)
+    stints: list[Stint] = field(default_factory=list)
     refused: int = 0
     errors: list[str] = field(default_factory=list)
 
@@ -78,8 +86,8 @@ class Seen:
 class Simulated:
     """One worker of the queue."""
 
-    def __init__(self, url: str, seen: Seen, end: float, turn: float, epoch_seconds: float, number: int) -> None:
-        self._url, self._seen, self._end, self._turn = url, seen, end, turn
+    def __init__(self, url: str, seen: Seen, end: float, epoch_seconds: float, number: int) -> None:
+        self._url, self._seen, self._end = url, seen, end
         self._epoch_seconds, self._number = epoch_seconds, number
         self._me = new_uuid()
         self._study_id = 0
@@ -148,10 +156,10 @@ class Simulated:
                     for name in ("lr", "momentum", "width"):
                         trial.suggest_float(name, 0, 1)
             for number in range(self._storage.cost(lease)[0] + 1, EPOCHS + 1):
-                time.sleep(self._epoch_seconds)
-                epoch = Epoch(number, 0.5, {"loss": 1.0}, self._epoch_seconds, 64, "cpu")
-                self._timed("epoch", partial(self._storage.record_epoch, lease, epoch))
-                if stint.requested and number < EPOCHS:
+                if self._is_trained(stint):
+                    epoch = Epoch(number, 0.5, {"loss": 1.0}, self._epoch_seconds, 64, "cpu")
+                    self._timed("epoch", partial(self._storage.record_epoch, lease, epoch))
+                if stint.overdue or (stint.requested and number < EPOCHS):
                     self._storage.hand_back(lease)
                     break
             else:
@@ -160,7 +168,14 @@ class Simulated:
             time.sleep(0.5)
         finally:
             keeper.lease = None
-            self._seen.spent[self._study_id, began > self._turn] += int(1000 * (time.time() - began))
+            self._seen.stints.append((self._study_id, began, time.time()))
+
+    def _is_trained(self, stint: Interrupt) -> bool:
+        """Whether an epoch came to its end: a worker that is wanted elsewhere gives up a long one."""
+        until = time.monotonic() + self._epoch_seconds
+        while (left := until - time.monotonic()) > 0 and not stint.overdue:
+            time.sleep(min(left, 0.5))
+        return left <= 0
 
     def _timed(self, kind: str, act: Any) -> Any:
         began = time.monotonic()
@@ -170,14 +185,12 @@ class Simulated:
             self._seen.seconds[kind].append(time.monotonic() - began)
 
 
-def crowd(
-    url: str, first: int, count: int, times: tuple[float, float], epoch_seconds: float, held: bool, to: Any
-) -> None:
+def crowd(url: str, first: int, count: int, end: float, epoch_seconds: float, held: bool, to: Any) -> None:
     """One process of simulated workers."""
     if held:
         setattr(engine, BriefPool.__name__, Held)  # to compare with
     seen = Seen()
-    here = [Simulated(url, seen, *times, epoch_seconds, first + number) for number in range(count)]
+    here = [Simulated(url, seen, end, epoch_seconds, first + number) for number in range(count)]
     threads = [threading.Thread(target=one.run) for one in here]
     for thread in threads:
         thread.start()
@@ -220,8 +233,10 @@ def main() -> None:
         server.execute("ALTER SYSTEM SET max_connections = 100")
         server.crash()
         server.start_again()
-        measure(server.create_database(), options)
-        server.stop()
+        try:
+            measure(server.create_database(), options)
+        finally:
+            server.stop()
 
 
 def measure(url: str, options: argparse.Namespace) -> None:
@@ -229,7 +244,7 @@ def measure(url: str, options: argparse.Namespace) -> None:
     storage = open_storage(url)
     made = [make_study(storage, priority) for priority in PRIORITIES]
     began = time.time() + 10
-    turn, end = began + options.seconds * 2 / 3, began + options.seconds
+    turn, end = began + options.seconds / 2, began + options.seconds
     counts: list[int] = []
     over = threading.Event()
     watcher = threading.Thread(target=watch, args=(url, over, counts))
@@ -238,7 +253,7 @@ def measure(url: str, options: argparse.Namespace) -> None:
     for first in range(0, options.workers, THREADS):
         ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
         count = min(THREADS, options.workers - first)
-        arguments = (url, first, count, (end, turn), options.epoch_seconds, options.held, theirs)
+        arguments = (url, first, count, end, options.epoch_seconds, options.held, theirs)
         process = multiprocessing.get_context("spawn").Process(target=crowd, args=arguments)
         process.start()
         pipes.append(ours)
@@ -252,6 +267,8 @@ def measure(url: str, options: argparse.Namespace) -> None:
     over.set()
     watcher.join()
     report(storage, made, everything, counts)
+    stints = [stint for one in everything for stint in one.stints]
+    report_shares(made, stints, (began + options.epoch_seconds, turn, end))
 
 
 def make_study(storage: SharedStorage, priority: int) -> int:
@@ -284,21 +301,40 @@ def report(storage: SharedStorage, made: list[int], everything: list[Seen], coun
         settled = session.scalar(select(func.count()).select_from(TrialRow).where(TrialRow.outcome.is_not(None)))
         left = session.scalar(select(func.count()).select_from(LeaseRow).where(LeaseRow.expires_at > 0))
     taken = sum(found.taken for one in made if (found := studies.with_id(storage, one)) is not None)
-    standing = [pausing.standing(storage, one) for one in made]
-    print(f"trials: {taken} begun, {settled} settled, {left} still held; {len(standing)} studies")
-    spent: Counter[tuple[int, bool]] = sum((one.spent for one in everything), Counter())
-    for later in (False, True):
-        total = sum(seconds for (_, when), seconds in spent.items() if when is later) or 1
-        priorities = tuple(reversed(PRIORITIES)) if later else PRIORITIES
-        said = ", ".join(
-            f"priority {priority}: {spent[one, later] / total:.1%} (promised {priority / sum(PRIORITIES):.1%})"
-            for one, priority in zip(made, priorities, strict=True)
-        )
-        print(f"shares {'after' if later else 'before'} the change: {said}")
+    print(f"trials: {taken} begun, {settled} settled, {left} still held")
     errors = Counter(error for one in everything for error in one.errors)
     print(f"errors: {sum(errors.values())}")
     for error, count in errors.most_common(5):
         print(f"  {count} times {error}")
+
+
+def report_shares(made: list[int], stints: list[Stint], times: tuple[float, float, float]) -> None:
+    """Print each study's share of the time that was trained, and how soon it was another."""
+    began, turn, end = times
+    promised = [priority / sum(PRIORITIES) for priority in reversed(PRIORITIES)]
+    late = [turn + second for second in range(int(end - turn))]
+    settled = next((at for at in late if is_near(shares(made, stints, at, at + 1), promised)), None)
+    print_shares("before the change", shares(made, stints, began, turn), [*reversed(promised)])
+    print_shares("after the change", shares(made, stints, turn if settled is None else settled, end), promised)
+    print(f"as promised: {'never' if settled is None else f'{settled - turn:.0f} s'} after the change")
+
+
+def shares(made: list[int], stints: list[Stint], since: float, until: float) -> list[float]:
+    """Each study's share of the time that workers trained in this stretch of time."""
+    spent: dict[int, float] = defaultdict(float)
+    for study_id, began, ended in stints:
+        spent[study_id] += max(0.0, min(ended, until) - max(began, since))
+    return [spent[one] / (sum(spent.values()) or 1) for one in made]
+
+
+def is_near(found: list[float], promised: list[float]) -> bool:
+    """To a fiftieth."""
+    return all(abs(one - other) <= 0.02 for one, other in zip(found, promised, strict=True))
+
+
+def print_shares(when: str, found: list[float], promised: list[float]) -> None:
+    """A line of them."""
+    print(f"shares {when}: " + ", ".join(f"{a:.1%} (promised {b:.1%})" for a, b in zip(found, promised, strict=True)))
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def _waiting(session: Session) -> tuple[FleetWorker, ...]:
     row, ago = QueueWorkerRow, database_now() - QueueWorkerRow.last_seen
     rows = session.execute(
         select(row.host, row.pid, row.slot, row.started_at, ago, row.note)
-        .where(row.ended_at.is_(None), row.worker_id.is_(None), ago < LEASE_SECONDS)
+        .where(row.worker_id.is_(None), alive(row))
         .order_by(row.host, row.slot, row.queue_worker_id)
     )
     return tuple(

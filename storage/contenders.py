@@ -12,9 +12,9 @@ from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, Subquery, func, or_, select
 from sqlalchemy.orm import Session
 
-from storage import limits, living
-from storage.claims import LEASE_SECONDS
+from storage import limits
 from storage.engine import database_now
+from storage.living import alive
 from storage.optuna_internals import models
 from storage.shares import Contender
 from storage.tables import LeaseRow, QueueWorkerRow, StudyRow, StudyState, TrialRow, WorkerRow
@@ -89,17 +89,11 @@ def _or_zero(count: ColumnElement[int]) -> ColumnElement[int]:
     return func.coalesce(count, 0)
 
 
-def here_now() -> ColumnElement[bool]:
-    """The condition on a worker of the queue: it has given a sign of life within a lease's length."""
-    row = QueueWorkerRow
-    return row.ended_at.is_(None) & (row.last_seen > database_now() - LEASE_SECONDS)
-
-
 def _of_the_queue() -> Subquery:
     """Workers of the queue at each study, and their seconds there that the study has not been charged with."""
     row = QueueWorkerRow
     seconds = func.sum(database_now() - row.charged_at).label("seconds")
-    query = select(row.study_id, func.count().label("count"), seconds).where(row.study_id.is_not(None), here_now())
+    query = select(row.study_id, func.count().label("count"), seconds).where(row.study_id.is_not(None), alive(row))
     return query.group_by(row.study_id).subquery("of_the_queue")
 
 
@@ -107,7 +101,7 @@ def _of_one_study() -> Subquery:
     """Workers that were started for one study."""
     row, queue = WorkerRow, QueueWorkerRow
     of_queue = select(queue.worker_id).where(queue.worker_id.is_not(None))
-    query = select(row.study_id, func.count().label("count")).where(living.alive(), row.worker_id.not_in(of_queue))
+    query = select(row.study_id, func.count().label("count")).where(alive(), row.worker_id.not_in(of_queue))
     return query.group_by(row.study_id).subquery("of_one_study")
 
 

@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 
 from storage.claims import LEASE_SECONDS
 from storage.engine import database_now
-from storage.tables import WorkerRow
+from storage.tables import QueueWorkerRow, WorkerRow
 
 
-def alive() -> ColumnElement[bool]:
-    """The condition on a worker's row."""
-    return WorkerRow.ended_at.is_(None) & (WorkerRow.last_seen > database_now() - LEASE_SECONDS)
+def alive(row: type[WorkerRow] | type[QueueWorkerRow] = WorkerRow) -> ColumnElement[bool]:
+    """The condition on a worker's row: as the worker of one study, or of the queue."""
+    return row.ended_at.is_(None) & (row.last_seen > database_now() - LEASE_SECONDS)
 
 
 def count(connection: Connection | Session, *conditions: ColumnElement[bool]) -> int:

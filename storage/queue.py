@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, case, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
-from storage.contenders import OpenStudy, here_now, open_studies
+from storage.contenders import OpenStudy, open_studies
 from storage.engine import database_now
+from storage.living import alive
 from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.shares import Contender, choose, is_wanted_elsewhere, next_study
@@ -33,6 +34,8 @@ T = TypeVar("T")
 # It gives up for now after so many seconds.
 AGAIN_SECONDS, MOST_AGAIN_SECONDS = 0.1, 4.0
 TURN_SECONDS = 20.0
+# Not Python's own generator: training draws from that one, and is reproducible.
+_random = random.Random()
 
 
 class _NotYet(Exception):
@@ -58,18 +61,18 @@ def take(storage: SharedStorage, me: str, without: Collection[int] = (), may_mov
 
     `without`: ids of studies that it cannot serve. `may_move`: whether it leaves its study for a fraction of a worker.
     """
-
     mine, may_take = _look(storage, me, without)
     if not may_take:
         return None
 
     def attempt(session: Session, _again: bool) -> int | None:
-        now = _turn(session)
+        _turn(session)
         mine = _settle_up(session, me)
         rivals = _without(open_studies(session), without)
         chosen = choose(rivals) if mine is None else next_study(rivals, mine, may_move)
         study_id = chosen.study_id if chosen is not None else None
-        _sit(session, me, study_id, now, moved=study_id != mine)
+        if study_id != mine:
+            _sit(session, me, study_id)
         return study_id
 
     return _in_turn(storage, attempt, otherwise=mine)
@@ -92,7 +95,7 @@ def _in_turn(storage: SharedStorage, attempt: Callable[[Session, bool], T], othe
         except _NotYet:
             if time.monotonic() > until:
                 return otherwise
-            time.sleep(random.uniform(0.0, longest))
+            time.sleep(_random.uniform(0.0, longest))
             longest = min(2 * longest, MOST_AGAIN_SECONDS)
 
 
@@ -117,15 +120,14 @@ def _is_wanted(storage: SharedStorage, me: str, without: Collection[int]) -> tup
 
 def _move(session: Session, me: str, without: Collection[int]) -> bool:
     """Another may have been faster: it is asked again under the lock."""
-    now = _turn(session)
+    _turn(session)
     mine = _settle_up(session, me)
     rivals = _without(open_studies(session), without)
     if mine is None or not is_wanted_elsewhere(rivals, mine):
         return False
     chosen = next_study(rivals, mine, may_move=True)
-    if chosen is None or chosen.study_id == mine:
-        return False
-    _sit(session, me, chosen.study_id, now, moved=True)
+    assert chosen is not None, "another study has less than its share"
+    _sit(session, me, chosen.study_id)
     return True
 
 
@@ -153,17 +155,17 @@ def seen(storage: SharedStorage, me: str, note: str = "", slot: str | None = Non
 def crowd(storage: SharedStorage) -> int:
     """How many workers serve the queue now."""
     with storage.backend.read() as session:
-        return session.scalar(select(func.count()).select_from(_Row).where(here_now())) or 0
+        return session.scalar(select(func.count()).select_from(_Row).where(alive(_Row))) or 0
 
 
 def end(storage: SharedStorage, me: str) -> None:
     """The worker ends; what it has trained is charged to its study."""
 
     def attempt(session: Session, _again: bool) -> None:
-        now = lock(session)
+        lock(session)
         _settle_up(session, me)
-        _sit(session, me, None, now, moved=True)
-        session.execute(update(_Row).where(_Row.queue_worker_id == me).values(ended_at=now))
+        _sit(session, me, None)
+        session.execute(update(_Row).where(_Row.queue_worker_id == me).values(ended_at=database_now()))
 
     storage.backend.write_once(attempt)
 
@@ -193,7 +195,7 @@ def enter(session: Session, study_id: int) -> None:
 
 def settle_accounts(session: Session, study_id: int) -> None:
     """Charge a study with what its workers have spent so far, before its priority changes. Wants `lock` first."""
-    mine = (_Row.study_id == study_id) & here_now()
+    mine = (_Row.study_id == study_id) & alive(_Row)
     _charge(session, mine)
     session.execute(update(_Row).where(mine).values(charged_at=database_now()))
 
@@ -203,25 +205,20 @@ def _update(storage: SharedStorage, me: str, **values: Any) -> None:
         session.execute(update(_Row).where(_Row.queue_worker_id == me).values(**values))
 
 
-def lock(session: Session) -> float:
-    """One worker decides at a time; the database's clock in return."""
+def lock(session: Session) -> None:
+    """One worker decides at a time."""
     session.execute(select(SchemaRow.version).with_for_update())
-    return session.scalar(select(database_now())) or 0.0
 
 
-def _turn(session: Session) -> float:
+def _turn(session: Session) -> None:
     """As `lock`, but it does not wait. Raises _NotYet."""
-    now: float | None = session.scalar(select(database_now()).select_from(SchemaRow).with_for_update(skip_locked=True))
-    if now is None:
+    if session.scalar(select(SchemaRow.version).with_for_update(skip_locked=True)) is None:
         raise _NotYet
-    return now
 
 
-def _sit(session: Session, me: str, study_id: int | None, now: float, moved: bool) -> None:
-    """Serve a study from now on. Who has moved goes by its old identifier there until it has begun."""
-    values: dict[str, Any] = {"charged_at": now, "last_seen": now, "ended_at": None}
-    if moved:
-        values |= {"study_id": study_id, "since": now}
+def _sit(session: Session, me: str, study_id: int | None) -> None:
+    """Serve another study from now on, where it goes by its old identifier until it has begun, or none."""
+    values: dict[str, Any] = {"study_id": study_id, "since": database_now()}
     if study_id is None:
         values["worker_id"] = None
     session.execute(update(_Row).where(_Row.queue_worker_id == me).values(**values))
@@ -233,7 +230,7 @@ def _charge(session: Session, which: ColumnElement[bool]) -> dict[str, int | Non
     The study of each worker in return. One UPDATE a study: a second one would lock Optuna's study, which a claim locks
     before ours.
     """
-    until = case((here_now(), database_now()), else_=_Row.last_seen)
+    until = case((alive(_Row), database_now()), else_=_Row.last_seen)
     found = session.execute(select(_Row.queue_worker_id, _Row.study_id, until - _Row.charged_at).where(which)).all()
     spent: dict[int, float] = defaultdict(float)
     for _, study_id, seconds in found:
@@ -251,7 +248,7 @@ def _settle_up(session: Session, me: str) -> int | None:
 
     The study of this worker in return.
     """
-    dead = _Row.ended_at.is_(None) & ~here_now()
+    dead = _Row.ended_at.is_(None) & ~alive(_Row)
     found = _charge(session, or_(dead, _Row.queue_worker_id == me))
     if left := {*found} - {me}:  # they keep their study: one that was only frozen goes on there
         gone = update(_Row).where(_Row.queue_worker_id.in_(left))

@@ -9,9 +9,10 @@ from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from storage import shares
-from storage.contenders import OpenStudy, here_now, open_studies, paused_studies
+from storage.contenders import OpenStudy, open_studies, paused_studies
 from storage.engine import database_now
 from storage.leases import HANDED_BACK
+from storage.living import alive
 from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
@@ -108,13 +109,13 @@ def _workers(session: Session) -> tuple[QueueWorker, ...]:
             trial.number,
             now - row.since,
             now - row.last_seen,
-            ~here_now(),
+            ~alive(row),
             row.note,
         )
         .outerjoin(study, study.study_id == row.study_id)
         .outerjoin(LeaseRow, held)
         .outerjoin(trial, and_(trial.trial_id == LeaseRow.trial_id, trial.state == TrialState.RUNNING))
-        .where(row.ended_at.is_(None), or_(here_now(), trial.trial_id.is_not(None)))
+        .where(row.ended_at.is_(None), or_(alive(row), trial.trial_id.is_not(None)))
         .order_by(row.started_at, row.queue_worker_id)
     ).all()
     return tuple(

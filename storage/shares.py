@@ -14,8 +14,8 @@ So a study always has its share of the workers rounded down or up, and over time
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 
@@ -73,7 +73,7 @@ def is_wanted_elsewhere(contenders: Sequence[Contender], study_id: int) -> bool:
     mine = next((one for one in contenders if one.study_id == study_id), None)
     if mine is None or mine.workers <= fair[study_id]:
         return False
-    return any(one.workers < math.floor(fair[one.study_id]) for one in _others(contenders, study_id))
+    return any(one.workers < math.floor(fair[one.study_id]) for one in contenders)
 
 
 def next_study(contenders: Sequence[Contender], study_id: int, may_move: bool) -> Contender | None:
@@ -82,7 +82,7 @@ def next_study(contenders: Sequence[Contender], study_id: int, may_move: bool) -
     `may_move`: whether it has been here long enough to leave for a fraction of a worker. Where whole workers are
     missing elsewhere, or there is nothing to do here, it leaves at any time.
     """
-    without = [_with_one_less(one) if one.study_id == study_id else one for one in contenders]
+    without = [replace(one, workers=max(0, one.workers - 1)) if one.study_id == study_id else one for one in contenders]
     chosen = choose(without)
     mine = next((one for one in without if one.study_id == study_id), None)
     if chosen is None or mine is None or chosen.study_id == study_id or may_move:
@@ -91,11 +91,3 @@ def next_study(contenders: Sequence[Contender], study_id: int, may_move: bool) -
     due_elsewhere = chosen.workers < math.floor(fair[chosen.study_id])
     may_stay = mine.workers < math.ceil(fair[study_id])
     return mine if may_stay and not due_elsewhere else chosen
-
-
-def _with_one_less(one: Contender) -> Contender:
-    return Contender(one.study_id, one.priority, max(0, one.workers - 1), one.room, one.virtual_time)
-
-
-def _others(contenders: Iterable[Contender], study_id: int) -> list[Contender]:
-    return [one for one in contenders if one.study_id != study_id]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from storage import events, limits, queue
@@ -91,26 +91,21 @@ def pause(storage: SharedStorage, study_id: int, by: str) -> None:
             events.note(session, study_id, Did.PAUSED, by)
 
 
-def stop(storage: SharedStorage, study_id: int, reason: str, by: str = "") -> None:
-    """Workers hand back what they train and end; `resume` goes on. `by` whom; without, it is on no record."""
+def stop(storage: SharedStorage, study_id: int, reason: str, by: str) -> None:
+    """Workers hand back what they train and end; `resume` goes on. Raises UsageError: the study is gone."""
     with storage.backend.write() as session:
-        if by:
-            _locked(session, study_id)
-        session.execute(
-            update(StudyRow).where(StudyRow.study_id == study_id).values(state=StudyState.STOPPED, reason=reason)
-        )
-        if by:
-            events.note(session, study_id, Did.STOPPED, by, reason)
+        row, _ = _locked(session, study_id)
+        row.state, row.reason = StudyState.STOPPED, reason
+        events.note(session, study_id, Did.STOPPED, by, reason)
 
 
-def resume(storage: SharedStorage, study_id: int, wish: Wish | None = None, by: str = "") -> None:
-    """Let workers go on; an old `until` that was reached is cleared. `by` whom; without, it is on no record.
+def resume(storage: SharedStorage, study_id: int, wish: Wish, by: str) -> None:
+    """Let workers go on; an old `until` that was reached is cleared.
 
     Raises:
         UsageError: a new budget is below what is already taken or spent, an old one of device time or epochs is spent
             or the deadline past and there is no new one, a new `until` is reached already, or the study is gone.
     """
-    wish = wish or Wish()
     with storage.backend.write() as session:
         row, name = _locked(session, study_id, wish.priority)
         limits.renew(session, row, name, wish.limits)
@@ -118,8 +113,7 @@ def resume(storage: SharedStorage, study_id: int, wish: Wish | None = None, by: 
         row.state, row.reason, row.errors_in_a_row = StudyState.RUNNING, "", 0
         session.flush()
         queue.enter(session, study_id)
-        if by:
-            events.note(session, study_id, Did.RESUMED, by, str(wish))
+        events.note(session, study_id, Did.RESUMED, by, str(wish))
 
 
 def change(storage: SharedStorage, study_id: int, wish: Wish, by: str) -> None:

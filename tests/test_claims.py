@@ -33,6 +33,7 @@ from storage.backend import Backend
 from storage.claims import BudgetSpent, Checkpoint, Lease, LeaseLost, Settlement, StudyStopped
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
+from storage.steering import Wish
 from storage.studies import StudyRecord
 from storage.tables import EpochRow, LeaseRow, StudyState, TrialRow, WorkerRow
 
@@ -93,7 +94,7 @@ def test_a_claim_beyond_the_budget_leaves_nothing(worker: SharedStorage) -> None
 
 
 def test_a_claim_of_a_stopped_study_leaves_nothing(worker: SharedStorage, study: StudyRecord) -> None:
-    steering.stop(worker, study.study_id, "enough")
+    steering.stop(worker, study.study_id, "enough", "bo")
     with pytest.raises(StudyStopped, match="enough"):
         optuna_study(worker, study).ask()
     assert worker.get_all_trials(study.study_id) == []
@@ -295,9 +296,9 @@ def test_an_adopted_trial_keeps_its_number_parameters_and_epochs(worker: SharedS
 
 def test_a_stopped_study_has_nothing_to_adopt_until_it_is_resumed(worker: SharedStorage, study: StudyRecord) -> None:
     worker.hand_back(worker.lease_of(optuna_study(worker, study).ask()))
-    steering.stop(worker, study.study_id, "")
+    steering.stop(worker, study.study_id, "", "bo")
     assert worker.adopt(study.study_id) is None
-    steering.resume(worker, study.study_id)
+    steering.resume(worker, study.study_id, Wish(), "bo")
     assert worker.adopt(study.study_id) is not None
 
 
@@ -351,5 +352,5 @@ def test_an_epoch_its_checkpoint_and_the_lease_are_one_transaction(worker: Share
 def test_recording_an_epoch_tells_that_the_study_was_stopped(worker: SharedStorage, study: StudyRecord) -> None:
     lease = worker.lease_of(optuna_study(worker, study).ask())
     assert worker.record_epoch(lease, an_epoch(1)) is StudyState.RUNNING
-    steering.stop(worker, study.study_id, "")
+    steering.stop(worker, study.study_id, "", "bo")
     assert worker.record_epoch(lease, an_epoch(2)) is StudyState.STOPPED

@@ -177,7 +177,7 @@ def test_whoever_asks_again_has_those_again_that_never_trained(worker: SharedSto
     record = begun(worker, searched)
     for outcome in (Outcome.LOST, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.COMPLETE):
         trained(worker, record, outcome=outcome)
-    steering.stop(worker, record.study_id, "by hand")
+    steering.stop(worker, record.study_id, "by hand", "bo")
     wanted = link(worker, searched)
     assert confirmations.lacking(worker, record, wanted, confirmations.ASKED_AGAIN) == 2
     after = confirmations.ask(worker, record, wanted)

@@ -79,7 +79,7 @@ class TestWhoIsRanked:
 
     def test_a_value_that_is_good_enough_must_keep_to_them_too(self, storage: SharedStorage) -> None:
         record = study_with(storage, (0.99, {"size": 0.5}))
-        steering.resume(storage, record.study_id, Wish(limits=Limits(until=0.95)))
+        steering.resume(storage, record.study_id, Wish(limits=Limits(until=0.95)), "bo")
         study = optuna_study(storage, record)
         for size, state in ((1.0, "running"), (-1.0, "stopped")):
             trial = study.ask()

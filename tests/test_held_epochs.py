@@ -375,7 +375,7 @@ def test_a_stop_that_is_heard_of_while_an_epoch_is_held_leaves_a_checkpoint_of_i
     bench = bench_on(storage_url, tmp_path)
     to = bench.reporter()
     to.report(result(1), lambda: state(1))
-    steering.stop(bench.storage, bench.record.study_id, "by a test")
+    steering.stop(bench.storage, bench.record.study_id, "by a test", "bo")
     for last in range(2, EPOCHS):
         said = to.report(result(last), lambda: state(1))
         if said is Verdict.HAND_BACK:

@@ -85,7 +85,7 @@ def test_a_study_that_still_runs_is_not_read_and_a_stopped_one_is(worker: Shared
     for value in FIVE:
         run(worker, study, value)
     assert read(worker, study) is None
-    steering.stop(worker, study.study_id, "enough")
+    steering.stop(worker, study.study_id, "enough", "bo")
     assert read(worker, study) is not None
 
 

@@ -99,7 +99,7 @@ class TestTheEndOfAStudy:
         study = make_study(worker, trials=1)
         paused(worker, study)
         judged = standing(worker, study)
-        steering.resume(worker, study.study_id, Wish(more=1))
+        steering.resume(worker, study.study_id, Wish(more=1), "bo")
         assert not self.end(worker, study, judged)
         assert standing(worker, study).paused == 1
 
@@ -114,12 +114,12 @@ class TestTheEndOfAStudy:
     def test_a_person_who_stops_it_leaves_them_paused_and_resume_goes_on(self, worker: SharedStorage) -> None:
         study = make_study(worker, trials=1)
         paused(worker, study)
-        steering.stop(worker, study.study_id, "by a test")
+        steering.stop(worker, study.study_id, "by a test", "bo")
         assert self.end(worker, study), "and settles nothing"
         assert pausing.go_on(worker, study.study_id, 0, 1) is None
         status = queries.status(worker, fresh(worker, study))
         assert ([one.number for one in status.paused], status.finished) == ([0], False)
-        steering.resume(worker, study.study_id)
+        steering.resume(worker, study.study_id, Wish(), "bo")
         assert taken(worker, study, 0).generation == 2
 
     @pytest.mark.parametrize("limit", ["budget_seconds", "budget_epochs", "until"])
@@ -164,7 +164,7 @@ class TestTheEndOfAStudy:
         study = make_study(worker, trials=1)
         paused(worker, study)
         assert self.end(worker, study)
-        steering.resume(worker, study.study_id, Wish(more=1))
+        steering.resume(worker, study.study_id, Wish(more=1), "bo")
         run_trial(worker, study)
         assert queries.status(worker, fresh(worker, study)).counts == {"complete": 1, "pruned": 1}
 

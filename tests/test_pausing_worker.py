@@ -22,6 +22,7 @@ from search.strategy import GoOn, Left, Seen, SeenState, Start, Verdict
 from search.worker import Worker
 from storage import steering, studies
 from storage.shared import open_storage
+from storage.steering import Wish
 from storage.studies import StudySpec
 
 BARE = """
@@ -141,7 +142,7 @@ def test_a_stop_leaves_trials_paused_and_who_resumes_goes_on(
         def next(self, seen: Sequence[Seen], left: Left) -> Start | GoOn | None:
             if left.trials == 0:
                 storage = open_storage(place.url)
-                steering.stop(storage, studies.find(storage, place.name).study_id, "by a test")
+                steering.stop(storage, studies.find(storage, place.name).study_id, "by a test", "bo")
             return super().next(seen, left)
 
     place.study(trials=2)
@@ -159,7 +160,7 @@ def test_a_stop_leaves_trials_paused_and_who_resumes_goes_on(
     assert "goes on when that is worth more" in inside("show", place.name, 0, "--storage", place.url).out
     with engines_disposed():
         storage = open_storage(place.url)
-        steering.resume(storage, studies.find(storage, place.name).study_id)
+        steering.resume(storage, studies.find(storage, place.name).study_id, Wish(), "bo")
     place.work(lambda *_: Always())
     assert place.outcomes() == [("complete", 4)] * 2
     assert place.states() == []

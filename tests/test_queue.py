@@ -245,7 +245,7 @@ class TestMoving:
         queue.take(storage, me)
         had_worked(storage, [me], 3600)
         assert queue.take(storage, me) == first.study_id
-        steering.resume(storage, second.study_id)
+        steering.resume(storage, second.study_id, Wish(), "bo")
         assert virtual_time(storage, second) == pytest.approx(virtual_time(storage, first), abs=60)
         third = make_study(storage, trials=PLENTY)
         assert virtual_time(storage, third) == pytest.approx(virtual_time(storage, first), abs=60)
@@ -333,13 +333,13 @@ class TestSteering:
             optuna_study(storage, study).ask()
         assert queue.take(storage, newcomer(storage)) is None
         assert [(one.state, one.todo) for one in queue_page.look(storage).studies] == [("paused", now.trials - 1)]
-        steering.resume(storage, study.study_id, by="ana@desk")
+        steering.resume(storage, study.study_id, Wish(), "ana@desk")
         run_trial(storage, study)
         assert [event.kind for event in events.since(storage)] == [Did.PAUSED, Did.RESUMED]
 
     def test_what_is_stopped_or_gone_cannot_be_paused(self, storage: SharedStorage) -> None:
         study = make_study(storage)
-        steering.stop(storage, study.study_id, "lunch", by="bo")
+        steering.stop(storage, study.study_id, "lunch", "bo")
         with pytest.raises(UsageError, match="stopped already: lunch"):
             steering.pause(storage, study.study_id, "ana")
         storage.delete_study(study.study_id)

@@ -26,6 +26,7 @@ from search.told import Told, as_json_line
 from storage import queue_page, steering, studies, workers
 from storage.errors import UsageError
 from storage.shared import SharedStorage, open_storage
+from storage.steering import Wish
 from storage.studies import StudyRecord
 from storage.tables import StudyState
 
@@ -243,7 +244,7 @@ class TestPeople:
             steering.pause(looking, study_id, "ana")
             wait_until(lambda: value(url, "SELECT max(expires_at) FROM dialin_leases") == 0, "it hands back")
             (tmp_path / "hurry").touch()
-            steering.resume(looking, study_id)
+            steering.resume(looking, study_id, Wish(), "bo")
 
         with meanwhile(pause_and_resume):
             said = inside("worker", name, "--objective", SLOW, "--devices", "cpu")
@@ -255,7 +256,7 @@ class TestPeople:
         storage = open_storage(url)
         study = make_study(storage)
         assert inside("change").err == "dialin: nothing to change: say what, as by --priority 3 or --trials +20\n"
-        steering.stop(storage, study.study_id, "lunch")
+        steering.stop(storage, study.study_id, "lunch", "bo")
         said = inside("pause")
         assert (said.status, said.err) == (2, f"dialin: {study.name} is stopped already: lunch\n")
         assert studies.find(storage, study.name).state is StudyState.STOPPED

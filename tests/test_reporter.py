@@ -90,13 +90,13 @@ class TestVerdicts:
         assert bench.files() == ["state-0003.g1.pt", "state-0004.g1.pt"]
 
     def test_a_study_that_was_stopped_gets_no_epoch_beyond_the_one_in_flight(self, bench: Bench) -> None:
-        steering.stop(bench.storage, bench.record.study_id, "by a test")
+        steering.stop(bench.storage, bench.record.study_id, "by a test", "bo")
         assert report(bench.reporter(), 1) == [Verdict.HAND_BACK]
         assert bench.interrupt.reason == "the study was stopped"
         assert bench.files() == ["state-0001.g1.pt"], "whoever resumes goes on after it"
 
     def test_a_trial_whose_last_epoch_the_stop_finds_in_flight_is_whole(self, bench: Bench) -> None:
-        steering.stop(bench.storage, bench.record.study_id, "by a test")
+        steering.stop(bench.storage, bench.record.study_id, "by a test", "bo")
         assert report(bench.reporter(), EPOCHS) == [Verdict.GO_ON]
 
     def test_the_pruner_decides_on_all_epochs_up_to_this_one(self, bench: Bench) -> None:

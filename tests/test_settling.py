@@ -34,6 +34,7 @@ from storage.claims import Checkpoint, Lease, LeaseLost, Settlement
 from storage.optuna_internals import models
 from storage.outcomes import Outcome
 from storage.shared import SharedStorage, open_storage
+from storage.steering import Wish
 from storage.studies import StudyRecord
 from storage.tables import CheckpointRow, LeaseRow, OwnerRow, StudyState, TrialRow
 
@@ -142,7 +143,7 @@ def test_a_third_error_in_a_row_stops_the_study_until_it_is_resumed(worker: Shar
     now = fresh(worker, study)
     assert now.state is StudyState.STOPPED
     assert now.reason == "3 trials in a row ended in an error, the last: ValueError: no such layer"
-    steering.resume(worker, study.study_id)
+    steering.resume(worker, study.study_id, Wish(), "bo")
     run_trial(worker, study, BUG)
     assert fresh(worker, study).state is StudyState.RUNNING
 

@@ -138,7 +138,7 @@ class TestAStudyGoesOn:
         with connections_closed():
             storage = worker_on(either_url)
             steering.resume(
-                storage, studies.find(storage, "mine-1").study_id, Wish(more=4, limits=Limits(deadline=math.inf))
+                storage, studies.find(storage, "mine-1").study_id, Wish(more=4, limits=Limits(deadline=math.inf)), "bo"
             )
         kept = left_half_trained(either_url, file, optimizer="adam", width=5)
         dropped = left_half_trained(either_url, file, optimizer="sgd", width=5)

@@ -94,7 +94,7 @@ def test_processes_that_share_a_budget_of_epochs_put_exactly_so_many_on_record(c
     epochs = crew(train_until_stopped, common_url, study.name, 1)
     assert sum(epochs) == 40
     assert fresh(worker, study).spent_epochs == on_record(worker, study) == 40
-    steering.resume(worker, study.study_id, Wish(limits=Limits(budget_epochs=60)))
+    steering.resume(worker, study.study_id, Wish(limits=Limits(budget_epochs=60)), "bo")
     adopted = [worker.adopt(study.study_id) for _ in range(PROCESSES)]
     assert None not in adopted, "all were handed back"
 
@@ -130,13 +130,13 @@ def test_resume_takes_a_larger_budget_of_epochs_only(worker: SharedStorage) -> N
     study = make_study(worker, budget_epochs=1)
     run_trial(worker, study)
     with pytest.raises(UsageError) as caught:
-        steering.resume(worker, study.study_id)
+        steering.resume(worker, study.study_id, Wish(), "bo")
     assert str(caught.value) == (
         f"the budget of 1 epoch is trained: enlarge it, as by `dialin resume {study.name} --total-epochs +1`"
     )
     with pytest.raises(UsageError, match="--total-epochs 1 is not more than the 1 epoch already on record"):
-        steering.resume(worker, study.study_id, Wish(limits=Limits(budget_epochs=1)))
-    steering.resume(worker, study.study_id, Wish(limits=Limits(budget_epochs=2)))
+        steering.resume(worker, study.study_id, Wish(limits=Limits(budget_epochs=1)), "bo")
+    steering.resume(worker, study.study_id, Wish(limits=Limits(budget_epochs=2)), "bo")
     run_trial(worker, study)
     assert fresh(worker, study).spent_epochs == 2
 
@@ -163,7 +163,7 @@ def test_nothing_is_adopted_after_the_deadline(worker: SharedStorage) -> None:
     set_deadline(worker, study, now(worker) - 1)
     assert worker.adopt(study.study_id) is None
     assert study.name not in {one.name for one in queue.open_now(worker)}
-    steering.resume(worker, study.study_id, Wish(limits=Limits(deadline=math.inf)))
+    steering.resume(worker, study.study_id, Wish(limits=Limits(deadline=math.inf)), "bo")
     assert worker.adopt(study.study_id) is not None
 
 
@@ -179,9 +179,9 @@ def test_who_listens_stops_a_study_whose_deadline_is_past(worker: SharedStorage)
 def test_a_deadline_that_is_past_must_be_set_anew_to_go_on(worker: SharedStorage) -> None:
     study = make_study(worker, deadline=now(worker) - 1)
     with pytest.raises(UsageError, match=r"is past: set another, as by `dialin resume .* --deadline 2h`"):
-        steering.resume(worker, study.study_id)
+        steering.resume(worker, study.study_id, Wish(), "bo")
     with pytest.raises(UsageError, match=r"--deadline .* is past already"):
-        steering.resume(worker, study.study_id, Wish(limits=Limits(deadline=now(worker) - HOUR)))
-    steering.resume(worker, study.study_id, Wish(limits=Limits(deadline=now(worker) + HOUR)))
+        steering.resume(worker, study.study_id, Wish(limits=Limits(deadline=now(worker) - HOUR)), "bo")
+    steering.resume(worker, study.study_id, Wish(limits=Limits(deadline=now(worker) + HOUR)), "bo")
     run_trial(worker, study)
     assert rows(worker, LeaseRow, LeaseRow.study_id == study.study_id) == []

@@ -81,7 +81,7 @@ def test_a_trial_that_ends_in_a_stopped_study_keeps_its_reason(worker: SharedSto
     study = make_study(worker, until=0.5)
     mine = optuna_study(worker, study)
     trial = mine.ask()
-    steering.stop(worker, study.study_id, "lunch")
+    steering.stop(worker, study.study_id, "lunch", "bo")
     worker.settle(mine, trial, DONE, 0.9)
     assert ended(worker, study) == "lunch"
 
@@ -138,7 +138,7 @@ def test_processes_that_spend_a_budget_together_lose_nothing_of_it(common_url: s
     # Each worker learns of the end by its next epoch at the latest.
     assert 20.0 <= now.spent_seconds < 20.0 + PROCESSES * 0.5
     assert ended(worker, study) == "the budget of 20 s of device time is spent"
-    steering.resume(worker, study.study_id, Wish(limits=Limits(budget_seconds=60.0)))
+    steering.resume(worker, study.study_id, Wish(limits=Limits(budget_seconds=60.0)), "bo")
     adopted = [worker.adopt(study.study_id) for _ in range(PROCESSES + 1)]
     assert sorted(lease.trial_id for lease in adopted if isinstance(lease, Lease)) == sorted(
         row.trial_id for row in rows(worker, TrialRow, TrialRow.study_id == study.study_id)
@@ -159,7 +159,7 @@ def test_device_time_is_told_in_its_unit(seconds: float, text: str) -> None:
 def test_an_until_that_was_reached_is_cleared_by_resume(worker: SharedStorage) -> None:
     study = make_study(worker, until=0.5)
     run_trial(worker, study, value=0.75)
-    steering.resume(worker, study.study_id)
+    steering.resume(worker, study.study_id, Wish(), "bo")
     assert (fresh(worker, study).until, ended(worker, study)) == (None, None)
     run_trial(worker, study, value=0.75)
     assert ended(worker, study) is None
@@ -168,8 +168,8 @@ def test_an_until_that_was_reached_is_cleared_by_resume(worker: SharedStorage) -
 def test_an_until_that_was_not_reached_stays(worker: SharedStorage) -> None:
     study = make_study(worker, until=0.5, direction="minimize")
     run_trial(worker, study, value=0.75)
-    steering.stop(worker, study.study_id, "lunch")
-    steering.resume(worker, study.study_id)
+    steering.stop(worker, study.study_id, "lunch", "bo")
+    steering.resume(worker, study.study_id, Wish(), "bo")
     assert fresh(worker, study).until == 0.5
 
 
@@ -177,7 +177,7 @@ def test_an_until_reached_by_a_trial_told_elsewhere_is_cleared_by_resume(worker:
     study = make_study(worker, until=0.5)
     plain = optuna_study(RDBStorage(worker.backend.url), study)
     plain.tell(plain.ask().number, 0.75)
-    steering.resume(worker, study.study_id)
+    steering.resume(worker, study.study_id, Wish(), "bo")
     assert fresh(worker, study).until is None
 
 
@@ -185,9 +185,9 @@ def test_resume_gives_a_new_until_or_says_that_it_is_reached(worker: SharedStora
     study = make_study(worker, until=0.5)
     run_trial(worker, study, value=0.75)
     with pytest.raises(UsageError, match=r"--until 0\.7 is reached already, by trial 0 with 0\.75"):
-        steering.resume(worker, study.study_id, Wish(limits=Limits(until=0.7)))
+        steering.resume(worker, study.study_id, Wish(limits=Limits(until=0.7)), "bo")
     assert ended(worker, study) == "accuracy reached 0.5 in trial 0"
-    steering.resume(worker, study.study_id, Wish(limits=Limits(until=0.8)))
+    steering.resume(worker, study.study_id, Wish(limits=Limits(until=0.8)), "bo")
     assert (fresh(worker, study).until, ended(worker, study)) == (0.8, None)
     run_trial(worker, study, value=0.8)
     assert ended(worker, study) == "accuracy reached 0.8 in trial 1"
@@ -197,15 +197,15 @@ def test_a_spent_budget_must_be_enlarged_to_go_on(worker: SharedStorage) -> None
     study = make_study(worker, budget_seconds=HOUR)
     spend(worker, study, 1.25 * HOUR)
     with pytest.raises(UsageError) as caught:
-        steering.resume(worker, study.study_id, Wish(more=50))
+        steering.resume(worker, study.study_id, Wish(more=50), "bo")
     assert str(caught.value) == (
         "the budget of 1 h of device time is spent (1.25 h): "
         f"enlarge it, as by `dialin resume {study.name} --budget 2.5h`"
     )
     with pytest.raises(UsageError, match=r"--budget 1\.25 h is not more than the 1\.25 h of device time already spent"):
-        steering.resume(worker, study.study_id, Wish(limits=Limits(budget_seconds=1.25 * HOUR)))
+        steering.resume(worker, study.study_id, Wish(limits=Limits(budget_seconds=1.25 * HOUR)), "bo")
     assert fresh(worker, study).trials == study.trials
-    steering.resume(worker, study.study_id, Wish(limits=Limits(budget_seconds=2 * HOUR)))
+    steering.resume(worker, study.study_id, Wish(limits=Limits(budget_seconds=2 * HOUR)), "bo")
     now = fresh(worker, study)
     assert (now.state, now.budget_seconds, now.spent_seconds) == (StudyState.RUNNING, 2 * HOUR, 1.25 * HOUR)
     assert spend(worker, study, HOUR) is StudyState.STOPPED
@@ -218,7 +218,7 @@ def test_the_larger_budget_that_is_proposed_is_one_that_the_command_takes(
     study = make_study(worker, budget_seconds=seconds)
     spend(worker, study, seconds)
     with pytest.raises(UsageError) as caught:
-        steering.resume(worker, study.study_id)
+        steering.resume(worker, study.study_id, Wish(), "bo")
     proposed = str(caught.value).rpartition("--budget ")[2].removesuffix("`")
     assert options.seconds_of(proposed) == 2 * seconds
 
@@ -227,7 +227,7 @@ def test_a_study_that_is_gone_is_not_resumed(worker: SharedStorage) -> None:
     study = make_study(worker)
     studies.delete(worker, study)
     with pytest.raises(UsageError, match="the study is gone"):
-        steering.resume(worker, study.study_id)
+        steering.resume(worker, study.study_id, Wish(), "bo")
 
 
 # -- While it is being paused

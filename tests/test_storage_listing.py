@@ -71,7 +71,7 @@ def test_studies_are_listed_the_oldest_first_plain_optunas_too(storage_url: str)
     run_trial(worker, ours, Settlement(Outcome.ERROR, "bug"))
     optuna_study(worker, ours).ask()
     empty = make_study(worker, direction="minimize", metric="loss", objective="my.py")
-    steering.stop(worker, empty.study_id, "lunch")
+    steering.stop(worker, empty.study_id, "lunch", "bo")
 
     found = queries.listing(worker)
     plain_one = StudyLine("theirs", None, None, "", 4, 1, 0, None, False, None, "minimize", 0.25, None)
@@ -188,7 +188,7 @@ def test_a_trial_enqueued_on_a_finished_study_waits_for_a_larger_budget(worker: 
     assert (line.waiting, line.finished) == (1, True)
     with pytest.raises(BudgetSpent):
         optuna_study(worker, study).ask()
-    steering.resume(worker, study.study_id, Wish(more=1))
+    steering.resume(worker, study.study_id, Wish(more=1), "bo")
     assert run_trial(worker, study).number == number
     status = queries.status(worker, fresh(worker, study))
     assert (status.waiting, status.finished, status.settled) == (0, True, 2)

@@ -23,6 +23,7 @@ from storage.claims import BudgetSpent, new_uuid
 from storage.engine import database_now, make_engine
 from storage.schema import WrongVersion
 from storage.shared import SharedStorage, open_storage
+from storage.steering import Wish
 from storage.tables import SCHEMA_VERSION, Base, WorkerRow
 from storage.urls import parse
 
@@ -121,7 +122,7 @@ def test_a_database_of_this_version_is_used_as_it_is(storage_url: str, tmp_path:
     run_trial(worker, study)
     study = studies.find(worker, "paused")
     assert [(one.number, one.epoch) for one in queries.status(worker, study).paused] == [(0, 1)]
-    steering.resume(worker, study.study_id)
+    steering.resume(worker, study.study_id, Wish(), "bo")
     lease = pausing.go_on(worker, study.study_id, 0, by=1)
     assert lease is not None
     assert (lease.generation, worker.cost(lease)[0]) == (2, 1)

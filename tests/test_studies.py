@@ -165,15 +165,15 @@ def test_an_objectives_file_may_lie_elsewhere(storage: SharedStorage) -> None:
 def test_a_stopped_study_goes_on_with_a_larger_budget(worker: SharedStorage) -> None:
     study = make_study(worker, trials=2)
     run_trial(worker, study)
-    steering.stop(worker, study.study_id, "lunch")
+    steering.stop(worker, study.study_id, "lunch", "bo")
     assert (fresh(worker, study).state, fresh(worker, study).reason) == (StudyState.STOPPED, "lunch")
     assert worker.study_state(study.study_id) is StudyState.STOPPED
-    steering.resume(worker, study.study_id)
+    steering.resume(worker, study.study_id, Wish(), "bo")
     now = fresh(worker, study)
     assert (now.state, now.reason, now.trials) == (StudyState.RUNNING, "", 2)
-    steering.resume(worker, study.study_id, Wish(more=3))
+    steering.resume(worker, study.study_id, Wish(more=3), "bo")
     assert fresh(worker, study).trials == 5
-    steering.resume(worker, study.study_id, Wish(trials=1))
+    steering.resume(worker, study.study_id, Wish(trials=1), "bo")
     assert fresh(worker, study).trials == 1
 
 
@@ -182,9 +182,9 @@ def test_a_budget_below_what_is_taken_is_refused(worker: SharedStorage, budget: 
     study = make_study(worker)
     for _ in range(2):
         run_trial(worker, study)
-    steering.stop(worker, study.study_id, "")
+    steering.stop(worker, study.study_id, "", "bo")
     with pytest.raises(UsageError, match=f"{says} less than the 2 trials already started"):
-        steering.resume(worker, study.study_id, Wish(**budget))
+        steering.resume(worker, study.study_id, Wish(**budget), "bo")
     assert (fresh(worker, study).trials, fresh(worker, study).state) == (4, StudyState.STOPPED)
 
 
@@ -197,7 +197,7 @@ def test_the_studies_that_have_work_are_found_for_a_worker(empty: SharedStorage)
     assert open_now(empty) == []
     oldest, spent, stopped = create(empty), create(empty, trials=1), create(empty)
     run_trial(worker, spent)
-    steering.stop(empty, stopped.study_id, "")
+    steering.stop(empty, stopped.study_id, "", "bo")
     assert open_now(empty) == [oldest.name]
     leased = create(empty, trials=1)
     mine = optuna_study(worker, leased)

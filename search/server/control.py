@@ -18,6 +18,7 @@ from search.terms import MoreOfStudy, NewStudy
 from storage import queries, steering
 from storage.errors import UsageError
 from storage.shared import SharedStorage
+from storage.steering import Wish
 from storage.studies import StudyRecord
 
 
@@ -60,7 +61,7 @@ class Control:
     def resume(self, study: StudyRecord, by: str) -> None:
         """Its workers go on. Raises UsageError."""
         self._refuse_finished(study, "resume")
-        steering.resume(self._storage, study.study_id, by=by)
+        steering.resume(self._storage, study.study_id, Wish(), by)
 
     def stop(self, study: StudyRecord, by: str) -> None:
         """Its workers hand back what they train and end. Raises UsageError."""
