@@ -20,7 +20,7 @@ from typing import Any
 import optuna
 
 from search.errors import ObjectiveError
-from search.failures import first_line, out_of_memory
+from search.failures import line_of, out_of_memory
 from search.metrics import Direction
 from search.objective import Objective
 from search.own_trial import OwnTrial
@@ -104,7 +104,7 @@ def play(trial: optuna.trial.Trial, function: Callable[[Any], Any], reporter: Re
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        return Result(Outcome.OUT_OF_MEMORY, reason=f"out of memory: {first_line(error) or type(error).__name__}")
+        return Result(Outcome.OUT_OF_MEMORY, reason=f"out of memory: {line_of(error)}")
     if not math.isfinite(value):
         return Result(Outcome.DIVERGED, reason=f"the function returned {value}")
     bare.finish(value)

@@ -13,7 +13,7 @@ from rich.table import Table
 from search import options, printing
 from storage import studies, tokens
 from storage.errors import UsageError
-from storage.shared import SharedStorage, open_storage
+from storage.shared import open_storage
 from storage.tables import Role
 from storage.tokens import Token
 from storage.urls import DEFAULT_URL
@@ -76,7 +76,7 @@ def serve(
 
     where = Listening(host, port, certificate, key, proxy)
     shared = open_storage(storage)
-    if not where.is_local and not _valid(shared):
+    if not where.is_local and not any(token.is_valid for token in tokens.tokens(shared)):
         option = f"--host {host}" if proxy is None else "--proxy"
         raise UsageError(f"{option} lets others in, but there is no token: make one by `dialin token create NAME`")
     quiet_optuna()
@@ -127,10 +127,6 @@ def revoke(
     """From now on nobody comes in with it, nor by a browser that was signed in with it."""
     tokens.revoke(options.open_existing(storage), name)
     typer.echo(f"the token of {name} opens nothing any more")
-
-
-def _valid(storage: SharedStorage) -> list[Token]:
-    return [token for token in tokens.tokens(storage) if token.revoked_at is None]
 
 
 def _record(token: Token) -> dict[str, object]:

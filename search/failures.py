@@ -82,6 +82,11 @@ def first_line(error: BaseException) -> str:
     return next((line for line in lines if line), "")
 
 
+def line_of(error: BaseException) -> str:
+    """The first line of an exception's own text, or its kind where it says nothing."""
+    return first_line(error) or type(error).__name__
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory was wanting: torch has an exception for accelerators; the CPU's allocator raises a bare one."""
     torch = sys.modules.get("torch")  # where it is not imported it has raised nothing

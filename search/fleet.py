@@ -9,66 +9,22 @@ import multiprocessing
 import multiprocessing.connection
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any
 
 from search import children
 from search.assignment import Assignment
-from search.by_value import ByValue
 from search.crew import Death
 from search.devices import Slot
-from search.failures import RaisedError
 from search.memory import OomKills
-from search.preflight import NEW_DATABASE, NOTHING, Known, Placement, Preflight, look_in_child
 from search.restarts import Restarts
-from search.shared_data import NamelessFile, Packed
 from storage import workers
 from storage.claims import new_uuid
-from storage.errors import DialinError, UsageError
+from storage.errors import UsageError
 from storage.shared import SharedStorage
 from storage.tables import OwnerEnding
-
-
-def preflight(
-    objective: str | ByValue,
-    data: Path,
-    placement: Placement,
-    direction: str | None = None,
-    space: Mapping[str, Any] = NOTHING,
-    known: Known = NEW_DATABASE,
-) -> Preflight:
-    """Check an objective and this machine in a child process; `direction` is that of a bare function's study.
-
-    `space`: the study's narrowing, as it is stored. `known`: what its first trials may be chosen from.
-
-    Raises:
-        RaisedError: what is wrong, in one line, perhaps with the person's own frames.
-        DialinError: the child died without a word.
-    """
-    file = _nameless_file()
-    try:
-        answer = children.ask(look_in_child, objective, data, placement, direction, dict(space), file, known)
-    except children.Silent as died:
-        raise DialinError(
-            f"{objective} ended its process (exit code {died.exit_code}) when it was tried on one batch"
-        ) from None
-    if isinstance(answer, Preflight):
-        shared = answer.shared
-        return replace(answer, shared=replace(shared, file=file) if isinstance(shared, Packed) else shared)
-    message, frames, status = answer
-    raise RaisedError(message, frames) if status == UsageError.exit_status else DialinError(message)
-
-
-def _nameless_file() -> NamelessFile | None:
-    """Where what the workers share will be; without it each of them loads its own."""
-    try:
-        return NamelessFile.make()
-    except OSError:
-        return None
 
 
 @dataclass
@@ -94,7 +50,6 @@ class Fleet:
         storage: SharedStorage,
         assignment: Assignment,
         slots: Sequence[Slot],
-        clock: Callable[[], float] = time.monotonic,
         oom_kills: OomKills | None = None,
     ) -> None:
         """Each worker gets the assignment with a slot and an identity of its own.
@@ -104,14 +59,14 @@ class Fleet:
         Raises:
             DialinError: one cannot be started; then none is left.
         """
-        self._storage, self._assignment, self._clock = storage, assignment, clock
+        self._storage, self._assignment = storage, assignment
         self._oom_kills = oom_kills or OomKills()
         self.members: list[Member] = []
         self.slots: dict[int, str] = {}
         self._closing = False
         try:
             for slot in slots:
-                self.members.append(Member(slot, *self._start(slot), clock()))
+                self.members.append(Member(slot, *self._start(slot), time.monotonic()))
                 self._name_slots()
         except BaseException:
             self.kill()
@@ -167,17 +122,17 @@ class Fleet:
         reason = "killed by the system for want of memory" if member.wanted_memory else _last_words(member)
         if self._closing or member.process.exitcode == UsageError.exit_status:
             return Death(member.slot, reason, handed_back)
-        pause = member.restarts.after(work, self._clock() - member.started)
-        member.again_at = None if pause is None else self._clock() + pause
+        pause = member.restarts.after(work, time.monotonic() - member.started)
+        member.again_at = None if pause is None else time.monotonic() + pause
         return Death(member.slot, reason, handed_back, pause, hopeless=pause is None)
 
     def start_again(self) -> None:
         """Start the workers whose time has come. Raises DialinError."""
         for member in self.members:
-            if member.again_at is not None and self._clock() >= member.again_at:
+            if member.again_at is not None and time.monotonic() >= member.again_at:
                 member.words.close()
                 member.worker_id, member.process, member.words = self._start(member.slot)
-                member.started, member.again_at, member.ended = self._clock(), None, False
+                member.started, member.again_at, member.ended = time.monotonic(), None, False
                 member.wanted_memory = None
                 self._name_slots()
 

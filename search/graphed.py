@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from search import python_state
-from search.failures import first_line, out_of_memory
+from search.failures import line_of, out_of_memory
 from search.micro_batches import free
 from search.objective import Objective
 from search.randomness import random_state, restore_random_state
@@ -182,7 +182,7 @@ class Graphs:
             with self._recorder.aside(), self._recorder.unsynchronized():
                 summed = steps.whole(_copied(batch))  # a network may change its batch in place
         except Exception as error:  # whatever a person's code raises: it will raise it again
-            said = first_line(error) or type(error).__name__
+            said = line_of(error)
         else:
             if (found := python_state.changed(kept, self._python_state())) is not None:
                 self._give_up(f"{found} is another after each step")
@@ -232,7 +232,7 @@ class Graphs:
             recorded.back()
             same = _alike((total, weight), gradients, recorded)
         except Exception as error:  # memory for an eager batch beside the graph's may be wanting
-            said = first_line(error) or type(error).__name__
+            said = line_of(error)
         else:
             said = "" if same else "a replay computes something else than the network does"
         before.put_back()
@@ -283,7 +283,7 @@ def _first_cause(error: BaseException) -> str:
     """The end of a capture that was broken off raises as well, and tells less."""
     while error.__context__ is not None:
         error = error.__context__
-    return first_line(error) or type(error).__name__
+    return line_of(error)
 
 
 def _shape(batch: Any, device: torch.device) -> Shape | None:

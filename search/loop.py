@@ -29,7 +29,7 @@ from torch import nn
 
 from search import optimizers
 from search.errors import ObjectiveError
-from search.failures import first_line, out_of_memory
+from search.failures import line_of, out_of_memory
 from search.narrowing import narrowed
 from search.objective import Objective
 from search.randomness import random_state, restore_random_state
@@ -300,7 +300,7 @@ def play(run: Run, objective: Objective) -> Result:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        return Result(Outcome.OUT_OF_MEMORY, reason=f"out of memory: {first_line(error) or type(error).__name__}")
+        return Result(Outcome.OUT_OF_MEMORY, reason=f"out of memory: {line_of(error)}")
     result = run.result(Outcome.COMPLETE)
     if result.value is None:
         raise ObjectiveError(f"train(run) ended without run.report({objective.searched.name}=...)")

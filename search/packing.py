@@ -22,7 +22,7 @@ import numpy
 import torch
 
 from search import module_state
-from search.failures import first_line
+from search.failures import first_line, line_of
 from search.loading import LoadedObjective
 from search.module_state import ModuleState, TooMuch
 from search.preview import load_data
@@ -114,7 +114,7 @@ def _state(loaded: LoadedObjective) -> ModuleState | NotPacked:
     try:
         return ModuleState(loaded)
     except Exception as error:  # a person's objects may refuse to be looked at
-        return NotPacked(first_line(error) or type(error).__name__)
+        return NotPacked(line_of(error))
 
 
 class _Region:

@@ -13,8 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from search import children
 from search.by_value import ByValue
 from search.devices import Gpu, SlotPlan, plan_slots, usable_cpus
+from search.failures import RaisedError
 from search.shared_data import NamelessFile, NotPacked, Packed
 from search.space_changes import Space
 from storage.errors import DialinError, UsageError
@@ -158,7 +160,7 @@ def look(
     )
 
 
-def look_in_child(
+def _look_in_child(
     connection: Connection,
     given: str | ByValue,
     data: Path,
@@ -175,3 +177,41 @@ def look_in_child(
         answer = (str(error), getattr(error, "frames", ""), error.exit_status)
     with contextlib.suppress(BrokenPipeError):  # Ctrl-C before this process was up: nobody listens
         connection.send(answer)
+
+
+def try_in_child(
+    objective: str | ByValue,
+    data: Path,
+    placement: Placement,
+    direction: str | None = None,
+    space: Mapping[str, Any] = NOTHING,
+    known: Known = NEW_DATABASE,
+) -> Preflight:
+    """Check an objective and this machine in a child process; `direction` is that of a bare function's study.
+
+    `space`: the study's narrowing, as it is stored. `known`: what its first trials may be chosen from.
+
+    Raises:
+        RaisedError: what is wrong, in one line, perhaps with the person's own frames.
+        DialinError: the child died without a word.
+    """
+    file = _nameless_file()
+    try:
+        answer = children.ask(_look_in_child, objective, data, placement, direction, dict(space), file, known)
+    except children.Silent as died:
+        raise DialinError(
+            f"{objective} ended its process (exit code {died.exit_code}) when it was tried on one batch"
+        ) from None
+    if isinstance(answer, Preflight):
+        shared = answer.shared
+        return replace(answer, shared=replace(shared, file=file) if isinstance(shared, Packed) else shared)
+    message, frames, status = answer
+    raise RaisedError(message, frames) if status == UsageError.exit_status else DialinError(message)
+
+
+def _nameless_file() -> NamelessFile | None:
+    """Where what the workers share will be; without it each of them loads its own."""
+    try:
+        return NamelessFile.make()
+    except OSError:
+        return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -61,10 +61,9 @@ class QueueWorker:
         storage: SharedStorage,
         told: Told,
         idle: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`given`: modules that it may run beside the built-in ones. `idle`: seconds without a study until it ends."""
-        self._place, self._storage, self._told, self._clock = place, storage, told, clock
+        self._place, self._storage, self._told = place, storage, told
         self._idle = idle
         self._me = new_uuid()
         self._ending = Interrupt()
@@ -75,7 +74,7 @@ class QueueWorker:
         self._refused: dict[int, tuple[str, str]] = {}  # with which source it would not do, and why
         self._rests: dict[int, tuple[float, float]] = {}  # until when it is left alone, and for how long
         self._sources: dict[int, tuple[float, str]] = {}  # when it was looked up which one is agreed on, and which
-        self._began, self._idle_since = clock(), clock()
+        self._began = self._idle_since = time.monotonic()
         self._waits, self._moves = False, ""  # why it leaves its study
         self._plan: SlotPlan | None = None
         self._last_words = solo.words_to_terminal()
@@ -105,13 +104,13 @@ class QueueWorker:
             self._waits = False
             with self._told.about(study=record.name):
                 self._serve(record)
-            self._idle_since = self._clock()
+            self._idle_since = time.monotonic()
             return
         if not self._waits:
             self._told("waiting", "waiting for a study")
         self._waits = True
-        until = self._clock() + self._attendant.pause
-        while self._clock() < until and not self._ending.requested:
+        until = time.monotonic() + self._attendant.pause
+        while time.monotonic() < until and not self._ending.requested:
             time.sleep(LISTEN_SECONDS)
 
     def _taken(self) -> StudyRecord | None:
@@ -132,7 +131,7 @@ class QueueWorker:
         if reference is None:
             return  # it was closed before it could be looked at: the next look is another
         stint = Interrupt(outer=self._ending)
-        self._began, self._moves = self._clock(), ""
+        self._began, self._moves = time.monotonic(), ""
         try:
             with self._attendant.at(stint, record.study_id):
                 trained = self._train(record, reference, agreed, stint)
@@ -187,7 +186,7 @@ class QueueWorker:
 
     def _stays(self, record: StudyRecord, agreed: str) -> bool:
         """Asked between two trials of a study, which it trains with the `agreed` source."""
-        may_move, without = self._clock() - self._began >= STAY_SECONDS, self._without()
+        may_move, without = time.monotonic() - self._began >= STAY_SECONDS, self._without()
         if self._sources.get(record.study_id, (0.0, agreed))[1] != agreed:
             self._moves = "it was resumed with another source"
             return False
@@ -218,14 +217,14 @@ class QueueWorker:
         shortest, longest = REST_SECONDS
         _, last = self._rests.get(study_id, (0.0, shortest / 2))
         pause = shortest if trained else min(2 * last, longest)
-        self._rests[study_id] = self._clock() + pause, pause
+        self._rests[study_id] = time.monotonic() + pause, pause
 
     def _without(self) -> set[int]:
         """Studies that this worker leaves alone now; why is told once. Asked by the attendant's thread too."""
         now_open = queue.open_now(self._storage)
         self._look_up_sources(now_open)
         self._forget_all_but({study.study_id for study in now_open})
-        left = {study_id for study_id, (until, _) in [*self._rests.items()] if self._clock() < until}
+        left = {study_id for study_id, (until, _) in [*self._rests.items()] if time.monotonic() < until}
         notes = []
         for study in now_open:
             why = self._why_not(study)
@@ -246,7 +245,7 @@ class QueueWorker:
 
     def _look_up_sources(self, open_: Sequence[OpenStudy]) -> None:
         """Which one each study's trials are to be trained with: whoever resumed it may have edited it."""
-        now = self._clock()
+        now = time.monotonic()
         old = {one for one, (at, _) in [*self._sources.items()] if now - at >= AGREED_SECONDS}
         ask = {one.study_id: one.sha256 for one in open_ if one.study_id in old or one.study_id not in self._sources}
         if ask:
@@ -261,7 +260,7 @@ class QueueWorker:
                 memory.pop(gone, None)
 
     def _idle_too_long(self) -> bool:
-        return self._waits and self._idle is not None and self._clock() - self._idle_since >= self._idle
+        return self._waits and self._idle is not None and time.monotonic() - self._idle_since >= self._idle
 
     def _sign_off(self) -> None:
         """Hardly waited for: a worker that is not seen for a lease's length has ended too."""

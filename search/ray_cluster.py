@@ -23,6 +23,7 @@ from sqlalchemy.engine import URL
 from search import children
 from search.by_value import ByValue
 from search.devices import check_counts
+from search.failures import line_of
 from search.preflight import Placement
 from storage.errors import DialinError, UsageError
 from storage.urls import parse, shown, sqlite_file
@@ -157,7 +158,7 @@ def connect(on: str, *, tried: bool = False) -> tuple[Any, bool]:
         with _outside():
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray promises no kind of error
-        raise DialinError(_nobody(address, first_line(error))) from None
+        raise DialinError(_nobody(address, line_of(error))) from None
     finally:
         if children.on_main_thread() and before is not None:
             signal.signal(signal.SIGTERM, before)  # Ray has put one in its place that ends the process
@@ -193,7 +194,7 @@ def asking() -> Iterator[None]:
     except DialinError:
         raise
     except Exception as error:
-        raise DialinError(f"the Ray cluster does not answer: {first_line(error)}") from None
+        raise DialinError(f"the Ray cluster does not answer: {line_of(error)}") from None
 
 
 def _imported() -> Any:
@@ -228,8 +229,3 @@ def _knock(address: str, tried: bool) -> None:
 def _nobody(address: str, said: str) -> str:
     where = "here: `ray start --head` starts one, --on HOST:6379 names one" if address == AUTO else f"at {address}"
     return f"no Ray cluster answers {where} ({said or 'no reason given'})"
-
-
-def first_line(error: Exception) -> str:
-    """Of what an error says, or its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

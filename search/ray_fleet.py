@@ -218,7 +218,7 @@ class RayFleet:
             time.sleep(KILL_SECONDS / 100)  # where no actor is asked nothing was waited for
         for post in self._posts:
             if not post.ended:
-                self._lose(post, "killed", again=False)
+                self._lose(post, "killed")
 
     def close(self) -> None:
         """Leave the cluster, unless this process was there before."""
@@ -261,7 +261,9 @@ class RayFleet:
             except self._ray.exceptions.ActorUnavailableError:
                 post.answers = False  # it may be back; `start_again` hears whether its node is gone
             except self._ray.exceptions.RayError as error:  # it died for good; a node without Dialin, or a bug of ours
-                self._lose(post, _last_line(error), again=False)
+                self._lose(post, _last_line(error))
+                if not post.ended:
+                    self._end(post)
 
     def _give_up_the_silent(self) -> None:
         """One that has no worker yet waits for room, or for what a worker needs, and may do so for long."""
@@ -283,7 +285,7 @@ class RayFleet:
         if not seen.alive:
             self._end(post)
 
-    def _lose(self, post: Post, why: str, again: bool = True, of_orders: bool = False) -> None:
+    def _lose(self, post: Post, why: str, of_orders: bool = False) -> None:
         """A worker is no more, and has not said so to the database. Once another is not wanted its actor goes too.
 
         `of_orders`: its actor died before it had one.
@@ -291,7 +293,7 @@ class RayFleet:
         lost = (post, post.worker_id) if post.worker_id or of_orders else None
         self._news.append(News(Death(post.slot, why, 0), lost))
         post.seen, post.answers = None, False
-        if not again or self._wish is not Wish.WORK:
+        if self._wish is not Wish.WORK:
             self._end(post)
 
     def _end(self, post: Post) -> None:

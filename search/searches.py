@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from search import children, fleet, launch, options, printing, ray_cluster, space_changes
+from search import children, launch, options, printing, ray_cluster, space_changes
 from search.assignment import Assignment
 from search.by_value import ByValue
 from search.crew import Crew
@@ -21,7 +21,7 @@ from search.fleet import Fleet
 from search.foresight import large_imports
 from search.launch import Ending
 from search.place import Place as Place
-from search.preflight import NEW_DATABASE, Known, Preflight
+from search.preflight import NEW_DATABASE, Known, Preflight, try_in_child
 from search.ray_fleet import RayFleet
 from search.samplers import quiet_optuna
 from search.terms import MoreOfStudy, NewStudy, deadline_on
@@ -200,7 +200,7 @@ def preflight(
         ray_cluster.check(place.on, place.storage, objective, place.placement)
     children.warm_up(large_imports(objective))
     with console.status(f"checking {objective} on one batch"):
-        found = fleet.preflight(objective, data, place.tried_on, direction, space, known)
+        found = try_in_child(objective, data, place.tried_on, direction, space, known)
     for note in found.notes:
         printing.say(console, note)
     return found

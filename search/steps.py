@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from search.errors import ObjectiveError
 from search.exactness import Comparison, compare
-from search.failures import first_line, out_of_memory
+from search.failures import line_of, out_of_memory
 from search.graphed import Graphs
 from search.layout import Layout
 from search.micro_batch_size import MicroBatchSize
@@ -142,7 +142,7 @@ class Stepper:
                 refused = self.layout.refused(error)
                 if not refused and (isinstance(error, WontFit) or not out_of_memory(error)):
                     raise
-                said = first_line(error) or type(error).__name__
+                said = line_of(error)
             # Only now: the exception held the frames, and they the tensors.
             self._begin_again(said, batch, refused)
             todo = [one for one, _ in self._taken]

@@ -19,7 +19,7 @@ import torch
 
 from search.curve import Curve
 from search.data import Data, Folds
-from search.failures import first_line, out_of_memory
+from search.failures import line_of, out_of_memory
 from search.micro_batch_size import MicroBatchSize
 from search.objective import Objective, Task
 from search.randomness import seed_everything
@@ -63,7 +63,7 @@ def train(
         if not out_of_memory(error):
             raise
         # Not returned from here: the exception holds the frames, and they the tensors.
-        reason = f"out of memory at batch size {recipe.batch_size}: {first_line(error) or type(error).__name__}"
+        reason = f"out of memory at batch size {recipe.batch_size}: {line_of(error)}"
     return Result(Outcome.OUT_OF_MEMORY, reason=reason)
 
 

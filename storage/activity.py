@@ -125,13 +125,20 @@ class Totals:
 
 
 @patient
+def workers(storage: SharedStorage) -> tuple[FleetWorker, ...]:
+    """Every worker that has not ended; those of the queue that wait for a study come last."""
+    with storage.backend.read() as session:
+        return _workers(session)
+
+
+@patient
 def fleet(storage: SharedStorage) -> Fleet:
     """What every worker does now, and what became of trials lately."""
     with storage.backend.read() as session:
         now = session.scalar(select(database_now())) or 0.0
         return Fleet(
             at=now,
-            workers=(*_workers(session), *_waiting(session)),
+            workers=_workers(session),
             failed=_failed(session, now),
             failures=_failures(session),
             settled_by_hour=_by_hour(session, now),
@@ -161,7 +168,7 @@ def _workers(session: Session) -> tuple[FleetWorker, ...]:
         .order_by(WorkerRow.host, WorkerRow.slot, WorkerRow.started_at, WorkerRow.worker_id)
     ).all()
     curves, epochs = _curves(session), _epochs(session)
-    return tuple(_worker(row, curves, epochs) for row in rows)
+    return (*(_worker(row, curves, epochs) for row in rows), *_waiting(session))
 
 
 def _worker(row: Any, curves: Mapping[int, Sequence[tuple[int, float]]], epochs: Mapping[int, int]) -> FleetWorker:

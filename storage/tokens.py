@@ -40,6 +40,11 @@ class Token:
     last_used_at: float | None
     revoked_at: float | None
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether somebody comes in with it."""
+        return self.revoked_at is None
+
 
 def digest(token: str) -> str:
     """What is on record in the place of a token."""

@@ -58,7 +58,7 @@ class Access:
     """The door. Its methods ask the database: not on the thread that serves everyone."""
 
     def __init__(
-        self, storage: SharedStorage, key: bytes, *, always: bool, clock: Callable[[], float] = time.time
+        self, storage: SharedStorage, key: bytes, *, always: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`key` seals sessions. `always`: also where there is no token at all nobody comes in without one."""
         self._storage, self._key, self._always, self._clock = storage, key, always, clock
@@ -88,7 +88,7 @@ class Access:
         claim = sessions.read(cookies.get(sessions.COOKIE, ""))
         if claim is not None:
             signed_in = next((token for token in self._valid() if token.name == claim.name), None)
-            if signed_in is not None and sessions.holds(self._key, claim, signed_in.sha256, self._clock()):
+            if signed_in is not None and sessions.holds(self._key, claim, signed_in.sha256, time.time()):
                 self._note(signed_in)
                 return Visitor(signed_in.name, signed_in.role, by_browser=True)
         return EVERYBODY if self.is_open else Stranger()
@@ -99,7 +99,7 @@ class Access:
         if isinstance(found, Stranger):
             return found
         visitor = Visitor(found.name, found.role, by_browser=True)
-        return visitor, sessions.cookie(self._key, found.name, found.sha256, self._clock())
+        return visitor, sessions.cookie(self._key, found.name, found.sha256, time.time())
 
     def _of_token(self, token: str, address: str) -> Token | Stranger:
         """Every token is compared, and each to its end: how long it takes says nothing of how near a guess was.
@@ -121,11 +121,11 @@ class Access:
         return matching[0]
 
     def _valid(self) -> list[Token]:
-        return [token for token in self._all() if token.revoked_at is None]
+        return [token for token in self._all() if token.is_valid]
 
     def _all(self) -> list[Token]:
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             if self._read_at is None or now - self._read_at > FRESH_SECONDS:
                 with waiting(0):
                     self._tokens = tokens.tokens(self._storage)
@@ -134,7 +134,7 @@ class Access:
 
     def _note(self, token: Token) -> None:
         """When it was used last, now and then. A database that can only be read is no reason to turn anyone away."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._noted.get(token.name, -tokens.USE_SECONDS) < tokens.USE_SECONDS:
             return
         self._noted[token.name] = now

@@ -22,7 +22,7 @@ from search.server import shapes
 from search.server.access import EVERYBODY, Visitor
 from search.server.control import Control
 from search.server.desk import Desk
-from search.server.refusals import FAILED, refusal
+from search.server.refusals import AWAY, FAILED, refusal
 from storage import activity, queue_page, studies, timeline
 from storage.errors import DialinError, UsageError
 from storage.patience import DATABASE_ERRORS, DatabaseAway
@@ -45,8 +45,8 @@ Times are seconds since 1970 by the database's clock. A NaN or an infinity is nu
 _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False}
 
 
-class NoSuchStudy(UsageError):
-    """There is none of that name, or plain Optuna made it."""
+class NotThere(UsageError):
+    """There is no study of that name, or plain Optuna made it; or it has no such trial."""
 
 
 def make_api(desk: Desk, control: Control) -> FastAPI:
@@ -59,7 +59,6 @@ def make_api(desk: Desk, control: Control) -> FastAPI:
         redoc_url=None,
         dependencies=[Depends(HTTPBearer(auto_error=False, description="Made by `dialin token create`."))],
         responses=_REFUSALS,
-        default_response_class=_Answer,
         telemetry=_NO_TELEMETRY,
     )
     _told_of_all(api, desk)
@@ -71,11 +70,10 @@ def make_api(desk: Desk, control: Control) -> FastAPI:
     return api
 
 
-class _Answer(JSONResponse):
+class _Answer(Response):
     """JSON that is encoded already."""
 
-    def render(self, content: bytes) -> bytes:
-        return content
+    media_type = "application/json"
 
 
 def _told_of_all(api: FastAPI, desk: Desk) -> None:
@@ -91,7 +89,7 @@ def _told_of_all(api: FastAPI, desk: Desk) -> None:
 
     @api.get("/workers", response_model=shapes.Workers, summary="Every worker that has not ended")
     def workers() -> Response:
-        return _Answer(desk.shared("workers", lambda: {"workers": asdict(activity.fleet(desk.storage))["workers"]}))
+        return _Answer(desk.shared("workers", lambda: {"workers": [*map(asdict, activity.workers(desk.storage))]}))
 
     @api.get("/queue", response_model=queue_page.QueuePage, summary="Open studies with their shares, and workers")
     def queue() -> Response:
@@ -150,7 +148,7 @@ def _told_of_trials(api: FastAPI, desk: Desk) -> None:
             try:
                 return plain_answers.trial(desk.storage, record, number, desk.files)
             except UsageError as error:
-                raise NoSuchStudy(str(error)) from None
+                raise NotThere(str(error)) from None
 
         return _Answer(desk.shared(("trial", study, number), ask))
 
@@ -204,11 +202,11 @@ def _events(desk: Desk, since: float, limit: int, study: str | None) -> Response
 
 def _find(desk: Desk, study: str) -> StudyRecord:
     if not study.isprintable():  # PostgreSQL takes no NUL
-        raise NoSuchStudy(f"there is no study {study!r}")
+        raise NotThere(f"there is no study {study!r}")
     try:
         return studies.find(desk.storage, study)
     except UsageError as error:
-        raise NoSuchStudy(str(error)) from None
+        raise NotThere(str(error)) from None
 
 
 def _visitor(request: Request) -> Visitor:
@@ -221,17 +219,13 @@ async def _not_found(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def _cannot_be(_request: Request, error: Exception) -> JSONResponse:
-    """What a person would be told by the command, with the exit status 2."""
+    """What a person would be told by the command."""
     return refusal(409, str(error))
 
 
 async def _away(_request: Request, _error: Exception) -> JSONResponse:
     """What the database said is for the server's log: it may name hosts and users."""
-    return refusal(503, "the database does not answer", {"retry-after": "5"})
-
-
-async def _failed(_request: Request, error: Exception) -> JSONResponse:
-    return refusal(409, str(error))
+    return refusal(503, AWAY, {"retry-after": "5"})
 
 
 async def _broken(_request: Request, _error: Exception) -> JSONResponse:
@@ -267,11 +261,10 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 _ERRORS: dict[Any, Callable[[Request, Exception], Any]] = {
-    NoSuchStudy: _not_found,
-    UsageError: _cannot_be,
+    NotThere: _not_found,
+    DialinError: _cannot_be,
     DatabaseAway: _away,
     StorageUnavailable: _away,
-    DialinError: _failed,
     RequestValidationError: _unreadable,
     HTTPException: _no_route,
     Exception: _broken,

@@ -11,6 +11,7 @@ from typing import cast
 
 import optuna_dashboard
 from a2wsgi import WSGIMiddleware
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -25,13 +26,11 @@ from search.server.api import make_api
 from search.server.control import Control
 from search.server.desk import Desk
 from search.server.guard import Guard
-from search.server.metrics import CONTENT_TYPE, Metrics
+from search.server.metrics import Metrics
 from search.server.refusals import refusal
-from storage.errors import DialinError
-from storage.patience import DATABASE_ERRORS
 from storage.tables import SchemaRow
 
-# Threads of the dashboard. Each has a connection while it asks the database.
+# Threads of the dashboard, which share the connections of the server.
 DASHBOARD_THREADS = 8
 
 
@@ -65,14 +64,11 @@ def _operations(desk: Desk) -> list[Route]:
 
     async def healthz(_request: Request) -> Response:
         """Whether the server can reach its database. Strangers may ask: it says no more than that."""
-        try:
-            body = await run_in_threadpool(desk.shared, "healthz", lambda: _look(desk))
-        except (DialinError, *DATABASE_ERRORS):
-            return refusal(503, "the database does not answer")
+        body = await run_in_threadpool(desk.shared, "healthz", lambda: _look(desk))
         return Response(body, media_type="application/json")
 
     async def scrape(_request: Request) -> Response:
-        return Response(await run_in_threadpool(desk.wait, metrics.scrape), media_type=CONTENT_TYPE)
+        return Response(await run_in_threadpool(desk.wait, metrics.scrape), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return [Route("/healthz", healthz), Route("/metrics", scrape)]
 

@@ -19,7 +19,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from search.server.access import EVERYBODY, Access, Stranger, Visitor
-from search.server.refusals import FAILED, refusal
+from search.server.refusals import AWAY, FAILED, refusal
 from storage.errors import DialinError
 from storage.patience import DATABASE_ERRORS
 
@@ -74,7 +74,7 @@ class Guard:
             await (refused or self._app)(scope, receive, answer.send)
         except (DialinError, *DATABASE_ERRORS) as error:
             _log.warning("the database did not answer: %s", type(error).__name__)
-            await answer.instead(refusal(503, "the database does not answer"), receive)
+            await answer.instead(refusal(503, AWAY), receive)
         except ClientDisconnect:  # strangers must not fill the log with tracebacks
             pass
         except Exception:

@@ -17,7 +17,6 @@ from storage import activity
 from storage.activity import Totals
 from storage.shared import SharedStorage
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # From a tenth of a millisecond (SQLite, a row) to ten seconds (a sum over everything).
 BUCKETS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -38,10 +37,6 @@ class Metrics:
     def scrape(self) -> bytes:
         """All of it as text."""
         return generate_latest(self._registry)
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing is asked of the database when the registry is made."""
-        return iter(())
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry for every scrape."""

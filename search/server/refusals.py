@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from starlette.responses import JSONResponse
 
 FAILED = "this failed on the server, whose log says why"
+AWAY = "the database does not answer"
 
 
 def refusal(status: int, said: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
