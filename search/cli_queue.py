@@ -153,9 +153,8 @@ def queue(as_json: options.Json = False, storage: options.Storage = DEFAULT_URL)
 
 
 def _studies(page: QueuePage) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for heading in ("study", "state", "priority", "workers", "share", "at most", "to do"):
-        table.add_column(heading, justify="left" if heading in ("study", "state") else "right", overflow="fold")
+    numbers = ("priority", "workers", "share", "at most", "to do")
+    table = printing.table("study", "state", *numbers, right=numbers)
     for one in page.studies:
         limit = str(one.concurrency) if one.concurrency is not None else "-"
         share = f"{one.share:.0%}" if one.share is not None else "-"
@@ -165,9 +164,7 @@ def _studies(page: QueuePage) -> Table:
 
 
 def _workers(page: QueuePage) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for heading in ("worker", "slot", "serves", "for", "trial", "seen"):
-        table.add_column(heading, overflow="fold")
+    table = printing.table("worker", "slot", "serves", "for", "trial", "seen")
     for one in page.workers:
         sign = f"no sign for {one.seen_ago:.0f} s" if one.silent else f"{one.seen_ago:.0f} s ago"
         trial = str(one.trial) if one.trial is not None else "-"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from search import options, printing
 from storage import studies, tokens
@@ -110,9 +109,7 @@ def list_(as_json: options.Json = False, storage: options.Storage = DEFAULT_URL)
     if not found:
         typer.echo("there is no token yet: make one by `dialin token create NAME`")
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for heading in ("name", "role", "made", "last used", "state"):
-        table.add_column(heading, overflow="fold")
+    table = printing.table("name", "role", "made", "last used", "state")
     now = studies.clock(shared)
     for token in found:
         used = printing.ago(now - token.last_used_at) if token.last_used_at is not None else "never"

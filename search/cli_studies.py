@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from search import logs as trial_logs
 from search import options, plain_answers, printing
@@ -55,9 +54,7 @@ def list_(as_json: options.Json = False, storage: options.Storage = DEFAULT_URL)
     if not lines:
         typer.echo("there is no study yet: start one with `dialin run digits`")
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for heading in ("study", "objective", "state", "trials", "best", "started"):
-        table.add_column(heading, justify="right" if heading == "trials" else "left", overflow="fold")
+    table = printing.table("study", "objective", "state", "trials", "best", "started", right=["trials"])
     for line in lines:
         trials = f"{line.settled}/{line.trials}" if line.trials is not None else str(line.settled)
         best = f"{line.metric or 'value'} {printing.number(line.best)}" if line.best is not None else "-"

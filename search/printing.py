@@ -10,12 +10,13 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 
 from search.loading import builtin_objectives
 from search.wishes import from_json, wish
@@ -30,6 +31,14 @@ from storage.roster import Adoption, WorkerLine
 from storage.studies import NOTEBOOK, StudyRecord
 from storage.tables import StudyState
 from storage.words import counted, printable
+
+
+def table(*headings: str, right: Collection[str] = ()) -> Table:
+    """Columns without rules, those of numbers on the `right`."""
+    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for heading in headings:
+        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    return made
 
 
 def refuse_two_forms(form: str | None, json_for_short: bool) -> None:

@@ -268,7 +268,7 @@ class QueueWorker:
             with waiting(SIGN_OFF_SECONDS, stop=lambda: False):
                 queue.end(self._storage, self._me)
         except DatabaseAway as error:
-            self._told.tell("log", f"the worker ends without signing off: {error}", "warning", {})
+            self._told("log", f"the worker ends without signing off: {error}", "warning")
 
     def _clear_up(self) -> None:
         """A model of the last study must not take the memory of the next one's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +13,7 @@ from search.interrupt import Interrupt
 from search.loading import reference_here
 from search.place import Place
 from search.preflight import Placement
-from search.told import Told
+from search.told import Told, writer_to
 from search.worker import Worker
 from storage import workers
 from storage.queries import SettledTrial
@@ -66,12 +65,8 @@ def tell_settled(told: Told, record: StudyRecord, trial: SettledTrial) -> None:
 
 def words_to_terminal() -> Callable[[str], None]:
     """Takes what a process says at its end, for what is standard error now: later that is a trial's log."""
-    terminal = os.dup(2)
-    return lambda said: _write(terminal, said)
-
-
-def _write(terminal: int, said: str) -> None:
-    os.write(terminal, f"dialin: {said}\n".encode())
+    write = writer_to(2)
+    return lambda said: write(f"dialin: {said}")
 
 
 def plan_here(placement: Placement) -> SlotPlan:

@@ -28,15 +28,11 @@ class Told:
         """`write` takes lines in place of standard output."""
         self._as_json = as_json
         # Whoever reads a log file or a pipe sees each line when it is written.
-        self._write = write or (_to_standard_output() if as_json else partial(print, flush=True))
+        self._write = write or (writer_to(1) if as_json else partial(print, flush=True))
         self._fields: Mapping[str, Any] = {}
 
-    def __call__(self, event: str, message: str, **fields: Any) -> None:
-        """Tell one event; `fields` are plain values."""
-        self.tell(event, message, "info", fields)
-
-    def tell(self, event: str, message: str, level: str, fields: Mapping[str, Any]) -> None:
-        """One event of that level: "info", "warning" or "error"."""
+    def __call__(self, event: str, message: str, level: str = "info", **fields: Any) -> None:
+        """Tell one event; `level`: "info", "warning" or "error", `fields` are plain values."""
         if self._as_json:
             self._write(as_json_line(event, message, level, {**self._fields, **fields}))
         elif event not in _FOR_PROGRAMS:
@@ -99,7 +95,7 @@ class _Handler(logging.Handler):
         fields = {"logger": record.name}
         if record.exc_info and record.exc_info[1] is not None:
             fields["error"] = repr(record.exc_info[1])
-        self._told.tell("log", message, record.levelname.lower(), fields)
+        self._told("log", message, record.levelname.lower(), **fields)
         if record.levelno >= logging.WARNING and _which_file(2) != self._terminal:
             print(message, file=sys.stderr)
 
@@ -109,8 +105,9 @@ def _which_file(descriptor: int) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _to_standard_output() -> Callable[[str], None]:
-    there = os.dup(1)
+def writer_to(descriptor: int) -> Callable[[str], None]:
+    """Takes lines for what this file descriptor is now: later it may be a trial's log."""
+    there = os.dup(descriptor)
 
     def write(line: str) -> None:
         os.write(there, f"{line}\n".encode(errors="backslashreplace"))

@@ -132,3 +132,19 @@ def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "what was waited for did not come"
         pause.wait(0.01)
+
+
+@contextmanager
+def statements(storage: SharedStorage) -> Iterator[list[str]]:
+    """What is asked of the database in this block, BEGIN aside."""
+    asked: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if not statement.startswith("BEGIN"):
+            asked.append(statement)
+
+    event.listen(storage.backend.engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        event.remove(storage.backend.engine, "before_cursor_execute", note)

@@ -262,6 +262,21 @@ class TestMoving:
         assert virtual_time(storage, study) == pytest.approx(110, abs=8)
 
 
+def test_waiting_for_its_turn_it_draws_nothing_that_training_would_have_drawn(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attendant waits for it in the middle of a trial, which is to come out the same again."""
+    storage = worker_on(postgres_url)
+    make_study(storage, trials=PLENTY)
+    me, before = newcomer(storage), random.getstate()
+    monkeypatch.setattr(queue, "TURN_SECONDS", 0.2)
+    with storage.backend.write() as another:
+        queue.lock(another)
+        assert queue.take(storage, me) is None
+    assert random.getstate() == before
+    assert queue.take(storage, me) is not None
+
+
 class TestConcurrency:
     def test_no_more_trials_are_trained_at_once_however_a_worker_comes_by_one(self, storage: SharedStorage) -> None:
         study = make_study(storage, concurrency=1, trials=4)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import Dialin
-from sqlalchemy import event
-from storage_places import make_study, run_trial, worker_on
+from storage_places import make_study, run_trial, statements, worker_on
 from studies import SLOW, TINY, TINY_TEXT, Inside, assert_settled, meanwhile, rows, value, wait_until
 
 from search import loading, queue_worker, space_changes, worker
@@ -60,19 +58,6 @@ def a_study(storage: SharedStorage, objective: Path | str, trials: int = 1) -> S
     sha256 = hashlib.sha256(text).hexdigest()
     given: dict[str, Any] = {"objective": str(objective), "objective_sha256": sha256, "sampler": "random", "epochs": 1}
     return make_study(storage, trials=trials, **given)
-
-
-@contextmanager
-def points_asked(storage: SharedStorage) -> Iterator[list[str]]:
-    """The statements that are asked in this block."""
-    statements: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        statements.append(statement)
-
-    event.listen(storage.backend.engine, "before_cursor_execute", note)
-    yield statements
-    event.remove(storage.backend.engine, "before_cursor_execute", note)
 
 
 def submit(inside: Inside, *arguments: object) -> str:
@@ -190,14 +175,14 @@ class TestGoingOn:
         place = Place(url, tmp_path / "files", None, Placement(1, "cpu"))
         told: list[str] = []
         serving = QueueWorker(place, [str(TINY)], storage, Told(write=told.append))
-        asked = []
+        counts = []
         for _ in range(2):
             for _ in range(3):
                 a_study(storage, "pkg.mine")
-            with points_asked(storage) as statements:
+            with statements(storage) as asked:
                 serving._without()
-            asked.append(len(statements))
-        assert asked[0] == asked[1]
+            counts.append(len(asked))
+        assert counts[0] == counts[1]
         assert len(told) == 6
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import optuna
@@ -12,8 +11,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
-from sqlalchemy import delete, event, update
-from storage_places import DONE, an_epoch, make_study, optuna_study, rows, worker_on
+from sqlalchemy import delete, update
+from storage_places import DONE, an_epoch, make_study, optuna_study, rows, statements, worker_on
 
 from storage import studies, trial_cache
 from storage.claims import LEASE_SECONDS
@@ -53,22 +52,6 @@ def plain(common_url: str) -> Iterator[RDBStorage]:
 @pytest.fixture
 def study(worker: SharedStorage) -> StudyRecord:
     return make_study(worker)
-
-
-@contextmanager
-def statements(storage: SharedStorage) -> Iterator[list[str]]:
-    """What is asked of the database in this block, BEGIN aside."""
-    asked: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if not statement.startswith("BEGIN"):
-            asked.append(statement)
-
-    event.listen(storage.backend.engine, "before_cursor_execute", note)
-    try:
-        yield asked
-    finally:
-        event.remove(storage.backend.engine, "before_cursor_execute", note)
 
 
 def test_trials_are_as_optuna_reads_them(worker: SharedStorage, study: StudyRecord, plain: RDBStorage) -> None:

@@ -6,7 +6,6 @@ HEAD is a writing, for operators alone. A route that a new version of the dashbo
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from typing import Any
@@ -20,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from search.server.access import EVERYBODY, Access, Stranger, Visitor
 from search.server.refusals import AWAY, FAILED, refusal
+from search.told import as_json_line
 from storage.errors import DialinError
 from storage.patience import DATABASE_ERRORS
 
@@ -146,17 +146,17 @@ class _Answer:
         if self._scope["method"] in READING and self._status not in (401, 403, 429) and self._status < 500:
             return
         visitor = self._scope.get("visitor")
+        method, path = self._scope["method"], self._scope["path"]
         told = {
-            "at": round(time.time(), 3),
             "who": visitor.name if visitor is not None else None,
             "role": visitor.role.value if visitor is not None else None,
             "address": address(self._scope),
-            "method": self._scope["method"],
-            "path": self._scope["path"],
+            "method": method,
+            "path": path,
             "status": self._status,
             "seconds": round(time.monotonic() - self._began, 3),
         }
-        _log.info(json.dumps(told))
+        _log.info(as_json_line("request", f"{method} {path} {self._status}", "info", told))
 
 
 def _cross_site() -> Response:

@@ -44,7 +44,7 @@ function live(said, away) {
 function draw(told) {
   place("who").textContent = `${me.name} (${me.role})`;
   place("out").hidden = !me.login;
-  replace("numbers", told, numbers);
+  replace("numbers", counts(told), numbers);
   replace("machines", told.workers, machines);
   replace("studies", [told.studies, told.queue.map(place_in_queue)], () => [studies(told)]);
   replace("pace", told.settled_by_hour, pace);
@@ -62,14 +62,14 @@ function replace(id, what, make) {
   if (name) part.querySelector(`[aria-label="${CSS.escape(name)}"]`)?.focus();
 }
 
-function numbers(told) {
+function counts(told) {
   const alive = told.workers.filter((one) => !one.silent);
   const busy = alive.filter((one) => one.training !== null);
   const open = told.studies.filter((one) => ["running", "no worker"].includes(one.state));
   const queue = open.reduce((sum, one) => sum + Math.max(0, one.trials - one.settled - one.running), 0);
   const hosts = new Set(alive.map((one) => one.host)).size;
   const failed = Object.values(told.failed).reduce((sum, count) => sum + count, 0);
-  const rows = [
+  return [
     [hosts, hosts === 1 ? "machine" : "machines"],
     [`${busy.length}/${alive.length}`, "workers training"],
     [open.length, "open studies"],
@@ -77,6 +77,9 @@ function numbers(told) {
     [told.settled_by_hour[told.settled_by_hour.length - 1], "trials in the last hour"],
     [failed, "failed in 24 hours"],
   ];
+}
+
+function numbers(rows) {
   return rows.map(([value, label]) =>
     element("div", { class: "number" }, element("b", {}, String(value)), element("span", {}, label)));
 }
