@@ -14,20 +14,20 @@ from functools import partial
 
 import torch
 
-from search import solo, space_changes
+from search import solo
 from search.allowed import Allowed
 from search.attendant import Attendant
 from search.by_value import ByValue
 from search.devices import SlotPlan
 from search.interrupt import Interrupt
 from search.kept import Kept
+from search.left_alone import LeftAlone
 from search.loading import LoadedObjective
 from search.place import Place
 from search.told import Told
 from search.worker import SIGN_OFF_SECONDS, Hooks, Worker
 from storage import queue, studies
 from storage.claims import new_uuid
-from storage.contenders import OpenStudy
 from storage.errors import DialinError, UsageError
 from storage.patience import DatabaseAway, waiting
 from storage.shared import SharedStorage, open_storage
@@ -39,10 +39,6 @@ LISTEN_SECONDS = 0.2
 # A worker leaves a study for a fraction of a worker that is due elsewhere only after so long: to begin with a study
 # takes a second or two, and its data as long as they take.
 STAY_SECONDS = 20.0
-# A study in which nothing was to be done is left alone for so long, and twice as long each time again.
-REST_SECONDS = (5.0, 60.0)
-# For so long it is not asked again which source a study's trials are to be trained with.
-AGREED_SECONDS = 5.0
 # Data of so many studies stay in memory: workers go back and forth between few.
 DATA_KEPT = 2
 
@@ -68,14 +64,11 @@ class QueueWorker:
         self._me = new_uuid()
         self._ending = Interrupt()
         self._allowed, self._kept = Allowed(given), Kept(DATA_KEPT)
+        self._left_alone = LeftAlone(storage, self._allowed, told)
         self._attendant = Attendant(storage, self._me, self._without)
-        # Of each study that is open, by its id:
-        self._told_of: dict[int, str] = {}  # why it was said that it is left alone
-        self._refused: dict[int, tuple[str, str]] = {}  # with which source it would not do, and why
-        self._rests: dict[int, tuple[float, float]] = {}  # until when it is left alone, and for how long
-        self._sources: dict[int, tuple[float, str]] = {}  # when it was looked up which one is agreed on, and which
         self._began = self._idle_since = time.monotonic()
-        self._waits, self._moves = False, ""  # why it leaves its study
+        self._waits = False
+        self._moves = ""  # why it leaves its study
         self._plan: SlotPlan | None = None
         self._last_words = solo.words_to_terminal()
 
@@ -126,7 +119,7 @@ class QueueWorker:
 
     def _serve(self, record: StudyRecord) -> None:
         """Train one study until the queue has other work for this worker, or it has none."""
-        agreed = self._sources.get(record.study_id, (0.0, record.objective_sha256))[1]
+        agreed = self._left_alone.source(record.study_id, record.objective_sha256)
         reference = self._allowed.reference(record.objective, agreed)
         if reference is None:
             return  # it was closed before it could be looked at: the next look is another
@@ -138,12 +131,12 @@ class QueueWorker:
         except DialinError as error:
             if error.exit_status != UsageError.exit_status:
                 raise
-            self._refused[record.study_id] = agreed, str(error)  # the next look says so
+            self._left_alone.refuse(record.study_id, agreed, str(error))  # the next look says so
             return
         except _Changed:
             return  # the next look says what has become of it
         except Exception:
-            if not self._is_deleted(record):
+            if self._now(record) is not None:
                 raise
             self._told("study left", f"leaving {record.name}: the study was deleted", reason="the study was deleted")
             return
@@ -155,8 +148,8 @@ class QueueWorker:
         self._allowed.imports(reference)
         # Made once: a GPU that this process has used looks busy from then on.
         self._plan = self._plan or solo.plan_here(self._place.placement)
-        slot = self._plan, self._attendant.slot
-        assignment = solo.assignment_here(self._place, self._storage, record, reference, *slot)
+        before = self._attendant.slot
+        assignment = solo.assignment_here(self._place, self._storage, record, reference, self._plan, before)
         queue.begin(self._storage, self._me, assignment.worker_id)
         worker = Worker(
             assignment,
@@ -187,19 +180,20 @@ class QueueWorker:
     def _stays(self, record: StudyRecord, agreed: str) -> bool:
         """Asked between two trials of a study, which it trains with the `agreed` source."""
         may_move, without = time.monotonic() - self._began >= STAY_SECONDS, self._without()
-        if self._sources.get(record.study_id, (0.0, agreed))[1] != agreed:
+        if self._left_alone.source(record.study_id, agreed) != agreed:
             self._moves = "it was resumed with another source"
             return False
         taken = queue.take(self._storage, self._me, without, may_move)
         self._moves = "another study is due" if taken not in (None, record.study_id) else ""
         return taken == record.study_id
 
-    def _is_deleted(self, record: StudyRecord) -> bool:
+    def _now(self, record: StudyRecord) -> StudyRecord | None:
+        """As it is now; None: it was deleted. SQLite gives the ids of deleted studies again."""
         now = studies.with_id(self._storage, record.study_id)
-        return now is None or now.uid != record.uid  # SQLite gives the ids of deleted studies again
+        return now if now is not None and now.uid == record.uid else None
 
     def _left(self, record: StudyRecord, stint: Interrupt, trained: int) -> None:
-        now = studies.with_id(self._storage, record.study_id)
+        now = self._now(record)
         if stint.requested:
             why = stint.reason
         elif now is None:
@@ -209,55 +203,13 @@ class QueueWorker:
         else:
             why = self._moves or "no more work for this worker"
             if not self._moves:
-                self._rest(record.study_id, trained)
+                self._left_alone.rest(record.study_id, trained)
         self._told("study left", f"leaving {record.name}: {why}", reason=why, trials=trained)
 
-    def _rest(self, study_id: int, trained: int) -> None:
-        """Leave a study alone for a while in which there was nothing to do but what others do."""
-        shortest, longest = REST_SECONDS
-        _, last = self._rests.get(study_id, (0.0, shortest / 2))
-        pause = shortest if trained else min(2 * last, longest)
-        self._rests[study_id] = time.monotonic() + pause, pause
-
     def _without(self) -> set[int]:
-        """Studies that this worker leaves alone now; why is told once. Asked by the attendant's thread too."""
-        now_open = queue.open_now(self._storage)
-        self._look_up_sources(now_open)
-        self._forget_all_but({study.study_id for study in now_open})
-        left = {study_id for study_id, (until, _) in [*self._rests.items()] if time.monotonic() < until}
-        notes = []
-        for study in now_open:
-            why = self._why_not(study)
-            if not why:
-                continue
-            left.add(study.study_id)
-            notes.append(f"leaving {study.name} alone: {why}")
-            if self._told_of.get(study.study_id) != why:
-                self._told_of[study.study_id] = why
-                self._told("study refused", notes[-1], study=study.name, trial=None, reason=why)
-        self._attendant.note = "; ".join(notes)
+        """Ids of the studies that it leaves alone now. Asked by the attendant's thread too."""
+        left, self._attendant.note = self._left_alone.look()
         return left
-
-    def _why_not(self, study: OpenStudy) -> str:
-        source = self._sources.get(study.study_id, (0.0, study.sha256))[1]
-        refused, why = self._refused.get(study.study_id, ("", ""))
-        return why if refused == source else self._allowed.why_not(study.objective, source)
-
-    def _look_up_sources(self, open_: Sequence[OpenStudy]) -> None:
-        """Which one each study's trials are to be trained with: whoever resumed it may have edited it."""
-        now = time.monotonic()
-        old = {one for one, (at, _) in [*self._sources.items()] if now - at >= AGREED_SECONDS}
-        ask = {one.study_id: one.sha256 for one in open_ if one.study_id in old or one.study_id not in self._sources}
-        if ask:
-            stored = studies.system_attrs(self._storage, space_changes.KEY, ask)
-            told = {study_id: str(attr["sha256"]) for study_id, attr in stored.items()}
-            self._sources |= {study_id: (now, sha256) for study_id, sha256 in (ask | told).items()}
-
-    def _forget_all_but(self, open_: set[int]) -> None:
-        """A worker lives long, and SQLite gives the ids of deleted studies again."""
-        for memory in (self._told_of, self._refused, self._rests, self._sources):
-            for gone in {*memory} - open_:
-                memory.pop(gone, None)
 
     def _idle_too_long(self) -> bool:
         return self._waits and self._idle is not None and time.monotonic() - self._idle_since >= self._idle

@@ -7,8 +7,12 @@ from collections.abc import Iterator
 import optuna
 import pytest
 from postgres_server import PostgresServer
+from sqlalchemy import delete
 from storage_crew import Crew
-from storage_places import connections_closed
+from storage_places import connections_closed, worker_on
+
+from storage.shared import SharedStorage
+from storage.tables import QueueWorkerRow, WorkerRow
 
 
 @pytest.fixture
@@ -38,3 +42,14 @@ def crew() -> Iterator[Crew]:
     """Real processes, started once: `crew(function, *arguments)` runs it in all of them at the same moment."""
     with Crew() as crew:
         yield crew
+
+
+@pytest.fixture
+def storage(common_url: str) -> Iterator[SharedStorage]:
+    """Of a database in which nothing is open, and nobody works: the queue is all that there is."""
+    yield (worker := worker_on(common_url))
+    for study_id in [study._study_id for study in worker.get_all_studies()]:
+        worker.delete_study(study_id)
+    with worker.backend.write() as session:
+        for row in (QueueWorkerRow, WorkerRow):
+            session.execute(delete(row))

@@ -16,7 +16,7 @@ from optuna.trial import Trial
 from sqlalchemy import event, func, select
 from sqlalchemy.pool import Pool
 
-from storage import studies
+from storage import queue, studies
 from storage.claims import LEASE_SECONDS, Claimant, Epoch, GivenUp, Lease, Settlement, new_uuid
 from storage.first_trials import FirstTrial
 from storage.outcomes import Outcome
@@ -148,3 +148,10 @@ def statements(storage: SharedStorage) -> Iterator[list[str]]:
         yield asked
     finally:
         event.remove(storage.backend.engine, "before_cursor_execute", note)
+
+
+def newcomer(storage: SharedStorage) -> str:
+    """A worker of the queue, which serves nothing yet."""
+    me = new_uuid()
+    queue.announce(storage, me)
+    return me

@@ -42,8 +42,8 @@ LAYERS = (
     search.cli_confirm search.confirming search.confirmation search.confirmation_page search.intervals search.ranking
     search.foreground search.chart search.trial_page search.logs search.options search.live search.feed search.launch
     search.ray_fleet search.ray_worker search.ray_cluster
-    search.solo search.queue_worker search.attendant search.allowed search.kept search.place search.searches
-    search.terms
+    search.solo search.queue_worker search.attendant search.allowed search.kept search.left_alone
+    search.place search.searches search.terms
     search.views search.notebook search.api search.calls search.detached
     search.printing
     search.dashboard search.check search.check_lines search.check_own search.cli_report search.trial_table

@@ -6,48 +6,37 @@ import random
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 from optuna.trial import Trial
-from sqlalchemy import delete, update
+from sqlalchemy import update
 from storage_faults import Point, commit_and_cut, points_of
-from storage_places import DONE, adopted_by, an_epoch, fresh, make_study, optuna_study, rows, run_trial, worker_on
+from storage_places import (
+    DONE,
+    adopted_by,
+    fresh,
+    make_study,
+    newcomer,
+    optuna_study,
+    rows,
+    worker_on,
+)
 
-from storage import events, pausing, queries, queue, queue_page, steering, workers
-from storage.claims import LEASE_SECONDS, StudyFull, StudyStopped, new_uuid
-from storage.errors import UsageError
-from storage.events import Did
+from storage import pausing, queue, queue_page, steering, workers
+from storage.claims import LEASE_SECONDS, StudyFull, new_uuid
 from storage.optuna_internals import trial_id_of
 from storage.patience import DATABASE_ERRORS, waiting
 from storage.shared import SharedStorage, open_storage
 from storage.steering import Wish
 from storage.studies import StudyRecord
-from storage.tables import QueueWorkerRow, StudyRow, StudyState, WorkerRow
+from storage.tables import QueueWorkerRow, StudyRow
 
 pytest_plugins = ["storage_fixtures"]
 pytestmark = pytest.mark.usefixtures("storage_test")
 
 PLENTY = 1000
-
-
-@pytest.fixture
-def storage(common_url: str) -> Iterator[SharedStorage]:
-    """Of a database in which nothing is open, and nobody works: the queue is all that there is."""
-    yield (worker := worker_on(common_url))
-    for study_id in [study._study_id for study in worker.get_all_studies()]:
-        worker.delete_study(study_id)
-    with worker.backend.write() as session:
-        for row in (QueueWorkerRow, WorkerRow):
-            session.execute(delete(row))
-
-
-def newcomer(storage: SharedStorage) -> str:
-    me = new_uuid()
-    queue.announce(storage, me)
-    return me
 
 
 def at_work(storage: SharedStorage) -> dict[str, int]:
@@ -332,72 +321,6 @@ class TestConcurrency:
 
         with ThreadPoolExecutor(8) as threads:
             assert sum(threads.map(claim, range(8))) == 3
-
-
-class TestSteering:
-    def test_a_paused_study_takes_no_trials_and_is_not_over(self, storage: SharedStorage) -> None:
-        study = make_study(storage)
-        run_trial(storage, study)
-        storage.hand_back(storage.lease_of(optuna_study(storage, study).ask()))
-        steering.pause(storage, study.study_id, "ana@desk")
-        steering.pause(storage, study.study_id, "ana@desk")
-        now = fresh(storage, study)
-        assert (now.state, now.reason) == (StudyState.PAUSED, "by ana@desk")
-        assert not queries.status(storage, now).over
-        with pytest.raises(StudyStopped, match="by ana@desk"):
-            optuna_study(storage, study).ask()
-        assert queue.take(storage, newcomer(storage)) is None
-        assert [(one.state, one.todo) for one in queue_page.look(storage).studies] == [("paused", now.trials - 1)]
-        steering.resume(storage, study.study_id, Wish(), "ana@desk")
-        run_trial(storage, study)
-        assert [event.kind for event in events.since(storage)] == [Did.PAUSED, Did.RESUMED]
-
-    def test_what_is_stopped_or_gone_cannot_be_paused(self, storage: SharedStorage) -> None:
-        study = make_study(storage)
-        steering.stop(storage, study.study_id, "lunch", "bo")
-        with pytest.raises(UsageError, match="stopped already: lunch"):
-            steering.pause(storage, study.study_id, "ana")
-        storage.delete_study(study.study_id)
-        for act in (steering.pause, steering.submitted):
-            with pytest.raises(UsageError, match="gone"):
-                act(storage, study.study_id, "ana")
-        assert events.since(storage) == [], "they go with their study"
-
-    def test_a_budget_that_is_changed_opens_a_study_that_was_done(self, storage: SharedStorage) -> None:
-        study = make_study(storage, trials=1)
-        run_trial(storage, study)
-        assert queue.take(storage, newcomer(storage)) is None
-        steering.change(storage, study.study_id, Wish(more=2, priority=4), "ana")
-        assert queue.take(storage, newcomer(storage)) == study.study_id
-        [event] = events.since(storage)
-        assert (event.study, event.actor, event.detail) == (study.name, "ana", "priority 4, 2 more trials")
-        with pytest.raises(UsageError, match="--trials 0 is less than the 1 trials already started"):
-            steering.change(storage, study.study_id, Wish(trials=0), "ana")
-
-    def test_a_stopped_study_stays_so_when_it_is_changed(self, storage: SharedStorage) -> None:
-        study = make_study(storage, trials=2, budget_epochs=1)
-        trial = optuna_study(storage, study).ask()
-        storage.record_epoch(storage.lease_of(trial), an_epoch(1))
-        assert fresh(storage, study).state is StudyState.STOPPED
-        steering.change(storage, study.study_id, Wish(priority=7), "ana")
-        now = fresh(storage, study)
-        assert (now.priority, now.state) == (7, StudyState.STOPPED)
-
-    @pytest.mark.parametrize("wish", [{"priority": 0}, {"priority": 1001}, {"concurrency": -1}])
-    def test_a_place_that_there_is_not_is_refused(self, wish: dict[str, Any]) -> None:
-        with pytest.raises(UsageError, match=f"--{next(iter(wish))} must be"):
-            Wish(**wish)
-
-    def test_events_can_be_followed(self, storage: SharedStorage) -> None:
-        study, other = make_study(storage), make_study(storage)
-        steering.submitted(storage, study.study_id, "ana")
-        steering.submitted(storage, other.study_id, "bo")
-        steering.pause(storage, other.study_id, "bo")
-        first, *rest = events.since(storage)
-        assert (first.study, first.kind, first.detail) == (study.name, Did.SUBMITTED, "4 trials, priority 1")
-        assert events.since(storage, after=first.event_id) == rest
-        assert [event.study for event in events.since(storage, study_id=study.study_id)] == [study.name]
-        assert events.since(storage, limit=1) == [first]
 
 
 def test_people_see_what_a_worker_does_and_says(storage: SharedStorage) -> None:

@@ -14,7 +14,7 @@ from command import Dialin
 from storage_places import make_study, run_trial, statements, worker_on
 from studies import SLOW, TINY, TINY_TEXT, Inside, assert_settled, meanwhile, rows, value, wait_until
 
-from search import loading, queue_worker, space_changes, worker
+from search import left_alone, loading, space_changes, worker
 from search.allowed import Allowed
 from search.kept import Kept
 from search.place import Place
@@ -115,7 +115,7 @@ class TestGoingOn:
 
     @pytest.fixture(autouse=True)
     def _soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(queue_worker, "AGREED_SECONDS", 0.0)
+        monkeypatch.setattr(left_alone, "AGREED_SECONDS", 0.0)
 
     def test_one_that_is_deleted_while_the_worker_sits_down(
         self, url: str, serve: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
