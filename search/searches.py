@@ -51,8 +51,8 @@ class Ready:
         return RayFleet(self.storage, self.assignment, self.place.placement, self.place.on, self.found.sha256, tell)
 
 
-def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: Place) -> Ready:
-    """Try the objective on a batch and make a study of it.
+def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: Place, submitted_by: str = "") -> Ready:
+    """Try the objective on a batch and make a study of it. `submitted_by`: who has put it into the queue.
 
     Raises:
         DialinErrors: whatever is wrong with what was asked for; then there is no study.
@@ -88,10 +88,16 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
     )
     first = found.first_trials[: spec.trials]
     enqueue = not found.trains_itself  # what a loop of a person's own suggests is known only when it trains
-    study = studies.create(storage, spec, name=wanted.name, stem=found.name, first=first, enqueue=enqueue)
-    space_changes.note(storage, study, found.space)
-    if wanted.min_gain:
-        stalling.want(storage, study, wanted.min_gain)
+    study = studies.create(
+        storage,
+        spec,
+        name=wanted.name,
+        stem=found.name,
+        first=first,
+        enqueue=enqueue,
+        attrs=space_changes.attrs(found.space) | (stalling.attrs(wanted.min_gain) if wanted.min_gain else {}),
+        submitted_by=submitted_by,
+    )
     return ready_with(storage, study, objective, found, place)
 
 
@@ -99,10 +105,9 @@ def submit(
     console: Console, objective: str | ByValue, wanted: NewStudy, place: Place, by: str
 ) -> tuple[SharedStorage, StudyRecord]:
     """As `begin`, but nothing is trained here: it waits for the queue's workers. It is on record who did it."""
-    ready = begin(console, objective, wanted, place)
+    ready = begin(console, objective, wanted, place, submitted_by=by)
     if ready.assignment.shared is not None:
         ready.assignment.shared.remove()
-    steering.submitted(ready.storage, ready.study.study_id, by)
     return ready.storage, ready.study
 
 

@@ -234,6 +234,11 @@ def stored(storage: SharedStorage, study: StudyRecord) -> dict[str, Any] | None:
     return found
 
 
+def attrs(space: Space) -> dict[str, Any]:
+    """A study's space as `note` keeps it, for one that is made."""
+    return {KEY: space.as_dict()}
+
+
 def note(storage: SharedStorage, study: StudyRecord, space: Space) -> None:
     """Keep a study's space with it."""
     storage.set_study_system_attr(study.study_id, KEY, space.as_dict())

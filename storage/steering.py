@@ -69,13 +69,6 @@ def check_place(priority: int | None, concurrency: int | None) -> None:
         raise UsageError(f"--concurrency must be at least 1, or 0 for any number, but got {concurrency}")
 
 
-def submitted(storage: SharedStorage, study_id: int, by: str) -> None:
-    """Put it on record who has put a study into the queue."""
-    with storage.backend.write() as session:
-        row, _ = _locked(session, study_id)
-        events.note(session, study_id, Did.SUBMITTED, by, f"{counted(row.trials, 'trial')}, priority {row.priority}")
-
-
 def pause(storage: SharedStorage, study_id: int, by: str) -> None:
     """Workers hand back what they train; those of the queue go elsewhere, the others wait. Again it does no harm.
 

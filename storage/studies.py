@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from optuna.study import StudyDirection
@@ -17,16 +18,19 @@ from sqlalchemy import Row, Select, and_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from storage import attributes, first_trials, queue
+from storage import attributes, events, first_trials, queue
 from storage.claims import new_uuid
 from storage.engine import database_now
 from storage.errors import UsageError
+from storage.events import Did
 from storage.first_trials import FirstTrial
 from storage.optuna_internals import models
 from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.tables import StudyRow, StudyState
-from storage.words import did_you_mean
+from storage.words import counted, did_you_mean
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # Of more studies only the newest are named to who asked for one that there is not.
 SHOWN = 8
@@ -119,25 +123,42 @@ def create(
     stem: str,
     first: Sequence[FirstTrial] = (),
     enqueue: bool = True,
+    attrs: Mapping[str, Any] = NOTHING,
+    submitted_by: str = "",
     along: Callable[[Session, int], None] = lambda _session, _study_id: None,
 ) -> StudyRecord:
     """A new study named `name`, or `<stem>-<n>` with the next free n, and its first trials on record.
 
     Unless they are `enqueue`d, which whoever samples must take as they are, it is theirs who trains to suggest them.
+    `attrs`: system attributes of Optuna's study. `submitted_by`: who has put it into the queue, for the record.
     `along`: what else belongs into the transaction that makes the study.
 
     Raises:
         UsageError: a study called `name` exists.
     """
+
+    def beside(session: Session, study_id: int) -> None:
+        note(session, study_id, attrs)
+        if submitted_by:
+            said = f"{counted(spec.trials, 'trial')}, priority {spec.priority}"
+            events.note(session, study_id, Did.SUBMITTED, submitted_by, said)
+        along(session, study_id)
+
     while True:
         chosen = name or f"{stem}-{_next_number(storage, stem)}"
         try:
-            storage.backend.write_once(partial(_insert, storage, spec, chosen, first, enqueue, along, new_uuid()))
+            storage.backend.write_once(partial(_insert, storage, spec, chosen, first, enqueue, beside, new_uuid()))
         except IntegrityError:
             if name is None:
                 continue  # another process took the number
             raise taken(name) from None
         return find(storage, chosen)
+
+
+def note(session: Session, study_id: int, attrs: Mapping[str, Any]) -> None:
+    """System attributes of a new study, inside the caller's transaction."""
+    row = models.StudySystemAttributeModel
+    session.add_all(row(study_id=study_id, key=key, value_json=json.dumps(value)) for key, value in attrs.items())
 
 
 @patient

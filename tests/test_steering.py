@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from storage_places import an_epoch, fresh, make_study, newcomer, optuna_study, run_trial
+from storage_places import SPEC, an_epoch, fresh, make_study, newcomer, optuna_study, run_trial
 
-from storage import events, queries, queue, queue_page, steering
+from storage import events, queries, queue, queue_page, steering, studies
 from storage.claims import StudyStopped
 from storage.errors import UsageError
 from storage.events import Did
@@ -43,9 +43,8 @@ def test_what_is_stopped_or_gone_cannot_be_paused(storage: SharedStorage) -> Non
     with pytest.raises(UsageError, match="stopped already: lunch"):
         steering.pause(storage, study.study_id, "ana")
     storage.delete_study(study.study_id)
-    for act in (steering.pause, steering.submitted):
-        with pytest.raises(UsageError, match="gone"):
-            act(storage, study.study_id, "ana")
+    with pytest.raises(UsageError, match="gone"):
+        steering.pause(storage, study.study_id, "ana")
     assert events.since(storage) == [], "they go with their study"
 
 
@@ -78,9 +77,7 @@ def test_a_place_that_there_is_not_is_refused(wish: dict[str, Any]) -> None:
 
 
 def test_events_can_be_followed(storage: SharedStorage) -> None:
-    study, other = make_study(storage), make_study(storage)
-    steering.submitted(storage, study.study_id, "ana")
-    steering.submitted(storage, other.study_id, "bo")
+    study, other = (studies.create(storage, SPEC, stem="made", submitted_by=one) for one in ("ana", "bo"))
     steering.pause(storage, other.study_id, "bo")
     first, *rest = events.since(storage)
     assert (first.study, first.kind, first.detail) == (study.name, Did.SUBMITTED, "4 trials, priority 1")
