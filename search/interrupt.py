@@ -50,6 +50,11 @@ class Interrupt:
         return self._since is not None
 
     @property
+    def hurried(self) -> bool:
+        """Whether the process is to end, within seconds; who only leaves a trial or a study has time."""
+        return self._outer.hurried if self._outer is not None else self.requested
+
+    @property
     def overdue(self) -> bool:
         """Whether training must stop between two batches, without waiting for the epoch's end."""
         self._hear()

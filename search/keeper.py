@@ -22,8 +22,9 @@ LISTEN_SECONDS = 1.0
 # A sixth of a lease: five renewals may fail before it expires.
 RENEW_SECONDS = 5.0
 # After a database was away leases may have expired while nobody could renew them; their owners do so as soon as they
-# see that it is back, which takes them so many seconds: the longest pause between two attempts, and listening.
-RETURN_SECONDS = 8.0
+# see that it is back, which takes them so many seconds: the longest pause between two rounds, as in a crowd, or between
+# two attempts, and listening.
+RETURN_SECONDS = 15.0
 
 _log = logging.getLogger(__name__)
 
@@ -78,13 +79,13 @@ class LeaseKeeper:
         with waiting(0):  # this thread asks again by itself, and listens to its parent meanwhile
             while not self._pause():
                 try:
-                    self._listen()
-                    if self._beside is not None:
-                        self._rest = self._beside()
                     if time.monotonic() - self._renewed >= RENEW_SECONDS or self._outage.seconds is not None:
                         self._renew()
                         self._heed_the_limit()
                         self._renewed = time.monotonic()
+                    self._listen()
+                    if self._beside is not None:
+                        self._rest = self._beside()
                     self._answered()
                 except DATABASE_ERRORS as error:
                     self._not_answered(error)

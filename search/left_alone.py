@@ -33,7 +33,7 @@ class _Known:
 
     source: str
     looked_up: float
-    refused: tuple[str, str] = ("", "")
+    refused: tuple[str | None, str] = None, ""
     rests_until: float = 0.0
     rest: float = REST_SECONDS[0] / 2
     told: str = ""

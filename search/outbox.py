@@ -29,9 +29,9 @@ MOST_TOGETHER = 100
 # How long training waits for a database that says nothing, once: until it answers again nothing is waited for. Ours
 # answers in milliseconds, on a machine with more workers than cores in a second or two.
 ANSWER_SECONDS = 5.0
-# How long the rest may take when the worker was asked to end: it has to be gone 5 s after that.
+# How long the rest may take when the process is to end: it has to be gone 5 s after it was asked.
 HAND_BACK_SECONDS = 2.0
-# How soon a wait for the rest hears that the worker is asked to end.
+# How soon a wait for the rest hears that the process is to end.
 _LISTEN_SECONDS = 0.2
 
 
@@ -105,7 +105,7 @@ class Outbox:
             return not self._reports or self._written()
 
     def flush(self) -> None:
-        """Wait until everything is on record, a short time only where the worker is asked to end.
+        """Wait until everything is on record, a short time only where the process is to end.
 
         Raises:
             LeaseLost, Interrupted: as `record`.
@@ -115,7 +115,7 @@ class Outbox:
         with self._changed:
             self._hurry()
             while self._reports and self._failure is None:
-                if self._interrupt.requested:
+                if self._interrupt.hurried:
                     end = min(end, time.monotonic() + HAND_BACK_SECONDS)
                 if time.monotonic() >= end:
                     self._given_up = True
@@ -150,7 +150,7 @@ class Outbox:
     def _written(self) -> bool:
         """Wait until all is written: whether it is, or else the database does not answer."""
         self._hurry()
-        seconds = HAND_BACK_SECONDS if self._interrupt.requested else ANSWER_SECONDS
+        seconds = HAND_BACK_SECONDS if self._interrupt.hurried else ANSWER_SECONDS
         self._changed.wait_for(lambda: not self._reports or self._behind or self._failure is not None, seconds)
         self._check()
         self._behind = bool(self._reports)

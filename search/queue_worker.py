@@ -19,13 +19,14 @@ from search.allowed import Allowed
 from search.attendant import Attendant
 from search.by_value import ByValue
 from search.devices import SlotPlan
+from search.hooks import Hooks
 from search.interrupt import Interrupt
 from search.kept import Kept
 from search.left_alone import LeftAlone
 from search.loading import LoadedObjective
 from search.place import Place
 from search.told import Told
-from search.worker import SIGN_OFF_SECONDS, Hooks, Worker
+from search.worker import SIGN_OFF_SECONDS, Worker
 from storage import queue, studies
 from storage.claims import new_uuid
 from storage.errors import DialinError, UsageError
@@ -67,6 +68,8 @@ class QueueWorker:
         self._left_alone = LeftAlone(storage, self._allowed, told)
         self._attendant = Attendant(storage, self._me, self._without)
         self._began = self._idle_since = time.monotonic()
+        self._back_at: float | None = None  # when the database came back that was away last
+        self._away = False
         self._waits = False
         self._moves = ""  # why it leaves its study
         self._plan: SlotPlan | None = None
@@ -80,7 +83,8 @@ class QueueWorker:
             DialinError: no place to train is free.
         """
         signals = self._ending.heeding(signal.SIGINT, signal.SIGTERM)
-        with signals, self._told.with_warnings(), waiting(stop=lambda: self._ending.requested):
+        patience = waiting(stop=lambda: self._ending.requested, tell=self._is_away)
+        with signals, self._told.with_warnings(), patience:
             queue.announce(self._storage, self._me)
             try:
                 with self._attendant:
@@ -93,6 +97,8 @@ class QueueWorker:
 
     def _once(self) -> None:
         record = self._taken()
+        if self._away:
+            self._away, self._back_at = False, time.monotonic()
         if record is not None:
             self._waits = False
             with self._told.about(study=record.name):
@@ -106,12 +112,15 @@ class QueueWorker:
         while time.monotonic() < until and not self._ending.requested:
             time.sleep(LISTEN_SECONDS)
 
+    def _is_away(self, _line: str) -> None:
+        self._away = True
+
     def _taken(self) -> StudyRecord | None:
         without = self._without()
         # Where it was moved to after its last trial it has not begun yet: it would go on from study to study.
         take = partial(queue.take, self._storage, self._me, may_move=False)
         # One that was opened between the two looks may be one that is to be left alone.
-        while (study_id := take(without)) is not None:
+        while (study_id := take(without)) is not None and not self._ending.requested:
             without = self._without()
             if study_id not in without:
                 return studies.with_id(self._storage, study_id)
@@ -160,6 +169,7 @@ class QueueWorker:
             hooks=Hooks(
                 stays=partial(self._stays, record, agreed),
                 beside=self._attendant.look,
+                back_at=self._back_at,
                 open=partial(open_storage, beside=self._storage),
                 resolve=partial(self._resolve, agreed),
                 load=self._kept.load,

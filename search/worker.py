@@ -23,21 +23,18 @@ from optuna.trial import Trial
 
 from search import memory, narrowing, samplers, space_changes, strategies, watchdog
 from search.assignment import Assignment
-from search.by_value import ByValue
 from search.chooser import Chooser
 from search.data import Data, Folds
 from search.devices import Slot
+from search.hooks import OWN, Hooks
 from search.interrupt import Interrupt
 from search.judge import Judge, MakeStrategy
 from search.keeper import LeaseKeeper
-from search.loading import LoadedObjective, resolve
 from search.objective import Objective
 from search.outbox import HAND_BACK_SECONDS
-from search.packing import shared_or_loaded
 from search.provenance import provenance
 from search.reporting import Interrupted, Paused
 from search.settings import of_study
-from search.shared_data import NotPacked, Packed
 from search.shelf import Shelf, open_store
 from search.sizes import StoredSizes
 from search.telling import Teller
@@ -55,7 +52,7 @@ from storage.file_names import trial_folder
 from storage.patience import DatabaseAway, patiently, waiting
 from storage.queries import SettledTrial
 from storage.retention import make_room
-from storage.shared import SharedStorage, open_storage
+from storage.shared import SharedStorage
 from storage.studies import StudyRecord
 from storage.suggesting import EXHAUSTED
 from storage.unseen import is_exhausted
@@ -64,23 +61,6 @@ from storage.unseen import is_exhausted
 SIGN_OFF_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What a worker of the queue does in its own way: where it gets an objective and its data, whether it stays.
-
-    `stays`: see `Chooser`; `beside`: see `LeaseKeeper`. `open`: as `open_storage`.
-    """
-
-    stays: Callable[[], bool] | None = None
-    beside: Callable[[], float] | None = None
-    open: Callable[[str, Claimant], SharedStorage] = open_storage
-    resolve: Callable[[str | ByValue], LoadedObjective] = resolve
-    load: Callable[[Packed | NotPacked | None, LoadedObjective, Path, Callable[[str], None]], Any] = shared_or_loaded
-
-
-OWN = Hooks()
 
 
 @dataclass(frozen=True)
@@ -143,7 +123,7 @@ class Worker:
         self._trial = Interrupt(outer=interrupt)  # what asks for the trial in hand alone
         self.trained, self._hooks = 0, hooks
         self._claimant = Claimant(assignment.worker_id, assignment.lease_seconds)
-        self._back_at: float | None = None
+        self._back_at = hooks.back_at
         self._storage = self._open(assignment.storage)
         self._record = studies.find(self._storage, assignment.study)
         # Before the first claim: a machine without the data must not spend trials to find out.
@@ -215,7 +195,7 @@ class Worker:
                 _log.warning("%s", line)
             waits.append(line)
 
-        with waiting(stop=lambda: self.interrupt.requested, tell=tell):
+        with waiting(stop=lambda: self.interrupt.hurried, tell=tell):
             storage = patiently(lambda: self._hooks.open(url, self._claimant))
         if waits:
             self._back_at = time.monotonic()
@@ -243,7 +223,7 @@ class Worker:
                     self._work_on(trial, keeper)
         finally:
             self._sign_off()
-            self._trackers.close(hurried=lambda: self.interrupt.requested)
+            self._trackers.close(hurried=lambda: self.interrupt.hurried)
             self._storage.backend.engine.dispose()  # a process that goes on with another study opens its own
 
     def _keeper(self, parent: int | None) -> LeaseKeeper:
@@ -253,7 +233,7 @@ class Worker:
     def _ends_while_waiting(self) -> bool:
         """Asked several times a second while the database is away: that is no hang."""
         self._watchdog.beat()
-        return self.interrupt.requested
+        return self.interrupt.hurried
 
     def _teller(self, trial: Trial, lease: Lease) -> Teller:
         return Teller(
@@ -286,9 +266,13 @@ class Worker:
         self._end(self._tidy_paused)
 
     def _end(self, first: Callable[[], None] = lambda: None) -> None:
-        """Hardly waited for: a worker that is not seen for a lease's length has ended too."""
+        """Hardly waited for where the process ends: a worker that is not seen for a lease's length has ended too.
+
+        One that goes on with another study must not find its own place taken.
+        """
+        ends = self._hooks.stays is None or self.interrupt.hurried
         try:
-            with waiting(SIGN_OFF_SECONDS):
+            with waiting(SIGN_OFF_SECONDS if ends else None):
                 first()
                 workers.end(self._storage, self._claimant.worker_id)
         except DatabaseAway as error:
@@ -342,7 +326,8 @@ class Worker:
             keeper.lease = None
 
     def _hand_back(self, trial: Trial, lease: Lease) -> None:
-        with waiting(HAND_BACK_SECONDS, stop=lambda: False):
+        hurried = waiting(HAND_BACK_SECONDS, stop=lambda: False)
+        with hurried if self._trial.hurried else contextlib.nullcontext():
             self._storage.hand_back(lease)
         why = self._trial.reason
         self._told("trial handed back", f"trial {trial.number} handed back: {why}", reason=why)

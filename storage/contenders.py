@@ -56,7 +56,7 @@ def _studies(session: Session, state: StudyState, with_work: bool) -> list[OpenS
             models.StudyModel.study_name,
             _or_zero(here.c.count) + _or_zero(others.c.count),
             here.c.seconds,
-            todo[0] + todo[1],
+            *todo,
         )
         .join(models.StudyModel, models.StudyModel.study_id == study.study_id)
         .outerjoin(here, here.c.study_id == study.study_id)
@@ -69,13 +69,15 @@ def _studies(session: Session, state: StudyState, with_work: bool) -> list[OpenS
     return [_open_study(*row) for row in rows]
 
 
-def _open_study(study: StudyRow, name: str, workers: int, seconds: float | None, begun: int) -> OpenStudy:
-    room = max(0, study.trials - study.taken) + begun
+def _open_study(study: StudyRow, name: str, workers: int, seconds: float | None, leased: int, paused: int) -> OpenStudy:
+    room = max(0, study.trials - study.taken) + leased + paused
+    most = room if study.concurrency is None else min(room, study.concurrency)
     return OpenStudy(
         study_id=study.study_id,
         priority=study.priority,
         workers=workers,
-        room=room if study.concurrency is None else min(room, study.concurrency),
+        room=most,
+        paused=max(0, most - (room - paused)),
         virtual_time=study.virtual_time + (seconds or 0.0) / study.priority,
         name=name,
         objective=study.objective,

@@ -93,6 +93,14 @@ def waiting(
         _limit.reset(token)
 
 
+def pause(seconds: float) -> bool:
+    """Sleep so long; less where `stop` of the `waiting` block says so, which is told: nobody waits any longer."""
+    stop, until = _limit.get().stop, time.monotonic() + seconds
+    while not (stopped := stop()) and (left := until - time.monotonic()) > 0:
+        time.sleep(min(left, _LISTEN_SECONDS))
+    return stopped
+
+
 def away_seconds() -> float:
     """How long a database that went away is waited for, in seconds. Raises UsageError: the variable is no number."""
     text = os.environ.get(AWAY_VARIABLE, "")

@@ -21,9 +21,9 @@ from sqlalchemy.orm import Session
 from storage.contenders import OpenStudy, open_studies
 from storage.engine import database_now
 from storage.living import alive
-from storage.patience import patient
+from storage.patience import patient, pause
 from storage.shared import SharedStorage
-from storage.shares import Contender, choose, is_wanted_elsewhere, next_study
+from storage.shares import Contender, choose, is_wanted_elsewhere, next_study, surely
 from storage.tables import QueueWorkerRow, SchemaRow, StudyRow
 
 _Row = QueueWorkerRow
@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 # While another worker decides, one that wants to comes again after so long at most, drawn at random; a decision takes
 # milliseconds. The longest doubles each time, or hundreds that begin together would keep the database busy with asking.
-# It gives up for now after so many seconds.
+# It gives up for now after so many seconds; one that ends sooner, for whoever died is charged by others.
 AGAIN_SECONDS, MOST_AGAIN_SECONDS = 0.1, 4.0
-TURN_SECONDS = 20.0
+TURN_SECONDS, LAST_TURN_SECONDS = 20.0, 1.0
 # Not Python's own generator: training draws from that one, and is reproducible.
 _random = random.Random()
 
@@ -75,7 +75,7 @@ def take(storage: SharedStorage, me: str, without: Collection[int] = (), may_mov
             _sit(session, me, study_id)
         return study_id
 
-    return _in_turn(storage, attempt, otherwise=mine)
+    return _in_turn(storage, attempt, mine, TURN_SECONDS)
 
 
 @patient
@@ -86,29 +86,32 @@ def _look(storage: SharedStorage, me: str, without: Collection[int]) -> tuple[in
         return mine, mine is not None or choose(_without(open_studies(session), without)) is not None
 
 
-def _in_turn(storage: SharedStorage, attempt: Callable[[Session, bool], T], otherwise: T) -> T:
-    """A transaction that wants the lock; while another has it, it holds no connection. `otherwise`: it never came."""
-    until, longest = time.monotonic() + TURN_SECONDS, AGAIN_SECONDS
+def _in_turn(storage: SharedStorage, attempt: Callable[[Session, bool], T], otherwise: T, seconds: float) -> T:
+    """A transaction that wants the lock; while another has it, it holds no connection.
+
+    `otherwise`: its turn did not come within so many seconds, or nobody waits for it any longer.
+    """
+    until, longest = time.monotonic() + seconds, AGAIN_SECONDS
     while True:
         try:
             return storage.backend.write_once(attempt)
         except _NotYet:
-            if time.monotonic() > until:
+            if time.monotonic() >= until or pause(_random.uniform(0.0, longest)):
                 return otherwise
-            time.sleep(_random.uniform(0.0, longest))
             longest = min(2 * longest, MOST_AGAIN_SECONDS)
 
 
 def wanted_elsewhere(storage: SharedStorage, me: str, without: Collection[int] = (), serves: int | None = None) -> bool:
     """Whether this worker should give its trial back and serve another study, which counts it from now on.
 
+    Where another worker decides now it is not waited for: who asks keeps leases alive meanwhile, and asks again.
     `serves`: the study that it trains. One that is counted elsewhere already was told so in vain: the answer to that
     COMMIT was lost.
     """
     mine, is_wanted = _is_wanted(storage, me, without)
     if serves is not None and mine not in (None, serves):
         return True
-    return is_wanted and _in_turn(storage, lambda session, _again: _move(session, me, without), otherwise=False)
+    return is_wanted and _in_turn(storage, lambda session, _again: _move(session, me, without), False, 0.0)
 
 
 @patient
@@ -122,7 +125,7 @@ def _move(session: Session, me: str, without: Collection[int]) -> bool:
     """Another may have been faster: it is asked again under the lock."""
     _turn(session)
     mine = _settle_up(session, me)
-    rivals = _without(open_studies(session), without)
+    rivals = surely(_without(open_studies(session), without))
     if mine is None or not is_wanted_elsewhere(rivals, mine):
         return False
     chosen = next_study(rivals, mine, may_move=True)
@@ -146,9 +149,11 @@ def begin(storage: SharedStorage, me: str, worker_id: str) -> None:
 
 @patient
 def seen(storage: SharedStorage, me: str, note: str = "", slot: str | None = None) -> None:
-    """A sign of life; also of one that was taken for dead."""
+    """A sign of life; also of one that was taken for dead: the time in which it was, frozen, nobody is charged with."""
     where = {} if slot is None else {"slot": slot}
-    _update(storage, me, last_seen=database_now(), ended_at=None, note=note, **where)
+    frozen = case((alive(_Row), 0.0), else_=database_now() - _Row.last_seen)
+    charged_at = _Row.charged_at + frozen
+    _update(storage, me, charged_at=charged_at, last_seen=database_now(), ended_at=None, note=note, **where)
 
 
 @patient
@@ -159,15 +164,15 @@ def crowd(storage: SharedStorage) -> int:
 
 
 def end(storage: SharedStorage, me: str) -> None:
-    """The worker ends; what it has trained is charged to its study."""
+    """The worker ends; what it has trained is charged to its study. Hardly waited for: one that is silent has ended."""
 
     def attempt(session: Session, _again: bool) -> None:
-        lock(session)
+        _turn(session)
         _settle_up(session, me)
         _sit(session, me, None)
         session.execute(update(_Row).where(_Row.queue_worker_id == me).values(ended_at=database_now()))
 
-    storage.backend.write_once(attempt)
+    _in_turn(storage, attempt, None, LAST_TURN_SECONDS)
 
 
 # -- Inside others' transactions

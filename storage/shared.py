@@ -41,6 +41,7 @@ class SharedStorage(TrialCache):
         super().__init__(backend)
         self._draw: RecipeDraw | None = None
         self._ids: dict[str, int] = {}
+        self._uids: dict[int, str] = {}  # of the studies that this process was asked about
         self._got_further: str | None = None  # the claim whose owner is known to have left something
         # Set where trials are trained: what samplers see of trials from another space. Then any space goes on record.
         self.view: SpaceView | None = None
@@ -297,12 +298,17 @@ class SharedStorage(TrialCache):
 
     @patient
     def study_state(self, study_id: int) -> StudyState | None:
-        """What workers should do; None when the study is gone. One whose deadline is past is stopped by this."""
-        query = select(StudyRow.state, limits.in_time()).where(StudyRow.study_id == study_id)
+        """What workers should do; None when the study is gone. One whose deadline is past is stopped by this.
+
+        Gone is also one whose id another has now: SQLite gives those of deleted studies again.
+        """
+        query = select(StudyRow.state, limits.in_time(), StudyRow.uid).where(StudyRow.study_id == study_id)
         with self._backend.read() as session:
             row = session.execute(query).one_or_none()
-        if row is None or row[1] or row[0] != StudyState.RUNNING:
-            return StudyState(row[0]) if row is not None else None
+        if row is None or self._uids.setdefault(study_id, row[2]) != row[2]:
+            return None
+        if row[1] or row[0] != StudyState.RUNNING:
+            return StudyState(row[0])
         with self._backend.write() as session:
             limits.stop_at_deadline(session, study_id)
         return StudyState.STOPPED
@@ -360,19 +366,11 @@ class SharedStorage(TrialCache):
     @patient
     def checkpoints(self, lease: Lease) -> list[Checkpoint]:
         """Recorded state checkpoints of a trial, the newest first."""
+        row = CheckpointRow
+        query = select(row.epoch, row.path, row.sha256, row.batch, row.size).order_by(row.checkpoint_id.desc())
+        query = query.where(row.trial_id == lease.trial_id, row.kind == CheckpointKind.STATE)
         with self._backend.read() as session:
-            rows = session.execute(
-                select(
-                    CheckpointRow.epoch,
-                    CheckpointRow.path,
-                    CheckpointRow.sha256,
-                    CheckpointRow.batch,
-                    CheckpointRow.size,
-                )
-                .where(CheckpointRow.trial_id == lease.trial_id, CheckpointRow.kind == CheckpointKind.STATE)
-                .order_by(CheckpointRow.checkpoint_id.desc())
-            ).all()
-        return [Checkpoint(*row) for row in rows]
+            return [Checkpoint(*found) for found in session.execute(query)]
 
     @patient
     def _is_mine(self, trial_id: int) -> bool:

@@ -21,13 +21,17 @@ from fractions import Fraction
 
 @dataclass(frozen=True)
 class Contender:
-    """An open study. `workers` it has now, `room` for how many it has use, `virtual_time` in seconds."""
+    """An open study. `workers` it has now, `room` for how many it has use, `virtual_time` in seconds.
+
+    `paused` trials are in `room` that only its strategy goes on with, which may have other plans.
+    """
 
     study_id: int
     priority: int
     workers: int
     room: int
     virtual_time: float
+    paused: int
 
 
 def shares(contenders: Sequence[Contender], workers: int) -> Mapping[int, Fraction]:
@@ -63,12 +67,18 @@ def _turn(one: Contender) -> tuple[float, Fraction, int, int]:
     return one.virtual_time, Fraction(one.workers, one.priority), -one.priority, one.study_id
 
 
+def surely(contenders: Sequence[Contender]) -> list[Contender]:
+    """The studies with room for no more workers than there is certainly something to do for."""
+    return [replace(one, room=max(0, one.room - one.paused), paused=0) for one in contenders]
+
+
 def is_wanted_elsewhere(contenders: Sequence[Contender], study_id: int) -> bool:
-    """Whether another study has less than its share rounded down, and this one more than its share.
+    """Whether another study has `surely` less than its share rounded down, and this one more than its share.
 
     Then it is worth handing a trial back in the middle; fractions wait for the trial's end. Whoever has more than its
     share, though not more than that rounded up, has its share rounded down without this worker.
     """
+    contenders = surely(contenders)
     fair = shares(contenders, sum(one.workers for one in contenders))
     mine = next((one for one in contenders if one.study_id == study_id), None)
     if mine is None or mine.workers <= fair[study_id]:

@@ -16,8 +16,9 @@ from objectives.digits import objective
 from search import space
 from search.assignment import Assignment
 from search.devices import Slot
+from search.hooks import OWN, Hooks
 from search.interrupt import Interrupt
-from search.worker import OWN, Hooks, Worker
+from search.worker import Worker
 from storage import pausing, studies
 from storage.claims import Claimant, Settlement
 from storage.outcomes import Outcome

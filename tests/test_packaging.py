@@ -36,7 +36,7 @@ LAYERS = (
     search.checkpointer search.shelf search.checkpoint_settings search.foresight search.uncompiled
     search.trial_log search.by_value search.children search.artifacts search.telling search.trackers search.trackers.*
     search.shared_data search.module_state search.packing search.memory search.sizes search.watchdog
-    search.space_changes search.test_split search.provenance search.peak_memory search.told""",
+    search.space_changes search.test_split search.provenance search.peak_memory search.told search.hooks""",
     """search.cli search.cli_train search.cli_one search.cli_studies search.cli_look search.cli_storage
     search.cli_queue
     search.cli_confirm search.confirming search.confirmation search.confirmation_page search.intervals search.ranking

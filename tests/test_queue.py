@@ -8,9 +8,11 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress, repeat
 
 import pytest
 from optuna.trial import Trial
+from pauses import paused
 from sqlalchemy import update
 from storage_faults import Point, commit_and_cut, points_of
 from storage_places import (
@@ -138,16 +140,21 @@ class TestMoving:
         for me in crew:
             queue.take(storage, me)
         make_study(storage, trials=PLENTY)
-        start = threading.Barrier(6)
 
-        def look(me: str) -> bool:
+        def look(me: str, start: threading.Barrier) -> bool:
             own = open_storage(storage.backend.url)
             start.wait()
             return queue.wanted_elsewhere(own, me)
 
-        with ThreadPoolExecutor(6) as threads:
-            assert sum(threads.map(look, crew)) == 3
-        assert at_work(storage)[first.name] == 3
+        leave: list[str] = []
+        while stay := [me for me in crew if me not in leave]:  # one that another decides before looks again
+            start = threading.Barrier(len(stay))
+            with ThreadPoolExecutor(len(stay)) as threads:
+                called = [*compress(stay, threads.map(look, stay, repeat(start)))]
+            if not called:
+                break
+            leave += called
+        assert len(leave) == at_work(storage)[first.name] == 3
 
     def test_after_a_trial_it_leaves_for_a_fraction_when_it_has_stayed(self, storage: SharedStorage) -> None:
         first = make_study(storage, trials=PLENTY)
@@ -251,19 +258,31 @@ class TestMoving:
         assert virtual_time(storage, study) == pytest.approx(110, abs=8)
 
 
-def test_waiting_for_its_turn_it_draws_nothing_that_training_would_have_drawn(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The attendant waits for it in the middle of a trial, which is to come out the same again."""
-    storage = worker_on(postgres_url)
-    make_study(storage, trials=PLENTY)
-    me, before = newcomer(storage), random.getstate()
-    monkeypatch.setattr(queue, "TURN_SECONDS", 0.2)
-    with storage.backend.write() as another:
-        queue.lock(another)
-        assert queue.take(storage, me) is None
-    assert random.getstate() == before
-    assert queue.take(storage, me) is not None
+def test_time_in_which_a_worker_was_frozen_nobody_is_charged_with(storage: SharedStorage) -> None:
+    """A laptop that slept for a night would owe its study's rivals that night."""
+    study = make_study(storage, trials=PLENTY)
+    me = newcomer(storage)
+    queue.take(storage, me)
+    row, night = QueueWorkerRow, 8 * 3600.0
+    with storage.backend.write() as session:
+        asleep = {"since": row.since - night, "charged_at": row.charged_at - night, "last_seen": row.last_seen - night}
+        session.execute(update(row).where(row.queue_worker_id == me).values(**asleep))
+    queue.seen(storage, me)
+    queue.end(storage, me)
+    assert virtual_time(storage, study) < LEASE_SECONDS
+
+
+def test_what_is_paused_is_told_apart_from_what_is_to_be_done(storage: SharedStorage) -> None:
+    """Of three trials of five two are paused; one is handed back."""
+    study = make_study(storage, trials=5)
+    for _ in range(2):
+        paused(storage, study)
+    storage.hand_back(storage.lease_of(optuna_study(storage, study).ask()))
+    [one] = queue.open_now(storage)
+    assert (one.room, one.paused) == (5, 2)
+    steering.change(storage, study.study_id, Wish(concurrency=4), "bo")
+    [one] = queue.open_now(storage)
+    assert (one.room, one.paused) == (4, 1)
 
 
 class TestConcurrency:

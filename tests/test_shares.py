@@ -15,8 +15,10 @@ from storage.shares import Contender, choose, is_wanted_elsewhere, next_study, s
 PLENTY = 10**6
 
 
-def contender(study_id: int, priority: int = 1, workers: int = 0, room: int = PLENTY, time: float = 0.0) -> Contender:
-    return Contender(study_id, priority, workers, room, time)
+def contender(
+    study_id: int, priority: int = 1, workers: int = 0, room: int = PLENTY, time: float = 0.0, paused: int = 0
+) -> Contender:
+    return Contender(study_id, priority, workers, room, time, paused)
 
 
 def test_shares_are_in_proportion_to_priority() -> None:
@@ -82,6 +84,14 @@ def test_a_study_that_has_no_whole_worker_of_its_share_gets_one_of_those_that_ha
     assert is_wanted_elsewhere(third, 2)
     served = [contender(1, workers=1), contender(2, workers=2), contender(3, workers=1)]
     assert not any(is_wanted_elsewhere(served, one.study_id) for one in served)
+
+
+def test_no_trial_is_handed_back_for_the_sake_of_those_that_a_strategy_has_paused() -> None:
+    """It may let none of them go on, and the worker would come back at once."""
+    here, there = contender(1, workers=2), contender(2, workers=3, room=8, paused=5)
+    assert not is_wanted_elsewhere([here, there], 1)
+    assert is_wanted_elsewhere([here, contender(2, workers=0, room=8, paused=5)], 1), "three wait to be trained"
+    assert choose([here, contender(2, workers=0, room=5, paused=5)]) is not None, "whoever is free has a look"
 
 
 def test_after_a_trial_a_worker_leaves_for_a_fraction_only_when_it_has_stayed_a_while() -> None:
