@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -155,3 +157,16 @@ def newcomer(storage: SharedStorage) -> str:
     me = new_uuid()
     queue.announce(storage, me)
     return me
+
+
+def a_study(storage: SharedStorage, objective: Path | str, trials: int = 1, epochs: int = 1) -> StudyRecord:
+    """Of a file, or of an objective that a worker finds by its name."""
+    text = Path(objective).read_bytes() if Path(objective).exists() else b""
+    sha256 = hashlib.sha256(text).hexdigest()
+    given: dict[str, Any] = {
+        "objective": str(objective),
+        "objective_sha256": sha256,
+        "sampler": "random",
+        "epochs": epochs,
+    }
+    return make_study(storage, trials=trials, **given)

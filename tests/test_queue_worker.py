@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from command import Dialin
-from storage_places import make_study, run_trial, statements, worker_on
+from storage_places import a_study, make_study, run_trial, statements, worker_on
 from studies import SLOW, TINY, TINY_TEXT, Inside, assert_settled, meanwhile, rows, value, wait_until
 
 from search import left_alone, loading, space_changes, worker
@@ -25,7 +25,6 @@ from storage import queue_page, steering, studies, workers
 from storage.errors import UsageError
 from storage.shared import SharedStorage, open_storage
 from storage.steering import Wish
-from storage.studies import StudyRecord
 from storage.tables import StudyState
 
 AGREED = "0" * 64
@@ -51,13 +50,6 @@ def serve(url: str, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
         return [json.loads(line) for line in lines]
 
     return serve
-
-
-def a_study(storage: SharedStorage, objective: Path | str, trials: int = 1) -> StudyRecord:
-    text = Path(objective).read_bytes() if Path(objective).exists() else b""
-    sha256 = hashlib.sha256(text).hexdigest()
-    given: dict[str, Any] = {"objective": str(objective), "objective_sha256": sha256, "sampler": "random", "epochs": 1}
-    return make_study(storage, trials=trials, **given)
 
 
 def submit(inside: Inside, *arguments: object) -> str:
