@@ -21,7 +21,7 @@ from search.fleet import Fleet
 from search.foresight import large_imports
 from search.launch import Ending
 from search.place import Place as Place
-from search.preflight import NEW_DATABASE, Known, Preflight, try_in_child
+from search.preflight import NEW_DATABASE, NOTHING, Known, Preflight, try_in_child
 from search.ray_fleet import RayFleet
 from search.samplers import quiet_optuna
 from search.terms import MoreOfStudy, NewStudy, deadline_on
@@ -140,11 +140,10 @@ def go_on(
     if found.sha256 != study.objective_sha256:
         printing.say(console, f"{found.reference} has changed since {study.name} was made")
     change = space_changes.of_study(storage, study, stored, found.space, wanted.was)
-    _open(storage, study, wanted, options.actor())
-    if change is not None:
-        space_changes.note(storage, study, change.space)
-        for line in change.lines:
-            printing.say(console, line)
+    attrs = space_changes.attrs(change.space) if change is not None else {}
+    _open(storage, study, wanted, options.actor(), attrs)
+    for line in change.lines if change is not None else ():
+        printing.say(console, line)
     return ready_with(storage, studies.find(storage, study.name), objective, found, place)
 
 
@@ -160,10 +159,13 @@ def reopen(storage: SharedStorage, study: StudyRecord, wanted: MoreOfStudy, by: 
     _open(storage, study, wanted, by)
 
 
-def _open(storage: SharedStorage, study: StudyRecord, wanted: MoreOfStudy, by: str) -> None:
-    steering.resume(storage, study.study_id, wanted.wish(storage, study), by)
+def _open(
+    storage: SharedStorage, study: StudyRecord, wanted: MoreOfStudy, by: str, attrs: Mapping[str, Any] = NOTHING
+) -> None:
+    """With what it is to have from now on at once: a worker of the queue may take it in the next moment."""
     if wanted.min_gain is not None:
-        stalling.want(storage, study, wanted.min_gain or None)
+        attrs = {**attrs, **stalling.attrs(wanted.min_gain or None)}
+    steering.resume(storage, study.study_id, wanted.wish(storage, study), by, attrs)
 
 
 def train(console: Console, ready: Ready) -> Ending:

@@ -235,7 +235,7 @@ def stored(storage: SharedStorage, study: StudyRecord) -> dict[str, Any] | None:
 
 
 def attrs(space: Space) -> dict[str, Any]:
-    """A study's space as `note` keeps it, for one that is made."""
+    """A study's space as it is kept with it."""
     return {KEY: space.as_dict()}
 
 

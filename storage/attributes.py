@@ -1,4 +1,4 @@
-"""Attributes of trials, a user's or Optuna's own, written inside the caller's transaction."""
+"""Attributes of trials and studies, a user's or Optuna's own, written inside the caller's transaction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Table
+from sqlalchemy import Table, delete
 from sqlalchemy.orm import Session
 
 from storage.engine import insert_for
@@ -46,6 +46,13 @@ def write(
         return
     connection = session.connection()
     connection.execute(_upsert(connection.dialect.name, table.__table__), rows)
+
+
+def set_study(session: Session, study_id: int, attrs: Mapping[str, Any]) -> None:
+    """Set system attributes of a study that nobody else sets meanwhile, whether they were set before or not."""
+    row = models.StudySystemAttributeModel
+    session.execute(delete(row).where(row.study_id == study_id, row.key.in_(attrs)))
+    session.add_all(row(study_id=study_id, key=key, value_json=json.dumps(value)) for key, value in attrs.items())
 
 
 @functools.cache

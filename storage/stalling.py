@@ -116,14 +116,9 @@ def wanted(storage: SharedStorage, study: StudyRecord) -> float | None:
     return found
 
 
-def attrs(gain: float) -> dict[str, float]:
-    """As `want` keeps it, for a study that is made."""
+def attrs(gain: float | None) -> dict[str, float | None]:
+    """What makes a study stop when the next trials are likely to gain less; None: never."""
     return {KEY: gain}
-
-
-def want(storage: SharedStorage, study: StudyRecord, gain: float | None) -> None:
-    """Have the study stop when the next trials are likely to gain less; None: never."""
-    storage.set_study_system_attr(study.study_id, KEY, gain)
 
 
 def in_words(outlook: Outlook, metric: str) -> str:

@@ -6,12 +6,15 @@ transaction, with the event that says who did it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from storage import events, limits, queue
+from storage import attributes, events, limits, queue
 from storage.errors import UsageError
 from storage.events import Did
 from storage.limits import Limits
@@ -22,6 +25,7 @@ from storage.words import counted
 
 # A study of priority 100 beside one of 1 has all the workers that there are; more says nothing more.
 HIGHEST = 1000
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,8 @@ def stop(storage: SharedStorage, study_id: int, reason: str, by: str) -> None:
         events.note(session, study_id, Did.STOPPED, by, reason)
 
 
-def resume(storage: SharedStorage, study_id: int, wish: Wish, by: str) -> None:
-    """Let workers go on; an old `until` that was reached is cleared.
+def resume(storage: SharedStorage, study_id: int, wish: Wish, by: str, attrs: Mapping[str, Any] = NOTHING) -> None:
+    """Let workers go on; an old `until` that was reached is cleared. `attrs`: new system attributes of Optuna's study.
 
     Raises:
         UsageError: a new budget is below what is already taken or spent, an old one of device time or epochs is spent
@@ -104,6 +108,7 @@ def resume(storage: SharedStorage, study_id: int, wish: Wish, by: str) -> None:
         limits.renew(session, row, name, wish.limits)
         _grant(session, row, wish)
         row.state, row.reason, row.errors_in_a_row = StudyState.RUNNING, "", 0
+        attributes.set_study(session, study_id, attrs)
         session.flush()
         queue.enter(session, study_id)
         events.note(session, study_id, Did.RESUMED, by, str(wish))

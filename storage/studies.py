@@ -138,7 +138,7 @@ def create(
     """
 
     def beside(session: Session, study_id: int) -> None:
-        note(session, study_id, attrs)
+        attributes.set_study(session, study_id, attrs)
         if submitted_by:
             said = f"{counted(spec.trials, 'trial')}, priority {spec.priority}"
             events.note(session, study_id, Did.SUBMITTED, submitted_by, said)
@@ -153,12 +153,6 @@ def create(
                 continue  # another process took the number
             raise taken(name) from None
         return find(storage, chosen)
-
-
-def note(session: Session, study_id: int, attrs: Mapping[str, Any]) -> None:
-    """System attributes of a new study, inside the caller's transaction."""
-    row = models.StudySystemAttributeModel
-    session.add_all(row(study_id=study_id, key=key, value_json=json.dumps(value)) for key, value in attrs.items())
 
 
 @patient

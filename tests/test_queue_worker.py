@@ -109,6 +109,13 @@ class TestGoingOn:
     def _soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(left_alone, "AGREED_SECONDS", 0.0)
 
+    def test_one_of_which_no_source_is_on_record_is_left_alone(
+        self, url: str, serve: Callable[..., list[dict[str, Any]]]
+    ) -> None:
+        make_study(open_storage(url), objective=str(TINY), objective_sha256="", trials=1)
+        [refused] = [one for one in serve(TINY) if one["event"] == "study refused"]
+        assert "is not the study's ()" in refused["message"]
+
     def test_one_that_is_deleted_while_the_worker_sits_down(
         self, url: str, serve: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
     ) -> None:

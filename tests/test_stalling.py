@@ -77,9 +77,9 @@ def test_a_study_is_closed_by_what_it_wants(storage: SharedStorage) -> None:
     assert 0 < found.gain < 0.01
     assert not found.stalled
     assert stalling.close_if_stalled(storage, record) == ""
-    stalling.want(storage, record, found.gain / 2)
+    storage.set_study_system_attr(record.study_id, stalling.KEY, found.gain / 2)
     assert stalling.close_if_stalled(storage, record) == ""
-    stalling.want(storage, record, 0.01)
+    storage.set_study_system_attr(record.study_id, stalling.KEY, 0.01)
     reason = stalling.close_if_stalled(storage, record)
     assert reason.startswith("20 more trials are likely to gain 0.00")
     assert reason.endswith("chance of any), less than 0.01")

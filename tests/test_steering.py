@@ -37,6 +37,18 @@ def test_a_paused_study_takes_no_trials_and_is_not_over(storage: SharedStorage) 
     assert [event.kind for event in events.since(storage)] == [Did.PAUSED, Did.RESUMED]
 
 
+def test_what_a_study_goes_on_with_is_there_when_it_opens_and_not_before(storage: SharedStorage) -> None:
+    """A worker of the queue may take it in the next moment."""
+    study = make_study(storage, trials=1)
+    run_trial(storage, study)
+    with pytest.raises(UsageError, match="--trials 0"):
+        steering.resume(storage, study.study_id, Wish(trials=0), "bo", {"source": "old"})
+    assert storage.get_study_system_attrs(study.study_id) == {}
+    for source in ("new", "newer"):
+        steering.resume(storage, study.study_id, Wish(more=1), "bo", {"source": source})
+        assert storage.get_study_system_attrs(study.study_id) == {"source": source}
+
+
 def test_what_is_stopped_or_gone_cannot_be_paused(storage: SharedStorage) -> None:
     study = make_study(storage)
     steering.stop(storage, study.study_id, "lunch", "bo")

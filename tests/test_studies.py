@@ -284,3 +284,13 @@ def test_the_trials_of_a_worker_seen_dead_may_be_adopted_at_once(common_url: str
     assert workers.end(other, claimant.worker_id) == 2
     adopted = [other.adopt(study.study_id) for _ in trials]
     assert {lease.trial_id for lease in adopted if isinstance(lease, Lease)} == {t._trial_id for t in trials}
+
+
+def test_a_study_that_was_deleted_is_gone_also_when_another_has_its_id(sqlite_url: str) -> None:
+    """SQLite gives ids again; a worker of the old study must not train the new one."""
+    worker, other = worker_on(sqlite_url), open_storage(sqlite_url)
+    study = make_study(other)
+    assert worker.study_state(study.study_id) is StudyState.RUNNING
+    other.delete_study(study.study_id)
+    assert create(other, "another").study_id == study.study_id
+    assert worker.study_state(study.study_id) is None
