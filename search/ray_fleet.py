@@ -93,6 +93,7 @@ class RayFleet:
         """
         self._storage, self._wanted, self._tell = storage, placement.workers, tell
         self._posts: list[Post] = []
+        self._nodes: set[str] = set()  # all that were ever there
         self._news: list[News] = []
         self._wish, self._nodes_at, self._answers = Wish.WORK, time.monotonic(), True
         self._ray, self._ours = connect(on, tried=True)
@@ -111,8 +112,10 @@ class RayFleet:
 
     def _grow(self, nodes: Sequence[Node]) -> None:
         """Ask for all that are wanted, which Ray starts when it has room, or for as many as there is room for now."""
-        room = self._share.room(nodes)
-        more = (self._wanted or room) - len(self._posts)
+        room, there = self._share.room(nodes), {node["NodeID"] for node in nodes}
+        has_joined, self._nodes = not there <= self._nodes, self._nodes | there
+        # Others in the place of those that were given up would fare no better, unless there is a node that is new.
+        more = (self._wanted or room) - sum(not post.ended or not has_joined for post in self._posts)
         if more <= 0:
             return
         each = f"{self._share} each" if more > 1 else str(self._share)

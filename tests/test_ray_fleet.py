@@ -216,6 +216,23 @@ def test_an_actor_that_died_for_good_says_why(ray: Ray, crew: RayFleet, error: R
     assert not crew.alive
 
 
+def test_in_the_place_of_one_that_was_given_up_another_is_asked_for_when_a_node_joins(
+    ray: Ray, crew: RayFleet, told: list[str]
+) -> None:
+    """As by whoever replaces a node on which nothing could start; on the old one it would die again."""
+    ray.answer = lambda _wish: RayError("No module named 'search'")
+    look_at(crew)
+    del told[:]
+    crew.start_again()
+    assert told == []
+    ray.there = [{"NodeID": "another", "Alive": True, "Resources": {"CPU": 1.0}}]
+    ray.answer = lambda _wish: seen("one", node="another")
+    crew.start_again()
+    assert told == ["1 worker with 1 CPU asked of Ray, which has room for 1 in all"]
+    assert look_at(crew) == []
+    assert crew.alive
+
+
 def test_an_actor_whose_workers_die_at_their_start_is_given_up(ray: Ray, crew: RayFleet) -> None:
     lives = iter("abcde")
     ray.answer = lambda _wish: seen(next(lives))
