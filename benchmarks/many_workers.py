@@ -72,7 +72,8 @@ Stint: TypeAlias = tuple[int, float, float]
 class Seen:
     """What one process's workers found out. Seconds of each kind of transaction; `refused` connections.
 
-    `stints`: the study of each trial that was trained here, from when to when.
+    `stints`: the study of each trial that was trained here, from when to when. `lost` leases, by a worker that trained
+    on; `idle`: workers that never had a trial.
     """
 
     seconds: dict[str, list[float]] = field(
@@ -80,6 +81,8 @@ class Seen:
     )
     stints: list[Stint] = field(default_factory=list)
     refused: int = 0
+    lost: int = 0
+    idle: int = 0
     errors: list[str] = field(default_factory=list)
 
 
@@ -90,7 +93,7 @@ class Simulated:
         self._url, self._seen, self._end = url, seen, end
         self._epoch_seconds, self._number = epoch_seconds, number
         self._me = new_uuid()
-        self._study_id = 0
+        self._study_id = self._trained = 0
 
     def run(self) -> None:
         """Work to the end; whatever goes wrong is on record in `seen`."""
@@ -99,6 +102,7 @@ class Simulated:
                 self._work()
             except Exception as error:
                 self._seen.errors.append(f"{type(error).__name__}: {error}"[:200])
+        self._seen.idle += not self._trained
 
     def _refused(self, _line: str) -> None:
         self._seen.refused += 1
@@ -151,6 +155,7 @@ class Simulated:
             assert not isinstance(found, GivenUp)
             trial = Trial(study, found.trial_id) if found is not None else self._timed("claim", study.ask)
             keeper.lease = lease = self._storage.lease_of(trial)
+            self._trained += 1
             if found is None:
                 with self._storage.sampling(trial):
                     for name in ("lr", "momentum", "width"):
@@ -164,7 +169,9 @@ class Simulated:
                     break
             else:
                 self._timed("settle", partial(self._storage.settle, study, trial, Settlement(Outcome.COMPLETE), 0.5))
-        except (BudgetSpent, StudyStopped, LeaseLost):
+        except LeaseLost:
+            self._seen.lost += 1
+        except (BudgetSpent, StudyStopped):
             time.sleep(0.5)
         finally:
             keeper.lease = None
@@ -301,7 +308,8 @@ def report(storage: SharedStorage, made: list[int], everything: list[Seen], coun
         settled = session.scalar(select(func.count()).select_from(TrialRow).where(TrialRow.outcome.is_not(None)))
         left = session.scalar(select(func.count()).select_from(LeaseRow).where(LeaseRow.expires_at > 0))
     taken = sum(found.taken for one in made if (found := studies.with_id(storage, one)) is not None)
-    print(f"trials: {taken} begun, {settled} settled, {left} still held")
+    lost, idle = sum(one.lost for one in everything), sum(one.idle for one in everything)
+    print(f"trials: {taken} begun, {settled} settled, {left} still held; {lost} leases lost; {idle} workers had none")
     errors = Counter(error for one in everything for error in one.errors)
     print(f"errors: {sum(errors.values())}")
     for error, count in errors.most_common(5):
