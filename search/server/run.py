@@ -28,6 +28,8 @@ BACKLOG = 256
 KEEP_ALIVE_SECONDS = 30
 # Seconds in which whoever connects has to say what they want.
 REQUEST_SECONDS = 20.0
+# Seconds in which whoever asked has to read on: until then their answer may hold one of the dashboard's few threads.
+UNREAD_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,13 @@ class Listening:
 
 
 class Connection(H11Protocol):
-    """Closed when no request comes, or none whole: a few strangers could hold every connection that there is."""
+    """Closed when no request comes, or none whole, and when its answer is not read.
+
+    A few strangers could hold every connection that there is, and a few viewers every thread of the dashboard.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
@@ -110,6 +116,20 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._trust()
+        self._is_read()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_read()
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _watch(self) -> None:
         """While nobody works at an answer time runs, however much comes; between two requests uvicorn's own does."""
@@ -146,28 +166,31 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
+def config(app: ASGIApp, where: Listening) -> uvicorn.Config:
+    """How uvicorn serves it."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        proxy_headers=where.proxy is not None,
+        forwarded_allow_ips=where.proxy,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=ENDING_SECONDS,
+        ssl_certfile=where.certificate,
+        ssl_keyfile=where.key,
+    )
+
+
 def run(app: ASGIApp, where: Listening, say: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM. Raises UsageError: it cannot listen there."""
     where.tls()
     listener = where.listen()
     _log_lines()
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            http=Connection,
-            ws="none",
-            lifespan="off",
-            proxy_headers=where.proxy is not None,
-            forwarded_allow_ips=where.proxy,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=ENDING_SECONDS,
-            ssl_certfile=where.certificate,
-            ssl_keyfile=where.key,
-        )
-    )
+    server = _Server(config(app, where))
     shown = f"[{where.host}]" if ":" in where.host else where.host
     say(f"Dialin on {where.scheme}://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)")
     if where.in_clear:

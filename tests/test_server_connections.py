@@ -1,0 +1,40 @@
+"""The server on a real port, as many clients make use of it at a time: those that read nothing, too."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serving import Team, answer_to, listening, team
+
+from search.server import run
+from search.server.app import DASHBOARD_THREADS
+
+
+@pytest.fixture
+def there(sqlite_url: str, tmp_path: Path) -> Iterator[Team]:
+    with team(sqlite_url, tmp_path) as made:
+        yield made
+
+
+def test_clients_that_read_nothing_do_not_take_the_dashboard_from_others(
+    there: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "UNREAD_SECONDS", 0.5)
+    login = f"authorization: Bearer {there.viewer_token}"
+    wanted = f"GET /static/bundle.js HTTP/1.1\r\nhost: x\r\naccept-encoding: gzip\r\n{login}\r\n\r\n"
+    with listening(there.app) as address:
+        deaf = [socket.socket() for _ in range(DASHBOARD_THREADS)]
+        try:
+            for client in deaf:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.connect(address)
+                client.sendall(wanted.encode())
+            for client in deaf:
+                assert client.recv(1), "its answer has begun"
+            assert b"200 OK" in answer_to(address, "GET /api/studies", login)
+        finally:
+            for client in deaf:
+                client.close()
