@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +70,13 @@ class Team:
 
 
 @contextmanager
-def team(url: str, files: Path) -> Iterator[Team]:
-    """A server on this database, closed at the end."""
+def team(url: str, files: Path, *objectives: str, stop: Callable[[], bool] = lambda: False) -> Iterator[Team]:
+    """A server on this database that allows these objectives, closed at the end."""
     with engines_disposed():
         storage = open_storage(url)
         tokens_of = [tokens.create(storage, f"a {role}", role) for role in (Role.VIEWER, Role.OPERATOR)]
         access = Access(storage, KEY, always=True)
-        served = make_app(Desk(storage, files), access, Control(storage, Place(url, files)))
+        served = make_app(Desk(storage, files), access, Control(storage, Place(url, files), objectives, stop))
         yield Team(storage, served.app, served.dashboard, *tokens_of)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -156,6 +158,14 @@ class Connection(H11Protocol):
 class _Server(uvicorn.Server):
     """Ends by itself when it is told to: uvicorn's own dies of the signal after all."""
 
+    def __init__(self, config: uvicorn.Config, ending: Event) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._ending.set()
+        super().handle_exit(sig, frame)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -185,12 +195,12 @@ def config(app: ASGIApp, where: Listening) -> uvicorn.Config:
     )
 
 
-def run(app: ASGIApp, where: Listening, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM. Raises UsageError: it cannot listen there."""
+def run(app: ASGIApp, where: Listening, say: Callable[[str], None], ending: Event) -> None:
+    """Serve until SIGINT or SIGTERM, which set `ending`. Raises UsageError: it cannot listen there."""
     where.tls()
     listener = where.listen()
     _log_lines()
-    server = _Server(config(app, where))
+    server = _Server(config(app, where), ending)
     shown = f"[{where.host}]" if ":" in where.host else where.host
     say(f"Dialin on {where.scheme}://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)")
     if where.in_clear:
