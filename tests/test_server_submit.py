@@ -16,7 +16,7 @@ import psutil
 import pytest
 from command import Running
 from serving import Team, team
-from studies import OBJECTIVES, TINY, TINY_TEXT, USUAL_IMPORTS, wait_until
+from studies import OBJECTIVES, TINY, TINY_TEXT, USUAL_IMPORTS, value, wait_until
 
 from search import children
 from search.server import control
@@ -76,6 +76,16 @@ class TestAnObjectiveThatHangs:
             assert submitted(there.operator, TINY.name) == (409, "another objective is being tried here: ask again")
             ending.set()
             assert hangs.result(60)[0] == 409
+
+
+def test_a_submission_opens_no_connections_of_its_own(postgres_url: str, tmp_path: Path) -> None:
+    """docs/serving.md says how many the server holds; those that are not used rest for half a minute."""
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dialin' AND datname = current_database()"
+    with team(postgres_url, tmp_path, str(TINY)) as there:
+        for number in range(3):
+            assert submitted(there.operator, TINY.name, study=f"s-{number}", transfer=True)[0] == 201
+            assert value(postgres_url, count) <= 4, number
+        assert there.storage.backend.engine.pool.status().startswith(f"{value(postgres_url, count)} idle")
 
 
 def test_a_server_ends_at_once_while_an_objective_is_tried(

@@ -57,7 +57,7 @@ class Control:
         study = _asked_for(wanted)
         with self._alone():
             console = printing.Terminal(file=io.StringIO())
-            return searches.submit(console, reference, study, self._place, by)[1].name
+            return searches.submit(console, reference, study, self._place, by, self._storage)[1].name
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
