@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import HOST, Team, at_work, team
+from serving import HOST, Team, answer_to, at_work, listening, team
 from sqlalchemy import create_engine, select
 from studies import optuna_url
 
@@ -107,6 +107,12 @@ def test_what_hangs_on_a_trial_is_for_no_other_sites_pages(there: Team) -> None:
     assert (answer.text, answer.headers["content-type"]) == ("<b>", "text/html")
     assert answer.headers["content-security-policy"].startswith("sandbox;")
     assert "access-control-allow-origin" not in answer.headers
+    for twofold in ("//artifacts/1/4/{}", "/artifacts/1/4/{}%0A", "//artifacts/1/4/{}%0A", "/artifacts//1/4/{}"):
+        with listening(there.app) as address:
+            login = f"authorization: Bearer {there.viewer_token}"
+            told = answer_to(address, f"GET {twofold.format(hung)}", login)
+        assert told.startswith(b"HTTP/1.1 404"), twofold
+        assert b"<b>" not in told, twofold
 
 
 def test_the_dashboard_tells_nobody_how_it_failed(there: Team) -> None:

@@ -64,6 +64,13 @@ def stop(client: TestClient, **headers: str) -> int:
     return client.post("/v1/studies/digits-1/stop", headers=headers).status_code
 
 
+def test_a_stranger_has_no_other_method_where_some_are_public(there: Team) -> None:
+    for path, methods in (("/healthz", ["GET", "HEAD"]), ("/login", ["GET", "HEAD", "POST"])):
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+            asked = there.somebody(origin=HOST).request(method, path)
+            assert (asked.headers.get("www-authenticate") == "Bearer") is (method not in methods), (method, path)
+
+
 class TestTokens:
     def test_a_token_is_on_no_record_and_its_digest_is(self, there: Team, sqlite_url: str, tmp_path: Path) -> None:
         there.storage.backend.engine.dispose()
