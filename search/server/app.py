@@ -6,8 +6,9 @@ a2wsgi runs on threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import optuna_dashboard
 from a2wsgi import WSGIMiddleware
@@ -49,7 +50,7 @@ def make_app(desk: Desk, access: Access, control: Control) -> Served:
         Mount("/v1", make_api(desk, control)),
         *pages.routes(access),
         *_operations(desk),
-        Mount("/", cast(ASGIApp, WSGIMiddleware(dashboard, workers=DASHBOARD_THREADS))),
+        Mount("/", cast(ASGIApp, WSGIMiddleware(_asked(desk, dashboard), workers=DASHBOARD_THREADS))),
     ]
     return Served(Guard(Router(routes=routes, default=_nothing), access), dashboard)
 
@@ -57,6 +58,17 @@ def make_app(desk: Desk, access: Access, control: Control) -> Served:
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
     """A path with a line's end in it is nobody's, not even the dashboard's."""
     await refusal(404, "there is no such page")(scope, receive, send)
+
+
+def _asked(desk: Desk, dashboard: Any) -> Any:
+    """The dashboard, asked with the patience that a request has: its threads are few."""
+
+    def ask(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # every browser sends it, and the dashboard relies on it
+        answer: Iterable[bytes] = desk.wait(lambda: dashboard(environ, start_response))
+        return answer
+
+    return ask
 
 
 def _operations(desk: Desk) -> list[Route]:
