@@ -5,6 +5,7 @@ Who may call what is decided before (`guard`): whatever is not GET is for operat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -194,7 +195,10 @@ def _events(desk: Desk, since: float, limit: int, study: str | None) -> Response
     def ask() -> dict[str, Any]:
         study_id = None if study is None else _find(desk, study).study_id
         found, now = timeline.events(desk.storage, since, limit, study_id)
-        reached = found[-1].at if len(found) == limit else now - OVERLAP_SECONDS
+        # What is written late may lie a little before what was told; a full page has all of its last moment.
+        reached = now - OVERLAP_SECONDS
+        if len(found) >= limit:
+            reached = min(reached, math.nextafter(found[-1].at, math.inf))
         return {"events": [asdict(event) for event in found], "next": max(since, reached)}
 
     return _Answer(desk.shared(("events", study, since, limit), ask))

@@ -178,8 +178,9 @@ class Fleet(Workers):
 class Events(Shape):
     """What happened, the oldest first.
 
-    `next`: the `since` with which to ask again. It lies a little back, since what is written late may have happened
-    before what was told: leave out the ids that you have.
+    More than `limit` where several happened at the moment of the last one. `next`: the `since` with which to ask again.
+    It lies a little back, since what is written late may have happened before what was told: leave out the ids that you
+    have.
     """
 
     events: list[Event]
