@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -130,9 +131,10 @@ class TestOperators:
             ("stopped", "a operator"),
         ]
 
-    def test_a_name_with_a_slash_is_a_name(self, here: Team, sqlite_url: str) -> None:
-        """Also one that ends like a path of the API."""
-        name, path = "a/stop", "/v1/studies/a%2Fstop"
+    @pytest.mark.parametrize("name", ["a/stop", "a/best", "a/trials/0", "a b", "ä%41", "ä%2Fbest", "a\u00a0b", "?#+"])
+    def test_a_name_is_a_name(self, here: Team, sqlite_url: str, name: str) -> None:
+        """Also one that ends like a path of the API, looks encoded, or was made when any name could be."""
+        path = f"/v1/studies/{quote(name, safe='')}"
         at_work(sqlite_url, name, finished=0, running=0)
         assert here.viewer.get(path).json()["study"]["name"] == name
         assert here.viewer.get(f"{path}/trials/0").json()["study"] == name

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from command import Running
 from serving import Team, team
-from studies import OBJECTIVES, TINY, TINY_TEXT, USUAL_IMPORTS, value, wait_until
+from studies import OBJECTIVES, TINY, TINY_TEXT, USUAL_IMPORTS, Inside, value, wait_until
 
 from search import children
 from search.server import control
@@ -44,6 +44,27 @@ def submitted(client: Any, objective: str, **said: Any) -> tuple[int, str]:
     answer = client.post("/v1/studies", json={"objective": objective, "trials": 2, "transfer": False, **said})
     told = answer.json()
     return answer.status_code, told.get("said") or told["detail"]
+
+
+@pytest.fixture
+def here(sqlite_url: str, tmp_path: Path) -> Iterator[Team]:
+    with team(sqlite_url, tmp_path / "files") as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", ["a\u00a0b", "a\u200bb", "\u202etxt", ".", ".."])
+def test_a_name_that_nobody_could_type_or_ask_for_is_refused(here: Team, inside: Inside, name: str) -> None:
+    status, said = submitted(here.operator, "digits", study=name)
+    assert (status, said) == (409, f"--study is the new study's name, printable and neither . nor .., but got {name!r}")
+    refused = inside("submit", "digits", "--study", name)
+    assert (refused.status, refused.err) == (2, f"dialin: {said}\n")
+
+
+@pytest.mark.parametrize("given", [{"ranges": {"lr": [0.1, 10**399]}}, {"fix": {"lr": -(10**399)}}])
+def test_a_number_that_is_too_large_is_refused(here: Team, given: dict[str, Any]) -> None:
+    status, said = submitted(here.operator, "digits", **given)
+    assert status == 422
+    assert "9007199254740992" in said
 
 
 class TestAnObjectiveThatHangs:

@@ -47,7 +47,7 @@ def make_app(desk: Desk, access: Access, control: Control) -> Served:
     """All that one port serves."""
     dashboard = optuna_dashboard.wsgi(desk.storage, artifact_store=Artifacts(desk.files))
     routes: list[BaseRoute] = [
-        Mount("/v1", make_api(desk, control)),
+        Mount("/v1", _as_sent(make_api(desk, control))),
         *pages.routes(access),
         *_operations(desk),
         Mount("/", cast(ASGIApp, WSGIMiddleware(_asked(desk, dashboard), workers=DASHBOARD_THREADS))),
@@ -55,8 +55,17 @@ def make_app(desk: Desk, access: Access, control: Control) -> Served:
     return Served(Guard(Router(routes=routes, default=_nothing), access), dashboard)
 
 
+def _as_sent(api: ASGIApp) -> ASGIApp:
+    """Its routes see the path as it was sent, where a slash that is a part of a name is none of the path's."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await api({**scope, "path": scope["raw_path"].decode("ascii")}, receive, send)
+
+    return answer
+
+
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    """A path with a line's end in it is nobody's, not even the dashboard's."""
+    """Of a path with a line's end in it, or without a slash before it."""
     await refusal(404, "there is no such page")(scope, receive, send)
 
 
