@@ -77,10 +77,14 @@ class TestItSaysWhatTheCommandsSay:
 
     def test_the_fleet(self, there: Team) -> None:
         fleet = there.viewer.get("/v1/fleet").json()
-        assert fleet["failed"] == {"out_of_memory": 1}
-        assert [(one["study"], one["trial"], one["reason"]) for one in fleet["failures"]] == [("a", 2, "does not fit")]
         assert fleet["settled_by_hour"] == [0] * 23 + [3]
         assert [study["name"] for study in fleet["studies"]] == ["a"]
+        assert fleet["failed"] == {"out_of_memory": 1}
+        assert [(one["study"], one["trial"], one["reason"]) for one in fleet["failures"]] == [("a", 2, "does not fit")]
+        with there.storage.backend.write() as session:
+            session.execute(update(TrialRow).values(settled_at=database_now() - 25 * 3600))
+        there.operator.post("/v1/studies/a/pause")  # it sees at once what is so now
+        assert there.viewer.get("/v1/fleet").json()["failures"] == []
 
     def test_events_each_once_with_a_cursor(self, there: Team, storage_url: str) -> None:
         at_work(storage_url, "b", finished=0, running=0)
@@ -94,11 +98,6 @@ class TestItSaysWhatTheCommandsSay:
         only = there.viewer.get("/v1/studies/b/events").json()["events"]
         assert [one["kind"] for one in only] == ["started", "settled"]
 
-
-class TestOperators:
-    def test_pause_resume_stop_with_their_names_on_record(self, here: Team, sqlite_url: str) -> None:
-        for action, state in (("pause", "paused"), ("resume", "running"), ("stop", "stopped")):
-            done = here.operator.post(f"/v1/studies/a/{action}")
     def test_events_are_read_to_their_end_in_pages_and_those_of_a_moment_are_on_one(self, there: Team) -> None:
         """Of what happened long ago, also where more happened at once than is on a page."""
         with there.storage.backend.write() as session:
@@ -122,6 +121,11 @@ class TestOperators:
         assert len(page["events"]) == 7
         assert page["next"] < page["events"][0]["at"]
 
+
+class TestOperators:
+    def test_pause_resume_stop_with_their_names_on_record(self, here: Team, sqlite_url: str) -> None:
+        for action, state in (("pause", "paused"), ("resume", "running"), ("stop", "stopped")):
+            done = here.operator.post(f"/v1/studies/a/{action}")
             assert done.status_code == 200, done.text
             assert done.json()["state"] == state
             assert here.viewer.get("/v1/studies").json()["studies"][0]["state"] == state
@@ -137,10 +141,13 @@ class TestOperators:
         path = f"/v1/studies/{quote(name, safe='')}"
         at_work(sqlite_url, name, finished=0, running=0)
         assert here.viewer.get(path).json()["study"]["name"] == name
+        assert here.viewer.get(f"{path}/best").json() == {"best": []}
+        assert {one["study"] for one in here.viewer.get(f"{path}/events").json()["events"]} == {name}
         assert here.viewer.get(f"{path}/trials/0").json()["study"] == name
         assert here.operator.patch(path, json={"trials": 20}).json()["study"] == name
-        assert here.operator.post(f"{path}/stop").json()["said"] == "a/stop is stopped"
+        assert here.operator.post(f"{path}/stop").json()["said"] == f"{name} is stopped"
         assert here.viewer.get("/v1/studies/a").json()["state"] == "running"
+        assert here.viewer.get(path.replace("%", "%25")).status_code == (404 if "%" in path else 200)
 
     def test_change_a_budget_and_a_place_in_the_queue(self, here: Team) -> None:
         changed = here.operator.patch("/v1/studies/a", json={"trials": 20, "priority": 3, "concurrency": 2})
@@ -256,6 +263,7 @@ class TestOperations:
 
     def test_metrics_are_for_whoever_has_a_token_and_prometheus_reads_them(self, there: Team) -> None:
         assert there.stranger.get("/metrics").status_code == 401
+        queue.announce(there.storage, new_uuid())  # a worker that waits for a study
         found = {
             (sample.name, *sample.labels.values()): sample.value
             for family in text_string_to_metric_families(there.viewer.get("/metrics").text)
@@ -269,7 +277,7 @@ class TestOperations:
         assert found["dialin_studies", "open"] == 1
         assert found["dialin_queue_trials",] == 6
         assert found["dialin_running_trials",] == 1
-        assert found["dialin_workers", "training"] == 1
+        assert (found["dialin_workers", "training"], found["dialin_workers", "idle"]) == (1, 1)
         assert 0 <= found["dialin_lease_age_seconds",] < 60
         assert found["dialin_sql_seconds_count",] > 5
 
