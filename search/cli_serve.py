@@ -51,7 +51,7 @@ def serve(
     ] = None,
     proxy: Annotated[
         str | None,
-        typer.Option("--proxy", metavar="ADDRESS", help="A proxy before it whose X-Forwarded-* headers are true."),
+        typer.Option("--proxy", metavar="ADDRESS", help="Of a proxy before it whose X-Forwarded-* headers are true."),
     ] = None,
     data: options.DataFolder = None,
     files: options.Files = None,

@@ -89,7 +89,7 @@ class TestListening:
         inside("token", "revoke", "anna", "--storage", sqlite_url)
         assert inside("serve", "--host", host, "--storage", sqlite_url).status == 2
 
-    def test_a_port_in_use_and_a_certificate_that_is_none_are_one_line(
+    def test_a_port_in_use_and_a_certificate_or_proxy_that_is_none_are_one_line(
         self, inside: Inside, sqlite_url: str, tmp_path: Path
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -103,6 +103,10 @@ class TestListening:
             assert refused.status == 2
             assert refused.err.startswith(f"dialin: cannot serve TLS with {certificate}")
             assert refused.err.count("\n") == 1
+        for proxy in ("nginx", "*", "", "10.0.0.1,10.0.0.2"):
+            refused = inside("serve", "--proxy", proxy, "--storage", sqlite_url)
+            assert (refused.status, refused.err.count("\n")) == (2, 1)
+            assert refused.err.startswith("dialin: --proxy is the address or network of a proxy")
         with pytest.raises(UsageError, match="--tls-key belongs to a --tls-cert"):
             Listening(key=tmp_path)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from serving import Team, answer_to, listening, team
+from serving import LOCAL, Team, answer_to, listening, team
 
 from search.server import run
 from search.server.app import DASHBOARD_THREADS
@@ -38,3 +39,10 @@ def test_clients_that_read_nothing_do_not_take_the_dashboard_from_others(
         finally:
             for client in deaf:
                 client.close()
+
+
+@pytest.mark.parametrize(("proxy", "is_believed"), [("127.0.0.1", True), ("127.3.4.5/8", True), ("10.0.0.1", False)])
+def test_what_a_proxy_says_is_believed_where_it_was_named(there: Team, proxy: str, is_believed: bool) -> None:
+    with listening(there.app, replace(LOCAL, proxy=proxy)) as address:
+        said = answer_to(address, "GET /healthz", "x-forwarded-proto: https")
+    assert (b"strict-transport-security" in said) is is_believed

@@ -36,7 +36,10 @@ UNREAD_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Listening:
-    """Where and how: `certificate` and `key` for TLS, `proxy` an address whose X-Forwarded-* headers are believed."""
+    """Where and how: `certificate` and `key` for TLS, `proxy` an address whose X-Forwarded-* headers are believed.
+
+    Or a network of them. UsageError: something of it cannot be.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -47,6 +50,7 @@ class Listening:
     def __post_init__(self) -> None:
         if self.key is not None and self.certificate is None:
             raise UsageError("--tls-key belongs to a --tls-cert")
+        self.believed()
 
     @property
     def scheme(self) -> str:
@@ -57,6 +61,14 @@ class Listening:
     def is_local(self) -> bool:
         """Whether only this machine can reach it. What a proxy beside it passes on comes from elsewhere."""
         return self.proxy is None and all(ipaddress.ip_address(one).is_loopback for one in self._addresses())
+
+    def believed(self) -> str | None:
+        """The proxies as a network, as uvicorn wants it. Raises UsageError."""
+        try:
+            return None if self.proxy is None else str(ipaddress.ip_network(self.proxy, strict=False))
+        except ValueError:
+            wanted = "the address or network of a proxy, such as 10.0.0.5 or 10.0.0.0/24"
+            raise UsageError(f"--proxy is {wanted}, but got {self.proxy!r}") from None
 
     @property
     def in_clear(self) -> bool:
@@ -187,7 +199,7 @@ def config(app: ASGIApp, where: Listening) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         proxy_headers=where.proxy is not None,
-        forwarded_allow_ips=where.proxy,
+        forwarded_allow_ips=where.believed(),
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=ENDING_SECONDS,
         ssl_certfile=where.certificate,
