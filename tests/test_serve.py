@@ -254,6 +254,10 @@ class TestInABrowser:
         page.get_by_text("bob (viewer)").wait_for()
         page.get_by_text("does not fit").wait_for()
         assert page.locator("tr[data-study=watched] button").count() == 0
+        row = page.locator("tr[data-study=watched]")
+        assert "digits" in row.inner_text()
+        page.set_viewport_size({"width": 400, "height": 800})  # a telephone: a study is a card
+        assert {*row.inner_text().split()} == {"watched", "running", "3/10", "accuracy", "0.7100"}
         page.goto(f"{address}/dashboard/")
         page.get_by_text("watched").first.wait_for()
         page.get_by_role("button", name="delete").or_(page.get_by_label("delete")).first.click()
