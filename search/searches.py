@@ -75,8 +75,26 @@ def begin(
     # Nothing is made before the objective is known to work.
     place.make_folders()
     storage = storage or open_storage(place.storage)
+    spec = _spec(storage, wanted, found)
+    first = found.first_trials[: spec.trials]
+    enqueue = not found.trains_itself  # what a loop of a person's own suggests is known only when it trains
+    study = studies.create(
+        storage,
+        spec,
+        name=wanted.name,
+        stem=found.name,
+        first=first,
+        enqueue=enqueue,
+        attrs=space_changes.attrs(found.space) | (stalling.attrs(wanted.min_gain) if wanted.min_gain else {}),
+        submitted_by=submitted_by,
+    )
+    return ready_with(storage, study, objective, found, place)
+
+
+def _spec(storage: SharedStorage, wanted: NewStudy, found: Preflight) -> StudySpec:
+    """What is asked for, and for the rest what the objective says itself."""
     sampler, pruner = wanted.strategy(bare=found.bare)
-    spec = StudySpec(
+    return StudySpec(
         objective=found.reference,
         objective_sha256=found.sha256,
         metric=found.metric,
@@ -95,19 +113,6 @@ def begin(
         priority=wanted.priority,
         concurrency=wanted.concurrency,
     )
-    first = found.first_trials[: spec.trials]
-    enqueue = not found.trains_itself  # what a loop of a person's own suggests is known only when it trains
-    study = studies.create(
-        storage,
-        spec,
-        name=wanted.name,
-        stem=found.name,
-        first=first,
-        enqueue=enqueue,
-        attrs=space_changes.attrs(found.space) | (stalling.attrs(wanted.min_gain) if wanted.min_gain else {}),
-        submitted_by=submitted_by,
-    )
-    return ready_with(storage, study, objective, found, place)
 
 
 def submit(
