@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from serving import LOCAL, Team, answer_to, listening, team
+from starlette.types import Receive, Scope, Send
 
 from search.server import run
 from search.server.app import DASHBOARD_THREADS
@@ -46,3 +48,17 @@ def test_what_a_proxy_says_is_believed_where_it_was_named(there: Team, proxy: st
     with listening(there.app, replace(LOCAL, proxy=proxy)) as address:
         said = answer_to(address, "GET /healthz", "x-forwarded-proto: https")
     assert (b"strict-transport-security" in said) is is_believed
+
+
+def test_who_reads_is_not_cut_off_however_long_the_answer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There was too much for a moment, and it was read."""
+    monkeypatch.setattr(run, "UNREAD_SECONDS", 1.0)
+
+    async def slow(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+        await asyncio.sleep(1.5)
+        await send({"type": "http.response.body", "body": b"the end"})
+
+    with listening(slow) as address:
+        assert b"the end" in answer_to(address, "GET /")
