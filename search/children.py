@@ -6,20 +6,38 @@ The fork server is multiprocessing's own; this process never imports torch. A sc
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from multiprocessing import forkserver, spawn
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from storage.errors import DialinError, UsageError
 
+# How soon the wait for a child hears that it is wanted no more, in seconds.
+LISTEN_SECONDS = 0.2
+
 _starting = threading.Lock()
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """How long this thread waits for what it asks of a child. `stop()`: whether it should wait no more."""
+
+    seconds: float = math.inf
+    stop: Callable[[], bool] = lambda: False
+
+
+_limit: ContextVar[_Limit] = ContextVar("limit", default=_Limit())  # noqa: B039 - frozen
 
 
 def warm_up(likely: Iterable[str] = ()) -> None:
@@ -74,19 +92,43 @@ class Silent(Exception):
         self.exit_code = exit_code
 
 
+class NotDone(Exception):
+    """A child had nothing to say after so many seconds, and was killed."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"not done after {seconds:.0f} s")
+        self.seconds = seconds
+
+
+@contextmanager
+def at_most(seconds: float, stop: Callable[[], bool]) -> Iterator[None]:
+    """In this block and thread a child is waited for so long, and no longer when `stop()` says so: it is killed."""
+    token = _limit.set(_Limit(seconds, stop))
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
 def ask(target: Callable[..., None], *args: Any) -> Any:
     """What `target(connection, *args)` sends from a child of its own.
 
     Raises:
         Silent: it ended before it had sent anything. DialinError: the fork server is gone.
+        NotDone: it took longer than `at_most` allows.
     """
+    limit, began = _limit.get(), time.monotonic()
     ours, theirs = multiprocessing.Pipe(duplex=False)
     child = start(target, theirs, *args)
     theirs.close()
     try:
+        while not ours.poll(LISTEN_SECONDS):
+            if limit.stop() or time.monotonic() - began >= limit.seconds:
+                raise NotDone(time.monotonic() - began)
         answer = ours.recv()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, NotDone):
         child.kill()
+        child.join()
         raise
     except EOFError:
         child.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Annotated
 
 import typer
@@ -50,7 +51,7 @@ def serve(
     ] = None,
     proxy: Annotated[
         str | None,
-        typer.Option("--proxy", metavar="ADDRESS", help="A proxy before it whose X-Forwarded-* headers are true."),
+        typer.Option("--proxy", metavar="ADDRESS", help="Of a proxy before it whose X-Forwarded-* headers are true."),
     ] = None,
     data: options.DataFolder = None,
     files: options.Files = None,
@@ -83,8 +84,9 @@ def serve(
     access = Access(shared, sessions.load_key(root), always=not where.is_local)
     if access.is_open:
         typer.echo("there is no token: everyone on this machine may do everything (`dialin token create NAME`)")
-    control = Control(shared, Place(storage, root, data), objective or ())
-    run(make_app(Desk(shared, root), access, control).app, where, typer.echo)
+    ending = Event()
+    control = Control(shared, Place(storage, root, data), objective or (), ending.is_set)
+    run(make_app(Desk(shared, root), access, control).app, where, typer.echo, ending)
 
 
 def create(

@@ -193,7 +193,7 @@ def try_in_child(
 
     Raises:
         RaisedError: what is wrong, in one line, perhaps with the person's own frames.
-        DialinError: the child died without a word.
+        DialinError: the child died without a word, or took longer than `children.at_most` allows.
     """
     file = _nameless_file()
     try:
@@ -202,6 +202,8 @@ def try_in_child(
         raise DialinError(
             f"{objective} ended its process (exit code {died.exit_code}) when it was tried on one batch"
         ) from None
+    except children.NotDone as late:
+        raise DialinError(f"{objective} was not done with one batch after {late.seconds:.0f} s") from None
     if isinstance(answer, Preflight):
         shared = answer.shared
         return replace(answer, shared=replace(shared, file=file) if isinstance(shared, Packed) else shared)

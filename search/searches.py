@@ -51,23 +51,50 @@ class Ready:
         return RayFleet(self.storage, self.assignment, self.place.placement, self.place.on, self.found.sha256, tell)
 
 
-def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: Place, submitted_by: str = "") -> Ready:
-    """Try the objective on a batch and make a study of it. `submitted_by`: who has put it into the queue.
+def begin(
+    console: Console,
+    objective: str | ByValue,
+    wanted: NewStudy,
+    place: Place,
+    submitted_by: str = "",
+    storage: SharedStorage | None = None,
+) -> Ready:
+    """Try the objective on a batch and make a study of it.
+
+    `submitted_by`: who has put it into the queue. `storage`: that of the place, if it is open already.
 
     Raises:
         DialinErrors: whatever is wrong with what was asked for; then there is no study.
     """
     quiet_optuna()
-    there = _refuse_early(place.storage, wanted.name)
-    past = tuple(history.past_studies(there)) if there is not None and wanted.transfer else ()
+    storage = _refuse_early(storage, place.storage, wanted.name)
+    past = tuple(history.past_studies(storage)) if storage is not None and wanted.transfer else ()
     known = Known(past, wanted.transfer)
     found = preflight(console, objective, place, wanted.direction, wanted.space, known)
     _refuse_foreign_options(found, wanted)
     # Nothing is made before the objective is known to work.
     place.make_folders()
-    storage = open_storage(place.storage)
+    storage = storage or open_storage(place.storage)
+    spec = _spec(storage, wanted, found)
+    first = found.first_trials[: spec.trials]
+    enqueue = not found.trains_itself  # what a loop of a person's own suggests is known only when it trains
+    study = studies.create(
+        storage,
+        spec,
+        name=wanted.name,
+        stem=found.name,
+        first=first,
+        enqueue=enqueue,
+        attrs=space_changes.attrs(found.space) | (stalling.attrs(wanted.min_gain) if wanted.min_gain else {}),
+        submitted_by=submitted_by,
+    )
+    return ready_with(storage, study, objective, found, place)
+
+
+def _spec(storage: SharedStorage, wanted: NewStudy, found: Preflight) -> StudySpec:
+    """What is asked for, and for the rest what the objective says itself."""
     sampler, pruner = wanted.strategy(bare=found.bare)
-    spec = StudySpec(
+    return StudySpec(
         objective=found.reference,
         objective_sha256=found.sha256,
         metric=found.metric,
@@ -86,26 +113,18 @@ def begin(console: Console, objective: str | ByValue, wanted: NewStudy, place: P
         priority=wanted.priority,
         concurrency=wanted.concurrency,
     )
-    first = found.first_trials[: spec.trials]
-    enqueue = not found.trains_itself  # what a loop of a person's own suggests is known only when it trains
-    study = studies.create(
-        storage,
-        spec,
-        name=wanted.name,
-        stem=found.name,
-        first=first,
-        enqueue=enqueue,
-        attrs=space_changes.attrs(found.space) | (stalling.attrs(wanted.min_gain) if wanted.min_gain else {}),
-        submitted_by=submitted_by,
-    )
-    return ready_with(storage, study, objective, found, place)
 
 
 def submit(
-    console: Console, objective: str | ByValue, wanted: NewStudy, place: Place, by: str
+    console: Console,
+    objective: str | ByValue,
+    wanted: NewStudy,
+    place: Place,
+    by: str,
+    storage: SharedStorage | None = None,
 ) -> tuple[SharedStorage, StudyRecord]:
     """As `begin`, but nothing is trained here: it waits for the queue's workers. It is on record who did it."""
-    ready = begin(console, objective, wanted, place, submitted_by=by)
+    ready = begin(console, objective, wanted, place, by, storage)
     if ready.assignment.shared is not None:
         ready.assignment.shared.remove()
     return ready.storage, ready.study
@@ -223,15 +242,16 @@ def _refuse_foreign_options(found: Preflight, wanted: NewStudy) -> None:
         raise UsageError(f"{found.reference} is a function, which trains as long as it will: leave --epochs out")
 
 
-def _refuse_early(url: str, name: str | None) -> SharedStorage | None:
+def _refuse_early(storage: SharedStorage | None, url: str, name: str | None) -> SharedStorage | None:
     """A database that does not open, or a name that is taken, is said before anything slow; makes no SQLite file.
 
-    None: there is no database yet.
+    The storage, opened if it is not; None: there is no database yet.
     """
-    file = sqlite_file(parse(url))
-    if file is not None and file.parent.is_dir() and not file.exists():
-        return None
-    storage = open_storage(url)
+    if storage is None:
+        file = sqlite_file(parse(url))
+        if file is not None and file.parent.is_dir() and not file.exists():
+            return None
+        storage = open_storage(url)
     if name is not None and name in studies.names(storage):
         raise studies.taken(name, printing.resume_command(studies.find(storage, name)))
     return storage

@@ -54,8 +54,7 @@ class NewStudy:
         for name, least in (("trials", 1), ("epochs", 1), ("total_epochs", 1), ("seed", 0)):
             refuse_beyond(name, getattr(self, name), least)
         steering.check_place(self.priority, self.concurrency)
-        if self.name == "":
-            raise UsageError("--study is the new study's name, but got an empty one")
+        _check_name(self.name)
         options.check_until(self.until)
         _read(self.deadline)
         _check_gain(self.min_gain)
@@ -140,6 +139,12 @@ class MoreOfStudy:
 def deadline_on(storage: SharedStorage, said: str | None) -> float | None:
     """A deadline as a person says it, by the database's clock; None: nothing was said."""
     return None if said is None else options.deadline_of(said, studies.clock(storage))
+
+
+def _check_name(name: str | None) -> None:
+    """People read and type it, and it is a part of a path."""
+    if name is not None and (name in ("", ".", "..") or not name.isprintable()):
+        raise UsageError(f"--study is the new study's name, printable and neither . nor .., but got {name!r}")
 
 
 def _check_gain(gain: float | None) -> None:

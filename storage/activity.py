@@ -92,8 +92,8 @@ class Failure:
 class Fleet:
     """All of it at one moment, `at` (seconds since 1970, the database's clock).
 
-    `failed`: how many trials ended so in the last 24 hours, by outcome. `settled_by_hour`: how many ended in each of
-    the last 24 hours, the oldest first.
+    `failed`: how many trials ended so in the last 24 hours, by outcome, and `failures` the last of them.
+    `settled_by_hour`: how many ended in each of the last 24 hours, the oldest first.
     """
 
     at: float
@@ -140,7 +140,7 @@ def fleet(storage: SharedStorage) -> Fleet:
             at=now,
             workers=_workers(session),
             failed=_failed(session, now),
-            failures=_failures(session),
+            failures=_failures(session, now),
             settled_by_hour=_by_hour(session, now),
         )
 
@@ -256,13 +256,13 @@ def _failed(session: Session, now: float) -> dict[str, int]:
     return {outcome.value: found[outcome] for outcome in FAILED if outcome in found}
 
 
-def _failures(session: Session) -> tuple[Failure, ...]:
+def _failures(session: Session, now: float) -> tuple[Failure, ...]:
     rows = session.execute(
         select(models.StudyModel.study_name, models.TrialModel.number, TrialRow.outcome, TrialRow.reason)
         .add_columns(TrialRow.settled_at)
         .join(models.TrialModel, models.TrialModel.trial_id == TrialRow.trial_id)
         .join(models.StudyModel, models.StudyModel.study_id == TrialRow.study_id)
-        .where(TrialRow.outcome.in_(FAILED), TrialRow.settled_at.is_not(None))
+        .where(TrialRow.outcome.in_(FAILED), TrialRow.settled_at > now - HOURS * HOUR)
         .order_by(TrialRow.settled_at.desc(), TrialRow.trial_id.desc())
         .limit(FAILURES)
     )
@@ -304,6 +304,8 @@ def totals(storage: SharedStorage) -> Totals:
                 func.count().filter(not_ended, ~alive(), holds),
             ).select_from(WorkerRow)
         ).one()
+        wait = QueueWorkerRow.worker_id.is_(None), alive(QueueWorkerRow)
+        waiting = session.scalar(select(func.count()).select_from(QueueWorkerRow).where(*wait)) or 0
     return Totals(
         outcomes={outcome.value: outcomes.get(outcome, 0) for outcome in Outcome},
         studies=studies[0],
@@ -313,7 +315,7 @@ def totals(storage: SharedStorage) -> Totals:
         device_seconds=float(studies[4]),
         running=running,
         lease_age=max(0.0, lease_age) if lease_age is not None else None,
-        workers=workers[0],
+        workers=workers[0] + waiting,
         busy_workers=workers[1],
         silent_workers=workers[2],
     )

@@ -45,15 +45,19 @@ class Event:
 def events(storage: SharedStorage, since: float, most: int, study_id: int | None = None) -> tuple[list[Event], float]:
     """What happened at `since` or later, the oldest first and at most `most`; and the database's clock now.
 
-    Of all studies, or of one.
+    Of all studies, or of one. All of what happened at the moment of the last one is told: a reader goes on behind it.
     """
     # The one with all columns comes first: PostgreSQL takes a column's type from the first two.
     told = union_all(_settled(), _begun(), _done_to_studies()).subquery()
-    query = select(told).where(told.c.at >= since).order_by(told.c.at, told.c.key).limit(most)
+    query = select(told).order_by(told.c.at, told.c.key, told.c.kind, told.c.part)
     query = query.where(told.c.study_id == study_id) if study_id is not None else query
     with storage.backend.read() as session:
         now = session.scalar(select(database_now())) or 0.0
-        rows = session.execute(query).all()
+        rows = session.execute(query.where(told.c.at >= since).limit(most)).all()
+        if len(rows) == most:
+            last = rows[-1].at
+            rows = [row for row in rows if row.at < last]
+            rows += session.execute(query.where(told.c.at == last)).all()
     return [_event(row) for row in rows], now
 
 

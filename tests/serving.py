@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import optuna
+import uvicorn
 from optuna.samplers import RandomSampler
 from starlette.testclient import TestClient
-from studies import engines_disposed
+from studies import engines_disposed, wait_until
 
 from search.place import Place
 from search.server.access import Access
 from search.server.app import make_app
 from search.server.control import Control
 from search.server.desk import Desk
+from search.server.run import Listening, config
 from storage import studies, tokens, workers
 from storage.claims import Claimant, Epoch, Settlement, new_uuid
 from storage.outcomes import Outcome
@@ -27,6 +31,7 @@ from storage.tables import Role
 
 HOST = "http://dialin.test"
 KEY = b"k" * 32
+LOCAL = Listening(port=0)
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,37 @@ class Team:
 
 
 @contextmanager
-def team(url: str, files: Path) -> Iterator[Team]:
-    """A server on this database, closed at the end."""
+def team(url: str, files: Path, *objectives: str, stop: Callable[[], bool] = lambda: False) -> Iterator[Team]:
+    """A server on this database that allows these objectives, closed at the end."""
     with engines_disposed():
         storage = open_storage(url)
         tokens_of = [tokens.create(storage, f"a {role}", role) for role in (Role.VIEWER, Role.OPERATOR)]
         access = Access(storage, KEY, always=True)
-        served = make_app(Desk(storage, files), access, Control(storage, Place(url, files)))
+        served = make_app(Desk(storage, files), access, Control(storage, Place(url, files), objectives, stop))
         yield Team(storage, served.app, served.dashboard, *tokens_of)
+
+
+@contextmanager
+def listening(app: Any, where: Listening = LOCAL) -> Iterator[tuple[str, int]]:
+    """The application on a port of this machine, its address: what TestClient leaves out is there too."""
+    server, listener = uvicorn.Server(config(app, where)), where.listen()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # the system keeps megabytes else
+    thread = Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        wait_until(lambda: server.started, "the server's start")
+        yield listener.getsockname()[:2]
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def answer_to(address: tuple[str, int], request: str, *headers: str) -> bytes:
+    """All that the server says to a request that is written by hand, until it closes the connection."""
+    with socket.create_connection(address, timeout=30) as client:
+        client.sendall("\r\n".join([f"{request} HTTP/1.1", "host: x", "connection: close", *headers, "", ""]).encode())
+        return b"".join(iter(lambda: client.recv(65536), b""))
 
 
 def spec(**said: Any) -> StudySpec:

@@ -163,6 +163,10 @@ def test_workers_can_be_scaled_and_have_time_to_hand_back() -> None:
         assert service["restart"] == "unless-stopped"
 
 
+def test_whatever_trains_or_tries_an_objective_has_shared_memory_for_its_batches() -> None:
+    assert {services()[name]["shm_size"] for name in OURS} == {"1gb"}
+
+
 def test_the_image_runs_the_command_as_a_user_without_rights() -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     assert 'ENTRYPOINT ["dialin"]' in lines

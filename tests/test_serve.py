@@ -89,7 +89,7 @@ class TestListening:
         inside("token", "revoke", "anna", "--storage", sqlite_url)
         assert inside("serve", "--host", host, "--storage", sqlite_url).status == 2
 
-    def test_a_port_in_use_and_a_certificate_that_is_none_are_one_line(
+    def test_a_port_in_use_and_a_certificate_or_proxy_that_is_none_are_one_line(
         self, inside: Inside, sqlite_url: str, tmp_path: Path
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -103,6 +103,10 @@ class TestListening:
             assert refused.status == 2
             assert refused.err.startswith(f"dialin: cannot serve TLS with {certificate}")
             assert refused.err.count("\n") == 1
+        for proxy in ("nginx", "*", "", "10.0.0.1,10.0.0.2"):
+            refused = inside("serve", "--proxy", proxy, "--storage", sqlite_url)
+            assert (refused.status, refused.err.count("\n")) == (2, 1)
+            assert refused.err.startswith("dialin: --proxy is the address or network of a proxy")
         with pytest.raises(UsageError, match="--tls-key belongs to a --tls-cert"):
             Listening(key=tmp_path)
 
@@ -250,6 +254,10 @@ class TestInABrowser:
         page.get_by_text("bob (viewer)").wait_for()
         page.get_by_text("does not fit").wait_for()
         assert page.locator("tr[data-study=watched] button").count() == 0
+        row = page.locator("tr[data-study=watched]")
+        assert "digits" in row.inner_text()
+        page.set_viewport_size({"width": 400, "height": 800})  # a telephone: a study is a card
+        assert {*row.inner_text().split()} == {"watched", "running", "3/10", "accuracy", "0.7100"}
         page.goto(f"{address}/dashboard/")
         page.get_by_text("watched").first.wait_for()
         page.get_by_role("button", name="delete").or_(page.get_by_label("delete")).first.click()

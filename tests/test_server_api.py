@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,8 +17,10 @@ from studies import Inside, rows, value
 
 from search.server.attempts import Attempts
 from search.server.desk import Desk
-from storage import studies, timeline
-from storage.tables import StudyRow
+from storage import queue, studies, timeline
+from storage.claims import new_uuid
+from storage.engine import database_now
+from storage.tables import OwnerRow, StudyRow, TrialRow
 
 
 @pytest.fixture
@@ -74,10 +77,14 @@ class TestItSaysWhatTheCommandsSay:
 
     def test_the_fleet(self, there: Team) -> None:
         fleet = there.viewer.get("/v1/fleet").json()
-        assert fleet["failed"] == {"out_of_memory": 1}
-        assert [(one["study"], one["trial"], one["reason"]) for one in fleet["failures"]] == [("a", 2, "does not fit")]
         assert fleet["settled_by_hour"] == [0] * 23 + [3]
         assert [study["name"] for study in fleet["studies"]] == ["a"]
+        assert fleet["failed"] == {"out_of_memory": 1}
+        assert [(one["study"], one["trial"], one["reason"]) for one in fleet["failures"]] == [("a", 2, "does not fit")]
+        with there.storage.backend.write() as session:
+            session.execute(update(TrialRow).values(settled_at=database_now() - 25 * 3600))
+        there.operator.post("/v1/studies/a/pause")  # it sees at once what is so now
+        assert there.viewer.get("/v1/fleet").json()["failures"] == []
 
     def test_events_each_once_with_a_cursor(self, there: Team, storage_url: str) -> None:
         at_work(storage_url, "b", finished=0, running=0)
@@ -88,17 +95,31 @@ class TestItSaysWhatTheCommandsSay:
         assert happened[-3:] == [("started", "b", 0), ("settled", "b", 0), ("paused", "a", None)]
         assert told["events"][-1]["who"] == "a operator"
         assert {one["outcome"] for one in told["events"] if one["kind"] == "settled"} == {"complete", "out_of_memory"}
-        ids: list[str] = []
-        since = 0.0
-        while True:
-            page = there.viewer.get("/v1/events", params={"since": since, "limit": 4}).json()
-            new = [one["id"] for one in page["events"] if one["id"] not in ids]
-            if not new:
-                break
-            ids, since = ids + new, page["next"]
-        assert ids == [one["id"] for one in told["events"]]
         only = there.viewer.get("/v1/studies/b/events").json()["events"]
         assert [one["kind"] for one in only] == ["started", "settled"]
+
+    def test_events_are_read_to_their_end_in_pages_and_those_of_a_moment_are_on_one(self, there: Team) -> None:
+        """Of what happened long ago, also where more happened at once than is on a page."""
+        with there.storage.backend.write() as session:
+            session.execute(update(TrialRow).where(TrialRow.settled_at.is_not(None)).values(settled_at=1000.0))
+            session.execute(update(OwnerRow).values(began_at=1000.0 - OwnerRow.trial_id % 2))
+        every = there.viewer.get("/v1/events").json()["events"]
+        assert len(every) == 7
+        found: list[str] = []
+        since, pages = 0.0, 0
+        while since < 1001:
+            page = there.viewer.get("/v1/events", params={"since": since, "limit": 1}).json()
+            found += [one["id"] for one in page["events"]]
+            assert page["next"] > since
+            since, pages = page["next"], pages + 1
+        assert found == [one["id"] for one in every]
+        assert pages == 3
+
+    def test_what_is_written_late_is_not_passed_over(self, there: Team) -> None:
+        """A page that ends a moment ago is asked for again: what began before it may be committed after it."""
+        page = there.viewer.get("/v1/events", params={"limit": 7}).json()
+        assert len(page["events"]) == 7
+        assert page["next"] < page["events"][0]["at"]
 
 
 class TestOperators:
@@ -114,15 +135,19 @@ class TestOperators:
             ("stopped", "a operator"),
         ]
 
-    def test_a_name_with_a_slash_is_a_name(self, here: Team, sqlite_url: str) -> None:
-        """Also one that ends like a path of the API."""
-        name, path = "a/stop", "/v1/studies/a%2Fstop"
+    @pytest.mark.parametrize("name", ["a/stop", "a/best", "a/trials/0", "a b", "ä%41", "ä%2Fbest", "a\u00a0b", "?#+"])
+    def test_a_name_is_a_name(self, here: Team, sqlite_url: str, name: str) -> None:
+        """Also one that ends like a path of the API, looks encoded, or was made when any name could be."""
+        path = f"/v1/studies/{quote(name, safe='')}"
         at_work(sqlite_url, name, finished=0, running=0)
         assert here.viewer.get(path).json()["study"]["name"] == name
+        assert here.viewer.get(f"{path}/best").json() == {"best": []}
+        assert {one["study"] for one in here.viewer.get(f"{path}/events").json()["events"]} == {name}
         assert here.viewer.get(f"{path}/trials/0").json()["study"] == name
         assert here.operator.patch(path, json={"trials": 20}).json()["study"] == name
-        assert here.operator.post(f"{path}/stop").json()["said"] == "a/stop is stopped"
+        assert here.operator.post(f"{path}/stop").json()["said"] == f"{name} is stopped"
         assert here.viewer.get("/v1/studies/a").json()["state"] == "running"
+        assert here.viewer.get(path.replace("%", "%25")).status_code == (404 if "%" in path else 200)
 
     def test_change_a_budget_and_a_place_in_the_queue(self, here: Team) -> None:
         changed = here.operator.patch("/v1/studies/a", json={"trials": 20, "priority": 3, "concurrency": 2})
@@ -238,6 +263,7 @@ class TestOperations:
 
     def test_metrics_are_for_whoever_has_a_token_and_prometheus_reads_them(self, there: Team) -> None:
         assert there.stranger.get("/metrics").status_code == 401
+        queue.announce(there.storage, new_uuid())  # a worker that waits for a study
         found = {
             (sample.name, *sample.labels.values()): sample.value
             for family in text_string_to_metric_families(there.viewer.get("/metrics").text)
@@ -251,7 +277,7 @@ class TestOperations:
         assert found["dialin_studies", "open"] == 1
         assert found["dialin_queue_trials",] == 6
         assert found["dialin_running_trials",] == 1
-        assert found["dialin_workers", "training"] == 1
+        assert (found["dialin_workers", "training"], found["dialin_workers", "idle"]) == (1, 1)
         assert 0 <= found["dialin_lease_age_seconds",] < 60
         assert found["dialin_sql_seconds_count",] > 5
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import HOST, Team, at_work, team
+from serving import HOST, Team, answer_to, at_work, listening, team
 from sqlalchemy import create_engine, select
 from studies import optuna_url
 
 from storage.optuna_internals import models
+from storage.patience import AWAY_VARIABLE
 from storage.tables import Base
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
@@ -107,6 +109,12 @@ def test_what_hangs_on_a_trial_is_for_no_other_sites_pages(there: Team) -> None:
     assert (answer.text, answer.headers["content-type"]) == ("<b>", "text/html")
     assert answer.headers["content-security-policy"].startswith("sandbox;")
     assert "access-control-allow-origin" not in answer.headers
+    for twofold in ("//artifacts/1/4/{}", "/artifacts/1/4/{}%0A", "//artifacts/1/4/{}%0A", "/artifacts//1/4/{}"):
+        with listening(there.app) as address:
+            login = f"authorization: Bearer {there.viewer_token}"
+            told = answer_to(address, f"GET {twofold.format(hung)}", login)
+        assert told.startswith(b"HTTP/1.1 404"), twofold
+        assert b"<b>" not in told, twofold
 
 
 def test_the_dashboard_tells_nobody_how_it_failed(there: Team) -> None:
@@ -116,3 +124,24 @@ def test_the_dashboard_tells_nobody_how_it_failed(there: Team) -> None:
         assert answer.status_code >= 400
         assert "Traceback" not in answer.text
         assert 'File "' not in answer.text
+
+
+def test_a_program_that_names_no_encoding_has_the_pages_parts_too(there: Team) -> None:
+    for path in ("/static/bundle.js", "/favicon.ico"):
+        with listening(there.app) as address:
+            told = answer_to(address, f"GET {path}", f"authorization: Bearer {there.viewer_token}")
+        assert told.startswith(b"HTTP/1.1 200"), path
+
+
+def test_a_database_that_is_away_is_not_waited_for_as_workers_wait(
+    there: Team, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have ten minutes; eight of these would have held every thread for as long, and the server's end."""
+    monkeypatch.setenv(AWAY_VARIABLE, "120")
+    file = Path(sqlite_url.removeprefix("sqlite:///"))
+    assert there.viewer.get("/api/studies").status_code == 200
+    there.storage.backend.engine.dispose()
+    file.rename(file.with_suffix(".gone"))
+    file.mkdir()
+    with ThreadPoolExecutor(1) as visitor:
+        assert visitor.submit(there.viewer.get, "/api/studies").result(60).status_code >= 500

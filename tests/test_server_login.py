@@ -64,6 +64,13 @@ def stop(client: TestClient, **headers: str) -> int:
     return client.post("/v1/studies/digits-1/stop", headers=headers).status_code
 
 
+def test_a_stranger_has_no_other_method_where_some_are_public(there: Team) -> None:
+    for path, methods in (("/healthz", ["GET", "HEAD"]), ("/login", ["GET", "HEAD", "POST"])):
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+            asked = there.somebody(origin=HOST).request(method, path)
+            assert (asked.headers.get("www-authenticate") == "Bearer") is (method not in methods), (method, path)
+
+
 class TestTokens:
     def test_a_token_is_on_no_record_and_its_digest_is(self, there: Team, sqlite_url: str, tmp_path: Path) -> None:
         there.storage.backend.engine.dispose()
@@ -137,6 +144,11 @@ class TestSessions:
 
     def test_what_is_wanted_does_not_become_markup(self, there: Team) -> None:
         assert "<script>" not in there.stranger.get("/login", params={"next": '"><script>'}).text
+
+    def test_what_a_browser_sends_to_a_proxy_before_the_server_does_not_turn_it_away(self, there: Team) -> None:
+        browser = there.browser(there.viewer_token)
+        assert browser.get("/v1/me", headers={"authorization": "Basic dTpw"}).status_code == 200
+        assert browser.get("/v1/me", headers={"authorization": "Bearer wrong"}).status_code == 401
 
     def test_signing_out_ends_it(self, there: Team) -> None:
         browser = there.browser(there.viewer_token)
@@ -295,9 +307,9 @@ class TestGuessing:
     def test_an_address_that_guesses_is_not_looked_at_for_a_while(self) -> None:
         now = [1000.0]
         attempts = Attempts(lambda: now[0])
-        for _ in range(MOST):
+        for number in range(MOST):
             assert attempts.wait("a") == 0
-            attempts.failed("a")
+            attempts.failed("a", str(number))
             now[0] += 1
         assert attempts.wait("a") == SECONDS - MOST
         assert attempts.wait("b") == 0
@@ -307,13 +319,13 @@ class TestGuessing:
     def test_a_flood_from_everywhere_does_not_fill_the_memory(self) -> None:
         attempts = Attempts()
         for number in range(ADDRESSES + 10):
-            attempts.failed(str(number))
+            attempts.failed(str(number), "x")
         assert len(attempts._failed) == ADDRESSES
 
     def test_the_right_token_opens_nothing_there_either_but_for_whoever_used_it_before(self, there: Team) -> None:
         assert there.viewer.get("/v1/me").status_code == 200
-        for _ in range(MOST):
-            there.stranger.get("/v1/me", headers={"authorization": "Bearer guess"})
+        for number in range(MOST):
+            assert there.somebody(f"guess {number}").get("/v1/me").status_code in (401, 429)
         turned_away = there.operator.get("/v1/me")
         assert turned_away.status_code == 429
         assert 0 < int(turned_away.headers["retry-after"]) <= SECONDS
@@ -322,6 +334,19 @@ class TestGuessing:
         assert there.viewer.get("/v1/me").status_code == 200
         used = [token.name for token in tokens.tokens(there.storage) if token.last_used_at is not None]
         assert used == ["a viewer"]
+
+    def test_also_before_the_server_was_started_again(self, there: Team) -> None:
+        assert there.viewer.get("/v1/me").status_code == 200
+        access = Access(there.storage, KEY, always=True)
+        for number in range(MOST):
+            assert isinstance(access.visitor(f"Bearer guess {number}", {}, "a"), Stranger)
+        assert isinstance(access.visitor(f"Bearer {there.viewer_token}", {}, "a"), Visitor)
+        assert isinstance(access.visitor(f"Bearer {there.operator_token}", {}, "a"), Stranger)
+
+    def test_a_program_that_was_left_with_a_revoked_token_keeps_nobody_out(self, there: Team) -> None:
+        for _ in range(3 * MOST):
+            assert there.somebody("revoked").get("/v1/me").status_code == 401
+        assert there.operator.get("/v1/me").status_code == 200
 
 
 class TestSizes:

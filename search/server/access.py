@@ -67,7 +67,6 @@ class Access:
         self._tokens: list[Token] = []
         self._read_at: float | None = None
         self._noted: dict[str, float] = {}
-        self._known: set[str] = set()
 
     @property
     def is_open(self) -> bool:
@@ -80,10 +79,9 @@ class Access:
         Raises:
             DatabaseAway, SQLAlchemyError, StorageInternalError: the database cannot say.
         """
-        if authorization is not None:
-            scheme, _, token = authorization.partition(" ")
-            is_token = scheme.lower() == "bearer" and bool(token.strip())
-            found = self._of_token(token.strip(), address) if is_token else Stranger()
+        scheme, _, token = (authorization or "").strip().partition(" ")
+        if scheme.lower() == "bearer":  # whatever else is sent, as to a proxy before the server, is not for us
+            found = self._of_token(token.strip(), address) if token.strip() else Stranger()
             return Visitor(found.name, found.role, by_browser=False) if isinstance(found, Token) else found
         claim = sessions.read(cookies.get(sessions.COOKIE, ""))
         if claim is not None:
@@ -104,21 +102,19 @@ class Access:
     def _of_token(self, token: str, address: str) -> Token | Stranger:
         """Every token is compared, and each to its end: how long it takes says nothing of how near a guess was.
 
-        An address that guessed too often is not looked at any more, but for tokens that were right before: those of
+        An address that guessed too often is not looked at any more, but for tokens that were used before: those of
         others behind the same address.
         """
         key = tokens.digest(token)
         wait = self._attempts.wait(address)
-        if wait and key not in self._known:
-            return Stranger(wait, is_wrong=True)
-        matching = [one for one in self._valid() if hmac.compare_digest(one.sha256, key)]
-        if not matching:
-            self._known.discard(key)
-            self._attempts.failed(address)
-            return Stranger(self._attempts.wait(address), is_wrong=True)
-        self._known.add(key)
-        self._note(matching[0])
-        return matching[0]
+        found = next(iter([one for one in self._valid() if hmac.compare_digest(one.sha256, key)]), None)
+        if found is not None and (not wait or found.last_used_at is not None or found.name in self._noted):
+            self._note(found)
+            return found
+        if not wait:
+            self._attempts.failed(address, key)
+            wait = self._attempts.wait(address)
+        return Stranger(wait, is_wrong=True)
 
     def _valid(self) -> list[Token]:
         return [token for token in self._all() if token.is_valid]

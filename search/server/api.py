@@ -5,15 +5,18 @@ Who may call what is decided before (`guard`): whatever is not GET is for operat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi.telemetry import TelemetryConfig
+from pydantic import AfterValidator
 from starlette.exceptions import HTTPException
 
 from search import plain_answers
@@ -32,7 +35,8 @@ from storage.studies import StudyRecord
 # Trials and events in one answer.
 MOST = 1000
 
-StudyName = Annotated[str, Path(description="Its name.", min_length=1)]
+# As it was sent (`app` routes so): a slash of a name is no part of the path, which is decoded here and nowhere else.
+StudyName = Annotated[str, Path(description="Its name, with %2F for a slash.", min_length=1), AfterValidator(unquote)]
 Number = Annotated[int, Path(ge=0, le=2**31 - 1)]
 Since = Annotated[float, Query(ge=0, le=1e12, allow_inf_nan=False, description="Seconds since 1970.")]
 
@@ -60,10 +64,11 @@ def make_api(desk: Desk, control: Control) -> FastAPI:
         dependencies=[Depends(HTTPBearer(auto_error=False, description="Made by `dialin token create`."))],
         responses=_REFUSALS,
         telemetry=_NO_TELEMETRY,
+        redirect_slashes=False,
     )
     _told_of_all(api, desk)
-    _told_of_trials(api, desk)
     _told_of_one(api, desk)
+    _told_of_trials(api, desk)
     _done(api, desk, control)
     for kind, answer in _ERRORS.items():
         api.add_exception_handler(kind, answer)
@@ -112,25 +117,24 @@ def _told_of_all(api: FastAPI, desk: Desk) -> None:
 
 
 def _told_of_one(api: FastAPI, desk: Desk) -> None:
-    @api.get("/studies/{study:path}/best", response_model=shapes.Best, summary="Its best trials")
+    @api.get("/studies/{study}/best", response_model=shapes.Best, summary="Its best trials")
     def best(study: StudyName, top: Annotated[int, Query(ge=1, le=MOST)] = 1) -> Response:
         def ask() -> dict[str, Any]:
             return {"best": plain_answers.best(desk.storage, _find(desk, study), top)}
 
         return _Answer(desk.shared(("best", study, top), ask))
 
-    @api.get("/studies/{study:path}/events", response_model=shapes.Events, summary="What happened in it")
+    @api.get("/studies/{study}/events", response_model=shapes.Events, summary="What happened in it")
     def events(study: StudyName, since: Since = 0.0, limit: Annotated[int, Query(ge=1, le=MOST)] = 100) -> Response:
         return _events(desk, since, limit, study)
 
-    # Last, since every other path looks like it: a study may be called a/b.
-    @api.get("/studies/{study:path}", response_model=shapes.Status, summary="Where a study stands")
+    @api.get("/studies/{study}", response_model=shapes.Status, summary="Where a study stands")
     def status(study: StudyName) -> Response:
         return _Answer(desk.shared(("status", study), lambda: plain_answers.status(desk.storage, _find(desk, study))))
 
 
 def _told_of_trials(api: FastAPI, desk: Desk) -> None:
-    @api.get("/studies/{study:path}/trials", response_model=shapes.Trials, summary="Its trials by number")
+    @api.get("/studies/{study}/trials", response_model=shapes.Trials, summary="Its trials by number")
     def trials(
         study: StudyName,
         after: Annotated[int, Query(ge=-1, le=2**31 - 1, description="The last number that is known.")] = -1,
@@ -141,7 +145,7 @@ def _told_of_trials(api: FastAPI, desk: Desk) -> None:
 
         return _Answer(desk.shared(("trials", study, after, limit), ask))
 
-    @api.get("/studies/{study:path}/trials/{number}", response_model=shapes.Trial, summary="All of one trial")
+    @api.get("/studies/{study}/trials/{number}", response_model=shapes.Trial, summary="All of one trial")
     def trial(study: StudyName, number: Number) -> Response:
         def ask() -> dict[str, Any]:
             record = _find(desk, study)
@@ -166,21 +170,19 @@ def _done(api: FastAPI, desk: Desk, control: Control) -> None:
         desk.forget()
         return _Answer(desk.now(lambda: _outcome(desk, name, "submitted")), 201)
 
-    @api.patch(
-        "/studies/{study:path}", response_model=shapes.Done, summary="Change its budget, priority or concurrency"
-    )
+    @api.patch("/studies/{study}", response_model=shapes.Done, summary="Change its budget, priority or concurrency")
     def change(request: Request, study: StudyName, wanted: shapes.Change) -> Response:
         return act(request, study, lambda record, who: control.change(record, wanted, who), "changed")
 
-    @api.post("/studies/{study:path}/pause", response_model=shapes.Done, summary="Its workers go elsewhere for a while")
+    @api.post("/studies/{study}/pause", response_model=shapes.Done, summary="Its workers go elsewhere for a while")
     def pause(request: Request, study: StudyName) -> Response:
         return act(request, study, control.pause, "paused")
 
-    @api.post("/studies/{study:path}/resume", response_model=shapes.Done, summary="Go on with it")
+    @api.post("/studies/{study}/resume", response_model=shapes.Done, summary="Go on with it")
     def resume(request: Request, study: StudyName) -> Response:
         return act(request, study, control.resume, "resumed")
 
-    @api.post("/studies/{study:path}/stop", response_model=shapes.Done, summary="Its workers hand back what they train")
+    @api.post("/studies/{study}/stop", response_model=shapes.Done, summary="Its workers hand back what they train")
     def stop(request: Request, study: StudyName) -> Response:
         return act(request, study, control.stop, "stopped")
 
@@ -194,14 +196,17 @@ def _events(desk: Desk, since: float, limit: int, study: str | None) -> Response
     def ask() -> dict[str, Any]:
         study_id = None if study is None else _find(desk, study).study_id
         found, now = timeline.events(desk.storage, since, limit, study_id)
-        reached = found[-1].at if len(found) == limit else now - OVERLAP_SECONDS
+        # What is written late may lie a little before what was told; a full page has all of its last moment.
+        reached = now - OVERLAP_SECONDS
+        if len(found) >= limit:
+            reached = min(reached, math.nextafter(found[-1].at, math.inf))
         return {"events": [asdict(event) for event in found], "next": max(since, reached)}
 
     return _Answer(desk.shared(("events", study, since, limit), ask))
 
 
 def _find(desk: Desk, study: str) -> StudyRecord:
-    if not study.isprintable():  # PostgreSQL takes no NUL
+    if "\x00" in study:  # PostgreSQL takes none
         raise NotThere(f"there is no study {study!r}")
     try:
         return studies.find(desk.storage, study)

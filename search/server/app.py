@@ -6,8 +6,9 @@ a2wsgi runs on threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import optuna_dashboard
 from a2wsgi import WSGIMiddleware
@@ -46,17 +47,37 @@ def make_app(desk: Desk, access: Access, control: Control) -> Served:
     """All that one port serves."""
     dashboard = optuna_dashboard.wsgi(desk.storage, artifact_store=Artifacts(desk.files))
     routes: list[BaseRoute] = [
-        Mount("/v1", make_api(desk, control)),
+        Mount("/v1", _as_sent(make_api(desk, control))),
         *pages.routes(access),
         *_operations(desk),
-        Mount("/", cast(ASGIApp, WSGIMiddleware(dashboard, workers=DASHBOARD_THREADS))),
+        Mount("/", cast(ASGIApp, WSGIMiddleware(_asked(desk, dashboard), workers=DASHBOARD_THREADS))),
     ]
     return Served(Guard(Router(routes=routes, default=_nothing), access), dashboard)
 
 
+def _as_sent(api: ASGIApp) -> ASGIApp:
+    """Its routes see the path as it was sent, where a slash that is a part of a name is none of the path's."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await api({**scope, "path": scope["raw_path"].decode("ascii")}, receive, send)
+
+    return answer
+
+
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    """A path with a line's end in it is nobody's, not even the dashboard's."""
+    """Of a path with a line's end in it, or without a slash before it."""
     await refusal(404, "there is no such page")(scope, receive, send)
+
+
+def _asked(desk: Desk, dashboard: Any) -> Any:
+    """The dashboard, asked with the patience that a request has: its threads are few."""
+
+    def ask(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # every browser sends it, and the dashboard relies on it
+        answer: Iterable[bytes] = desk.wait(lambda: dashboard(environ, start_response))
+        return answer
+
+    return ask
 
 
 def _operations(desk: Desk) -> list[Route]:

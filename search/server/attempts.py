@@ -1,14 +1,14 @@
-"""How often somebody may come with a token that is none: counted by address, since whoever guesses has no name."""
+"""How many wrong tokens somebody may come with: counted by address, since whoever guesses has no name."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from threading import Lock
 
-# Failed attempts from one address within so many seconds, after which none is looked at.
+# Wrong tokens of one address within so many seconds, after which none is looked at. The same one again is no guess: a
+# program that was left with a revoked token must not keep out all who share its address.
 MOST = 10
 SECONDS = 60.0
 # Addresses that are remembered: a flood from everywhere must not fill the memory.
@@ -20,7 +20,7 @@ class Attempts:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._failed: dict[str, deque[float]] = {}
+        self._failed: dict[str, dict[str, float]] = {}
         self._lock = Lock()
 
     def wait(self, address: str) -> int:
@@ -29,20 +29,18 @@ class Attempts:
             failed = self._late(address)
             if len(failed) < MOST:
                 return 0
-            return max(1, math.ceil(failed[0] + SECONDS - self._clock()))
+            return max(1, math.ceil(min(failed.values()) + SECONDS - self._clock()))
 
-    def failed(self, address: str) -> None:
-        """One more."""
+    def failed(self, address: str, digest: str) -> None:
+        """The token of this digest is wrong."""
         with self._lock:
             if len(self._failed) >= ADDRESSES and address not in self._failed:
                 self._failed.pop(next(iter(self._failed)))
-            failed = self._failed.setdefault(address, deque(maxlen=MOST))
-            failed.append(self._clock())
+            self._failed.setdefault(address, {}).setdefault(digest, self._clock())
 
-    def _late(self, address: str) -> deque[float]:
-        failed = self._failed.get(address, deque())
-        while failed and failed[0] <= self._clock() - SECONDS:
-            failed.popleft()
-        if not failed:
-            self._failed.pop(address, None)
-        return failed
+    def _late(self, address: str) -> dict[str, float]:
+        """When each wrong token of late came first."""
+        late = {digest: at for digest, at in self._failed.pop(address, {}).items() if at > self._clock() - SECONDS}
+        if late:
+            self._failed[address] = late
+        return late

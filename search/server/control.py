@@ -7,10 +7,11 @@ comes with the package.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from threading import Lock
 
-from search import calls, options, printing, searches
+from search import calls, children, options, printing, searches
 from search.allowed import Allowed
 from search.place import Place
 from search.server.shapes import Change, Scalar, Submission
@@ -21,13 +22,26 @@ from storage.shared import SharedStorage
 from storage.steering import Wish
 from storage.studies import StudyRecord
 
+# Seconds that an objective has for its one batch, data and imports included; and that another waits for its turn.
+TRYING_SECONDS = 300.0
+TURN_SECONDS = 30.0
+
 
 class Control:
     """Every writing of the API."""
 
-    def __init__(self, storage: SharedStorage, place: Place, objectives: Sequence[str] = ()) -> None:
-        """`place`: where an objective is tried. `objectives` that may be submitted, beside the built-in ones."""
-        self._storage, self._place, self._allowed = storage, place, Allowed(objectives)
+    def __init__(
+        self,
+        storage: SharedStorage,
+        place: Place,
+        objectives: Sequence[str] = (),
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`place`: where an objective is tried. `objectives` that may be submitted, beside the built-in ones.
+
+        `stop()`: whether the server ends, so that none is to be tried any longer.
+        """
+        self._storage, self._place, self._allowed, self._stop = storage, place, Allowed(objectives), stop
         self._trying = Lock()
 
     def submit(self, wanted: Submission, by: str) -> str:
@@ -35,15 +49,26 @@ class Control:
 
         Raises:
             UsageError: what was asked for cannot be.
-            DialinError: the objective does not work.
+            DialinError: the objective does not work, or not within TRYING_SECONDS.
         """
         reference = self._allowed.reference(wanted.objective)
         if reference is None:
             raise UsageError(f"{wanted.objective} is not allowed here: no --objective of this server names it")
         study = _asked_for(wanted)
-        with self._trying:
+        with self._alone():
             console = printing.Terminal(file=io.StringIO())
-            return searches.submit(console, reference, study, self._place, by)[1].name
+            return searches.submit(console, reference, study, self._place, by, self._storage)[1].name
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While an objective is tried: it may take all of a machine, and its code may never come back."""
+        if not self._trying.acquire(timeout=TURN_SECONDS):
+            raise UsageError("another objective is being tried here: ask again")
+        try:
+            with children.at_most(TRYING_SECONDS, self._stop):
+                yield
+        finally:
+            self._trying.release()
 
     def change(self, study: StudyRecord, wanted: Change, by: str) -> None:
         """Another budget or place in the queue. Raises UsageError: it cannot be, or nothing is asked for."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+import unicodedata
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -23,9 +24,9 @@ from search.told import as_json_line
 from storage.errors import DialinError
 from storage.patience import DATABASE_ERRORS
 
-# What a stranger may see: whether the server is well, and how to sign in.
-PUBLIC = frozenset({"/healthz", "/login", "/page/style.css"})
 READING = frozenset({"GET", "HEAD"})
+# What a stranger may ask for, and how: whether the server is well, and to sign in.
+PUBLIC = {"/healthz": READING, "/login": READING | {"POST"}, "/page/style.css": READING}
 # A study is submitted in a few hundred bytes; a note on the dashboard may be long, and may have a picture beside it.
 MOST_BYTES = 1 << 20
 MOST_BYTES_OF_AN_ARTIFACT = 32 << 20
@@ -86,10 +87,12 @@ class Guard:
         """The answer to whoever may not have what they ask for; None: they may."""
         headers = Headers(scope=scope)
         path, reading = scope["path"], scope["method"] in READING
+        if _is_twofold(path):
+            return refusal(404, "there is no such page")
         too_much = _too_much(headers, path)
         if too_much is not None:
             return too_much
-        if path in PUBLIC:
+        if scope["method"] in PUBLIC.get(path, ()):
             return None if reading or _same_site(headers) else _cross_site()
         found = await to_thread.run_sync(self._who, scope, headers, limiter=self._doorkeepers)
         if isinstance(found, Stranger):
@@ -129,7 +132,7 @@ class _Answer:
         for name, value in HEADERS.items():
             headers.setdefault(name, value)
         del headers["access-control-allow-origin"]  # the dashboard lets pages of all sites read its artifacts
-        if self._scope["path"].startswith("/artifacts/"):
+        if "/artifacts/" in self._scope["path"]:
             headers["content-security-policy"] = ARTIFACT_POLICY
         headers.setdefault("content-security-policy", POLICY)
         headers.setdefault("cache-control", "no-store")
@@ -180,6 +183,14 @@ def _too_much(headers: Headers, path: str) -> Response | None:
     if not length.isdecimal():
         return refusal(400, "Content-Length is no number")
     return refusal(413, f"the request is longer than {most} bytes") if int(length) > most else None
+
+
+def _is_twofold(path: str) -> bool:
+    """Whether those behind the guard could take the path for another one than it does.
+
+    Routers drop a slash of two, and let a pattern end before a line's end. Below /v1/ are names, in which both may be.
+    """
+    return not path.startswith("/v1/") and ("//" in path or any(unicodedata.category(one) == "Cc" for one in path))
 
 
 def _same_site(headers: Headers) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -28,11 +30,16 @@ BACKLOG = 256
 KEEP_ALIVE_SECONDS = 30
 # Seconds in which whoever connects has to say what they want.
 REQUEST_SECONDS = 20.0
+# Seconds in which whoever asked has to read on: until then their answer may hold one of the dashboard's few threads.
+UNREAD_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Listening:
-    """Where and how: `certificate` and `key` for TLS, `proxy` an address whose X-Forwarded-* headers are believed."""
+    """Where and how: `certificate` and `key` for TLS, `proxy` an address whose X-Forwarded-* headers are believed.
+
+    Or a network of them. UsageError: something of it cannot be.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -43,6 +50,7 @@ class Listening:
     def __post_init__(self) -> None:
         if self.key is not None and self.certificate is None:
             raise UsageError("--tls-key belongs to a --tls-cert")
+        self.believed()
 
     @property
     def scheme(self) -> str:
@@ -53,6 +61,14 @@ class Listening:
     def is_local(self) -> bool:
         """Whether only this machine can reach it. What a proxy beside it passes on comes from elsewhere."""
         return self.proxy is None and all(ipaddress.ip_address(one).is_loopback for one in self._addresses())
+
+    def believed(self) -> str | None:
+        """The proxies as a network, as uvicorn wants it. Raises UsageError."""
+        try:
+            return None if self.proxy is None else str(ipaddress.ip_network(self.proxy, strict=False))
+        except ValueError:
+            wanted = "the address or network of a proxy, such as 10.0.0.5 or 10.0.0.0/24"
+            raise UsageError(f"--proxy is {wanted}, but got {self.proxy!r}") from None
 
     @property
     def in_clear(self) -> bool:
@@ -95,9 +111,13 @@ class Listening:
 
 
 class Connection(H11Protocol):
-    """Closed when no request comes, or none whole: a few strangers could hold every connection that there is."""
+    """Closed when no request comes, or none whole, and when its answer is not read.
+
+    A few strangers could hold every connection that there is, and a few viewers every thread of the dashboard.
+    """
 
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
@@ -110,6 +130,20 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._trust()
+        self._is_read()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_read()
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _watch(self) -> None:
         """While nobody works at an answer time runs, however much comes; between two requests uvicorn's own does."""
@@ -136,6 +170,14 @@ class Connection(H11Protocol):
 class _Server(uvicorn.Server):
     """Ends by itself when it is told to: uvicorn's own dies of the signal after all."""
 
+    def __init__(self, config: uvicorn.Config, ending: Event) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._ending.set()
+        super().handle_exit(sig, frame)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -146,28 +188,31 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def run(app: ASGIApp, where: Listening, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM. Raises UsageError: it cannot listen there."""
+def config(app: ASGIApp, where: Listening) -> uvicorn.Config:
+    """How uvicorn serves it."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        proxy_headers=where.proxy is not None,
+        forwarded_allow_ips=where.believed(),
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=ENDING_SECONDS,
+        ssl_certfile=where.certificate,
+        ssl_keyfile=where.key,
+    )
+
+
+def run(app: ASGIApp, where: Listening, say: Callable[[str], None], ending: Event) -> None:
+    """Serve until SIGINT or SIGTERM, which set `ending`. Raises UsageError: it cannot listen there."""
     where.tls()
     listener = where.listen()
     _log_lines()
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            http=Connection,
-            ws="none",
-            lifespan="off",
-            proxy_headers=where.proxy is not None,
-            forwarded_allow_ips=where.proxy,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=ENDING_SECONDS,
-            ssl_certfile=where.certificate,
-            ssl_keyfile=where.key,
-        )
-    )
+    server = _Server(config(app, where), ending)
     shown = f"[{where.host}]" if ":" in where.host else where.host
     say(f"Dialin on {where.scheme}://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)")
     if where.in_clear:

@@ -178,8 +178,9 @@ class Fleet(Workers):
 class Events(Shape):
     """What happened, the oldest first.
 
-    `next`: the `since` with which to ask again. It lies a little back, since what is written late may have happened
-    before what was told: leave out the ids that you have.
+    More than `limit` where several happened at the moment of the last one. `next`: the `since` with which to ask again.
+    It lies a little back, since what is written late may have happened before what was told: leave out the ids that you
+    have.
     """
 
     events: list[Event]
@@ -201,7 +202,9 @@ def _whole(said: object) -> object:
 
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)]
 Priority = Annotated[int, Field(ge=1, le=steering.HIGHEST), BeforeValidator(_whole)]
-Scalar = str | int | float | bool
+# Beyond this a float does not hold every integer any more, nor do the numbers of other languages' JSON.
+EXACT = 2**53
+Scalar = str | Annotated[int, Field(ge=-EXACT, le=EXACT)] | float | bool
 # PostgreSQL takes no NUL, and no terminal should have to show the others.
 Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 

@@ -88,16 +88,10 @@ function machines(workers) {
   if (workers.length === 0) {
     return [element("p", { class: "dim" }, "No worker is alive. Start one on any machine that reaches the database: dialin worker")];
   }
-  return [...grouped(workers)].map(([host, workers]) =>
+  return [...Map.groupBy(workers, (one) => one.host)].map(([host, workers]) =>
     element("article", { class: "machine" },
       element("h3", {}, host, element("span", {}, ` ${counted(workers.length, "worker")}`)),
       element("div", { class: "slots" }, ...workers.map(slot))));
-}
-
-function grouped(workers) {
-  const hosts = new Map();
-  for (const one of workers) hosts.set(one.host, [...(hosts.get(one.host) ?? []), one]);
-  return hosts;
 }
 
 function slot(worker) {
@@ -148,14 +142,14 @@ function row(study, queued, mayWrite) {
   const buttons = mayWrite ? (ACTIONS[study.state] ?? []).map((action) => button(study.name, action)) : [];
   return element("tr", { "data-study": study.name },
     element("td", { class: "name" }, study.name),
-    element("td", {}, objective),
-    element("td", { class: TONE[study.state], title: study.reason }, study.state),
-    element("td", {}, study.trials ? element("progress", { max: study.trials, value: study.settled, "aria-label": "trials" }) : null),
-    element("td", { class: "right" }, done),
-    element("td", { class: "right" }, queued ? String(queued.workers) : "-"),
-    element("td", { class: "right", title: "of all workers, by priority" }, share(queued)),
-    element("td", { class: "right" }, queued ? `${queued.priority}${queued.concurrency ? `, at most ${queued.concurrency}` : ""}` : "-"),
-    element("td", { class: "right" }, best),
+    element("td", { class: "aside" }, objective),
+    element("td", { class: `state ${TONE[study.state] ?? ""}`, title: study.reason }, study.state),
+    element("td", { class: "aside" }, study.trials ? element("progress", { max: study.trials, value: study.settled, "aria-label": "trials" }) : null),
+    element("td", { class: "right done" }, done),
+    element("td", { class: "right aside" }, queued ? String(queued.workers) : "-"),
+    element("td", { class: "right aside", title: "of all workers, by priority" }, share(queued)),
+    element("td", { class: "right aside" }, queued ? `${queued.priority}${queued.concurrency ? `, at most ${queued.concurrency}` : ""}` : "-"),
+    element("td", { class: "right best" }, best),
     element("td", { class: "do" }, ...buttons));
 }
 
