@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from storage.claims import LEASE_SECONDS
@@ -126,7 +126,7 @@ class Totals:
 
 @patient
 def workers(storage: SharedStorage) -> tuple[FleetWorker, ...]:
-    """Every worker that has not ended; those of the queue that wait for a study come last."""
+    """Every worker that has not ended; those of the queue that train in no study yet come last."""
     with storage.backend.read() as session:
         return _workers(session)
 
@@ -201,17 +201,25 @@ def _worker(row: Any, curves: Mapping[int, Sequence[tuple[int, float]]], epochs:
 
 
 def _waiting(session: Session) -> tuple[FleetWorker, ...]:
-    """Workers that serve whatever is open, and have no study now."""
-    row, ago = QueueWorkerRow, database_now() - QueueWorkerRow.last_seen
+    """Workers that serve whatever is open, and train in no study yet."""
+    row, study, ago = QueueWorkerRow, models.StudyModel, database_now() - QueueWorkerRow.last_seen
     rows = session.execute(
-        select(row.host, row.pid, row.slot, row.started_at, ago, row.note)
-        .where(row.worker_id.is_(None), alive(row))
+        select(row.host, row.pid, row.slot, study.study_name, row.started_at, ago, row.note)
+        .outerjoin(study, study.study_id == row.study_id)
+        .where(_is_waiting())
         .order_by(row.host, row.slot, row.queue_worker_id)
     )
     return tuple(
-        FleetWorker(host, pid, slot, "", started_at, max(0.0, seen_ago), False, None, note)
-        for host, pid, slot, started_at, seen_ago, note in rows
+        FleetWorker(host, pid, slot, name or "", started_at, max(0.0, seen_ago), False, None, note)
+        for host, pid, slot, name, started_at, seen_ago, note in rows
     )
+
+
+def _is_waiting() -> ColumnElement[bool]:
+    """The condition on a worker of the queue that is in no study, or imports and loads what it needs for one."""
+    row, worker = QueueWorkerRow, WorkerRow
+    begun = select(worker.worker_id).where(worker.worker_id == row.worker_id, worker.ended_at.is_(None)).exists()
+    return alive(row) & ~begun
 
 
 def _thinned(curve: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
@@ -304,8 +312,7 @@ def totals(storage: SharedStorage) -> Totals:
                 func.count().filter(not_ended, ~alive(), holds),
             ).select_from(WorkerRow)
         ).one()
-        wait = QueueWorkerRow.worker_id.is_(None), alive(QueueWorkerRow)
-        waiting = session.scalar(select(func.count()).select_from(QueueWorkerRow).where(*wait)) or 0
+        waiting = session.scalar(select(func.count()).select_from(QueueWorkerRow).where(_is_waiting())) or 0
     return Totals(
         outcomes={outcome.value: outcomes.get(outcome, 0) for outcome in Outcome},
         studies=studies[0],

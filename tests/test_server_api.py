@@ -263,7 +263,13 @@ class TestOperations:
 
     def test_metrics_are_for_whoever_has_a_token_and_prometheus_reads_them(self, there: Team) -> None:
         assert there.stranger.get("/metrics").status_code == 401
-        queue.announce(there.storage, new_uuid())  # a worker that waits for a study
+        waits, begins = new_uuid(), new_uuid()
+        for worker in (waits, begins):
+            queue.announce(there.storage, worker)
+        queue.take(there.storage, begins)
+        queue.begin(there.storage, begins, new_uuid())  # and now it loads the study's data
+        listed = there.viewer.get("/v1/workers").json()["workers"]
+        assert sorted(one["study"] for one in listed if one["training"] is None) == ["", "a"]
         found = {
             (sample.name, *sample.labels.values()): sample.value
             for family in text_string_to_metric_families(there.viewer.get("/metrics").text)
@@ -277,7 +283,7 @@ class TestOperations:
         assert found["dialin_studies", "open"] == 1
         assert found["dialin_queue_trials",] == 6
         assert found["dialin_running_trials",] == 1
-        assert (found["dialin_workers", "training"], found["dialin_workers", "idle"]) == (1, 1)
+        assert (found["dialin_workers", "training"], found["dialin_workers", "idle"]) == (1, 2)
         assert 0 <= found["dialin_lease_age_seconds",] < 60
         assert found["dialin_sql_seconds_count",] > 5
 

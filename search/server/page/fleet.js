@@ -104,7 +104,7 @@ function slot(worker) {
   const card = element("div", { class: worker.silent ? "slot silent" : "slot" }, top, element("p", { title: what }, what));
   if (worker.note) card.append(element("p", { class: "dim note" }, worker.note));
   if (training === null) {
-    if (worker.study) card.append(element("p", { class: "dim" }, "between two trials"));
+    if (worker.study) card.append(element("p", { class: "dim" }, "trains nothing just now"));
     return card;
   }
   const label = `${training.metric} of trial ${training.trial} by epoch`;
