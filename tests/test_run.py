@@ -21,44 +21,44 @@ EPOCHS = (
 class TestManyWorkers:
     @pytest.mark.new_database
     def test_a_study_that_is_stopped_goes_on_where_it_was(
-        self, dialin: Dialin, inside: Inside, tmp_path: Path, storage_url: str
+        self, dialin: Dialin, inside: Inside, tmp_path: Path, postgres_url: str
     ) -> None:
         """Three workers of two commands, `dialin stop` in the middle, `dialin resume`: six trials, no epoch twice."""
-        here = {"DIALIN_STORAGE": storage_url}
+        here = {"DIALIN_STORAGE": postgres_url}
         second = dialin.start("worker", "--objective", SLOW, **here)
         options = ("--trials", 6, "--workers", 2, "--pruner", "none")
 
         def all_three_are_in_the_middle() -> bool:
             try:
-                epochs = rows(storage_url, "SELECT worker_id FROM dialin_epochs WHERE epoch = 3")
+                epochs = rows(postgres_url, "SELECT worker_id FROM dialin_epochs WHERE epoch = 3")
             except Exception:  # the tables are not there yet
                 return False
             return len({worker for (worker,) in epochs}) == 3
 
         def stop() -> None:
             second.wait_until(all_three_are_in_the_middle)
-            assert dialin("stop", "slow-1", DIALIN_STORAGE=storage_url).returncode == 0
+            assert dialin("stop", "slow-1", DIALIN_STORAGE=postgres_url).returncode == 0
 
         with meanwhile(stop):
-            run = inside("run", SLOW, *options, "--storage", storage_url)
+            run = inside("run", SLOW, *options, "--storage", postgres_url)
         assert run.status == 1
         assert "stopped: by `dialin stop`" in run.out
         assert "dialin resume slow-1" in run.out
         second.wait_for("leaving slow-1: the study was stopped")  # and waits for the next
-        second.wait_until(lambda: value(storage_url, "SELECT count(*) FROM dialin_leases WHERE expires_at > 0") == 0)
+        second.wait_until(lambda: value(postgres_url, "SELECT count(*) FROM dialin_leases WHERE expires_at > 0") == 0)
         assert second.process.poll() is None
         second.kill()
-        before = rows(storage_url, EPOCHS)
-        left = [trial for trial in trials(storage_url, "slow-1") if trial.state == TrialState.RUNNING]
+        before = rows(postgres_url, EPOCHS)
+        left = [trial for trial in trials(postgres_url, "slow-1") if trial.state == TrialState.RUNNING]
         assert left, "nothing was in hand"
-        assert inside("status", "--storage", storage_url).out.count("gone: waiting for another") == len(left)
+        assert inside("status", "--storage", postgres_url).out.count("gone: waiting for another") == len(left)
 
         (tmp_path / "hurry").touch()
-        resumed = inside("resume", "slow-1", "--objective", SLOW, "--workers", 2, "--storage", storage_url)
+        resumed = inside("resume", "slow-1", "--objective", SLOW, "--workers", 2, "--storage", postgres_url)
         assert resumed.status == 0, resumed.err
-        found = assert_settled(storage_url, "slow-1", 6)
+        found = assert_settled(postgres_url, "slow-1", 6)
         assert states(found) == {TrialState.COMPLETE: 6}
-        after = rows(storage_url, EPOCHS)
+        after = rows(postgres_url, EPOCHS)
         assert [(number, epoch) for number, epoch, *_ in after] == [(n, e) for n in range(6) for e in range(1, 41)]
         assert {*before} < {*after}, "what was trained before the stop was trained again"
         generations = {number: generation for number, _epoch, generation, *_ in after}
