@@ -16,10 +16,11 @@ from search.launch import Ending
 from search.loading import reference_here
 from search.preflight import Placement
 from search.samplers import quiet_optuna
-from search.terms import MOST, MoreOfStudy, NewStudy
+from search.terms import MoreOfStudy, NewStudy
 from search.wishes import parse_space, parse_was, to_json
 from storage import queries, steering, studies
 from storage.errors import UsageError
+from storage.limits import MOST
 from storage.shared import SharedStorage, open_storage
 from storage.tables import StudyState
 from storage.uncollected import uncollected

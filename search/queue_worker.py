@@ -178,6 +178,7 @@ class QueueWorker:
         self._attendant.slot = worker.slot.name
         self._told("study taken", f"worker for {record.name} on {worker.slot.name}", slot=worker.slot.name)
         worker.work()
+        self._away = self._away or worker.returning
         return worker.trained
 
     def _resolve(self, agreed: str, given: str | ByValue) -> LoadedObjective:

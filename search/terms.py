@@ -14,13 +14,10 @@ from search import options
 from search.samplers import AUTO, check_names
 from storage import steering, studies
 from storage.errors import UsageError
-from storage.limits import Limits
+from storage.limits import MOST, Limits
 from storage.shared import SharedStorage
 from storage.steering import Wish
 from storage.studies import StudyRecord
-
-# What an integer column holds.
-MOST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,10 @@ class MoreOfStudy:
     def _budget_epochs(self, study: StudyRecord) -> int | None:
         """Epochs that the study may have on record from its beginning; None: as it is."""
         total, more = _total_and_more("total-epochs", self.total_epochs)
-        return total if not more else more + (study.budget_epochs or study.spent_epochs)
+        if more:
+            total = more + (study.budget_epochs or study.spent_epochs)
+            refuse_beyond("total-epochs", total, 1)
+        return total
 
     def _budget_seconds(self, study: StudyRecord) -> float | None:
         """Device time that the study may spend from its beginning; None: as it is."""

@@ -122,6 +122,7 @@ class Worker:
         self.interrupt, self._tell, self._told = interrupt, tell, told
         self._trial = Interrupt(outer=interrupt)  # what asks for the trial in hand alone
         self.trained, self._hooks = 0, hooks
+        self.returning = False  # whether a database that was away has come back just before it ended
         self._claimant = Claimant(assignment.worker_id, assignment.lease_seconds)
         self._back_at = hooks.back_at
         self._storage = self._open(assignment.storage)
@@ -216,11 +217,12 @@ class Worker:
         sentinel = getattr(multiprocessing.parent_process(), "sentinel", None)
         try:
             with (
-                waiting(stop=self._ends_while_waiting),
+                waiting(stop=self._ends_while_waiting, tell=lambda _line: None),  # its keeper sees an outage itself
                 self._keeper(sentinel) as keeper,
             ):
                 while not self.interrupt.requested and (trial := self._chooser.next(keeper)) is not None:
                     self._work_on(trial, keeper)
+                self.returning = keeper.returning
         finally:
             self._sign_off()
             self._trackers.close(hurried=lambda: self.interrupt.hurried)
@@ -268,9 +270,9 @@ class Worker:
     def _end(self, first: Callable[[], None] = lambda: None) -> None:
         """Hardly waited for where the process ends: a worker that is not seen for a lease's length has ended too.
 
-        One that goes on with another study must not find its own place taken.
+        One that goes on with another study must not find its own place taken; it does not where the database is away.
         """
-        ends = self._hooks.stays is None or self.interrupt.hurried
+        ends = self._hooks.stays is None or self.interrupt.hurried or isinstance(sys.exception(), DatabaseAway)
         try:
             with waiting(SIGN_OFF_SECONDS if ends else None):
                 first()

@@ -193,6 +193,10 @@ def stop(session: Session, study_id: int, reason: str) -> None:
         paused.settle(session, study_id, reason)
 
 
+# What an integer column holds.
+MOST = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class Limits:
     """New limits of a study that goes on; None: as it was.

@@ -96,7 +96,7 @@ def _in_turn(storage: SharedStorage, attempt: Callable[[Session, bool], T], othe
         try:
             return storage.backend.write_once(attempt)
         except _NotYet:
-            if time.monotonic() >= until or pause(_random.uniform(0.0, longest)):
+            if time.monotonic() >= until or pause(min(_random.uniform(0.0, longest), until - time.monotonic())):
                 return otherwise
             longest = min(2 * longest, MOST_AGAIN_SECONDS)
 
@@ -125,10 +125,10 @@ def _move(session: Session, me: str, without: Collection[int]) -> bool:
     """Another may have been faster: it is asked again under the lock."""
     _turn(session)
     mine = _settle_up(session, me)
-    rivals = surely(_without(open_studies(session), without))
+    rivals = _without(open_studies(session), without)
     if mine is None or not is_wanted_elsewhere(rivals, mine):
         return False
-    chosen = next_study(rivals, mine, may_move=True)
+    chosen = next_study(surely(rivals, mine), mine, may_move=True)
     assert chosen is not None, "another study has less than its share"
     _sit(session, me, chosen.study_id)
     return True

@@ -67,9 +67,10 @@ def _turn(one: Contender) -> tuple[float, Fraction, int, int]:
     return one.virtual_time, Fraction(one.workers, one.priority), -one.priority, one.study_id
 
 
-def surely(contenders: Sequence[Contender]) -> list[Contender]:
-    """The studies with room for no more workers than there is certainly something to do for."""
-    return [replace(one, room=max(0, one.room - one.paused), paused=0) for one in contenders]
+def surely(contenders: Sequence[Contender], study_id: int) -> list[Contender]:
+    """As a worker of this study sees them in mid-trial: of the others only what is certainly to be done counts."""
+    sure = {one.study_id: one.room - one.paused for one in contenders if one.study_id != study_id}
+    return [replace(one, room=sure.get(one.study_id, one.room)) for one in contenders]
 
 
 def is_wanted_elsewhere(contenders: Sequence[Contender], study_id: int) -> bool:
@@ -78,7 +79,7 @@ def is_wanted_elsewhere(contenders: Sequence[Contender], study_id: int) -> bool:
     Then it is worth handing a trial back in the middle; fractions wait for the trial's end. Whoever has more than its
     share, though not more than that rounded up, has its share rounded down without this worker.
     """
-    contenders = surely(contenders)
+    contenders = surely(contenders, study_id)
     fair = shares(contenders, sum(one.workers for one in contenders))
     mine = next((one for one in contenders if one.study_id == study_id), None)
     if mine is None or mine.workers <= fair[study_id]:

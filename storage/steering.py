@@ -157,6 +157,8 @@ def _grant(session: Session, row: StudyRow, wish: Wish) -> None:
     trials = row.trials + wish.more if wish.trials is None else wish.trials
     if trials < row.taken:
         raise UsageError(f"--trials {trials} is less than the {row.taken} trials already started")
+    if trials > limits.MOST:
+        raise UsageError(f"--trials must be at most {limits.MOST} in all, but {trials} are asked for")
     row.trials = trials
     if wish.concurrency is not None:
         row.concurrency = wish.concurrency or None

@@ -62,6 +62,19 @@ def has_loaded(process: psutil.Process, library: str) -> bool:
         return False
 
 
+def test_only_what_ends_the_process_hurries() -> None:
+    """Who hands a trial back, or leaves a study, has the time that a database may be away."""
+    process = Interrupt()
+    study = Interrupt(outer=process)
+    trial = Interrupt(outer=study)
+    for request, hurried in ((trial, False), (study, False), (process, True)):
+        request.request("so it is")
+        assert (process.hurried, study.hurried, trial.hurried) == (hurried,) * 3
+    alone = Interrupt()
+    alone.request("SIGTERM")
+    assert alone.hurried
+
+
 class TestCtrlC:
     def test_the_first_hands_trials_back_and_resume_goes_on_with_them(
         self, dialin: Dialin, inside: Inside, url: str, tmp_path: Path

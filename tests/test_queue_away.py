@@ -20,6 +20,7 @@ from search.preflight import Placement
 from search.queue_worker import QueueWorker
 from search.told import Told
 from storage import patience, queue, steering, workers
+from storage.patience import DatabaseAway
 from storage.shared import SharedStorage, open_storage
 from storage.tables import LeaseRow
 
@@ -123,6 +124,24 @@ def test_the_place_that_it_had_in_one_study_is_free_for_the_next(
     blinks_first(monkeypatch, workers, "end", blinking)
     serving.serve()
     assert value(postgres_url, SETTLED) == 2
+
+
+def test_one_that_gives_a_database_up_does_not_wait_for_it_again(
+    serving: QueueWorker,
+    postgres_url: str,
+    postgres_server: PostgresServer,
+    blinking: Blinking,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has waited as long as anybody wants it to, and has a GPU."""
+    a_study(open_storage(postgres_url), TINY, trials=2)
+    monkeypatch.setenv(patience.AWAY_VARIABLE, "0.3")
+    given_up: list[float | None] = []
+    monkeypatch.setattr(solo, "tell_settled", lambda *_: postgres_server.crash())
+    monkeypatch.setattr(worker.Worker, "_tidy_paused", lambda _self: given_up.append(patience._limit.get().seconds))
+    with pytest.raises(DatabaseAway):
+        serving.serve()
+    assert given_up == [worker.SIGN_OFF_SECONDS]
 
 
 def test_what_lost_its_lease_meanwhile_is_left_to_its_owner_for_a_moment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -62,3 +63,22 @@ def test_who_reads_is_not_cut_off_however_long_the_answer_takes(monkeypatch: pyt
 
     with listening(slow) as address:
         assert b"the end" in answer_to(address, "GET /")
+
+
+def test_nor_is_a_slow_one_of_whom_an_answer_of_one_piece_is_read_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "UNREAD_SECONDS", 0.3)
+    size = 1 << 20
+
+    async def large(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    with listening(large) as address, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(address)
+        client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        read = 0
+        while (more := len(client.recv(16384))) > 0:
+            read += more
+            time.sleep(0.005)  # a thin line
+    assert read > size

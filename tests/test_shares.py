@@ -94,6 +94,14 @@ def test_no_trial_is_handed_back_for_the_sake_of_those_that_a_strategy_has_pause
     assert choose([here, contender(2, workers=0, room=5, paused=5)]) is not None, "whoever is free has a look"
 
 
+def test_a_worker_that_came_for_what_is_paused_is_not_sent_back() -> None:
+    """Nor is another of its study called away while it looks for the next."""
+    busy = contender(1, workers=2)
+    assert not is_wanted_elsewhere([busy, contender(2, workers=2, room=3, paused=2)], 2)
+    assert not is_wanted_elsewhere([busy, contender(2, priority=5, workers=1, room=2, paused=2)], 2)
+    assert is_wanted_elsewhere([contender(1, workers=0), contender(2, workers=4, room=6, paused=3)], 2)
+
+
 def test_after_a_trial_a_worker_leaves_for_a_fraction_only_when_it_has_stayed_a_while() -> None:
     ahead, behind = contender(1, workers=1, time=50.0), contender(2, time=10.0)
     assert next_study([ahead, behind], 1, may_move=False) == contender(1, time=50.0)

@@ -17,7 +17,7 @@ from search.place import Place
 from search.server.shapes import Change, Scalar, Submission
 from search.terms import MoreOfStudy, NewStudy
 from storage import queries, steering
-from storage.errors import UsageError
+from storage.errors import DialinError, UsageError
 from storage.shared import SharedStorage
 from storage.steering import Wish
 from storage.studies import StudyRecord
@@ -65,6 +65,8 @@ class Control:
         if not self._trying.acquire(timeout=TURN_SECONDS):
             raise UsageError("another objective is being tried here: ask again")
         try:
+            if self._stop():
+                raise DialinError("the server ends")
             with children.at_most(TRYING_SECONDS, self._stop):
                 yield
         finally:

@@ -30,7 +30,7 @@ BACKLOG = 256
 KEEP_ALIVE_SECONDS = 30
 # Seconds in which whoever connects has to say what they want.
 REQUEST_SECONDS = 20.0
-# Seconds in which whoever asked has to read on: until then their answer may hold one of the dashboard's few threads.
+# Seconds in which whoever asked has to read something: until then their answer may hold one of the dashboard's threads.
 UNREAD_SECONDS = 20.0
 
 
@@ -134,11 +134,22 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+        self._wait_for_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._is_read()
+
+    def _wait_for_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self._look_at_reader, left)
+
+    def _look_at_reader(self, before: int) -> None:
+        """Slow ones get all of it: an answer may be one piece of many megabytes."""
+        if self.transport.get_write_buffer_size() < before:
+            self._wait_for_reader()
+        else:
+            self.transport.abort()
 
     def _is_read(self) -> None:
         if self._unread is not None:

@@ -88,10 +88,16 @@ function machines(workers) {
   if (workers.length === 0) {
     return [element("p", { class: "dim" }, "No worker is alive. Start one on any machine that reaches the database: dialin worker")];
   }
-  return [...Map.groupBy(workers, (one) => one.host)].map(([host, workers]) =>
+  return [...grouped(workers)].map(([host, workers]) =>
     element("article", { class: "machine" },
       element("h3", {}, host, element("span", {}, ` ${counted(workers.length, "worker")}`)),
       element("div", { class: "slots" }, ...workers.map(slot))));
+}
+
+function grouped(workers) {
+  const hosts = new Map();
+  for (const one of workers) hosts.set(one.host, [...(hosts.get(one.host) ?? []), one]);
+  return hosts;
 }
 
 function slot(worker) {
