@@ -24,6 +24,7 @@ class Interrupt:
         self._clock = clock
         self._outer = outer
         self._since: float | None = None
+        self._gives_up = False
         self.reason = ""
         self.lost = False
 
@@ -32,6 +33,11 @@ class Interrupt:
         if self._since is None:
             self.reason = reason
             self._since = self._clock()
+
+    def give_up(self, reason: str) -> None:
+        """As `request`, and nothing is waited for any longer: it was waited for long enough."""
+        self._gives_up = True
+        self.request(reason)
 
     def lose(self, reason: str) -> None:
         """The lease is gone: stop at once and record nothing more of this trial."""
@@ -52,7 +58,7 @@ class Interrupt:
     @property
     def hurried(self) -> bool:
         """Whether the process is to end, within seconds; who only leaves a trial or a study has time."""
-        return self._outer.hurried if self._outer is not None else self.requested
+        return self._gives_up or (self._outer.hurried if self._outer is not None else self.requested)
 
     @property
     def overdue(self) -> bool:

@@ -99,7 +99,7 @@ class LeaseKeeper:
 
     def _not_answered(self, error: Exception) -> None:
         if (self._outage.seconds or 0.0) > away_seconds():
-            self._interrupt.request("the database does not answer")
+            self._interrupt.give_up("the database does not answer")
         self._outage.not_answered(error)
 
     def _answered(self) -> None:

@@ -70,6 +70,10 @@ def test_only_what_ends_the_process_hurries() -> None:
     for request, hurried in ((trial, False), (study, False), (process, True)):
         request.request("so it is")
         assert (process.hurried, study.hurried, trial.hurried) == (hurried,) * 3
+    given_up = Interrupt(outer=Interrupt())
+    given_up.give_up("the database does not answer")
+    assert given_up.requested
+    assert given_up.hurried
     alone = Interrupt()
     alone.request("SIGTERM")
     assert alone.hurried
