@@ -15,6 +15,7 @@ from pathlib import Path
 from search.by_value import DEFAULT_NAME
 from search.failures import HOME
 from search.loading import append_to_path, builtin_objectives, split
+from storage.errors import UsageError
 from storage.studies import NOTEBOOK
 
 
@@ -73,6 +74,17 @@ def source_sha256(reference: str) -> str | None:
     """Of the file that an allowed reference stands for; None where there is none. Raises OSError: it cannot be read."""
     path = _source(reference)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path is not None else None
+
+
+def refuse_missing(given: Sequence[str]) -> None:
+    """Raises UsageError: one of these is not there, or cannot be read."""
+    for one in given:
+        try:
+            found = source_sha256(one)
+        except OSError as error:
+            raise UsageError(f"cannot read the objective {one}: {error.strerror}") from None
+        if found is None:
+            raise UsageError(f"there is no objective {one} here")
 
 
 def _is(reference: str, agreed: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Annotated
 
@@ -85,7 +86,7 @@ def submit(
         console, f"{record.name} is submitted: {counted(record.trials, 'trial')}, priority {priority}; {there}"
     )
     for command in ("watch", "status", "pause", "stop"):
-        printing.say(console, f"  dialin {command} {record.name}")
+        printing.say(console, f"  dialin {command} {shlex.quote(record.name)}")
 
 
 def pause(study: options.Study = None, storage: options.Storage = DEFAULT_URL) -> None:
@@ -146,7 +147,9 @@ def queue(as_json: options.Json = False, storage: options.Storage = DEFAULT_URL)
     if page.workers:
         console.print(_workers(page), markup=False)
     elif page.studies:
-        printing.say(console, "no worker serves the queue: start one with `dialin worker`")
+        own = sum(one.workers for one in page.studies)
+        beside = f" beside {counted(own, 'worker')} that serve one study each" if own else ""
+        printing.say(console, f"no worker serves the queue{beside}: start one with `dialin worker`")
     for worker in page.workers:
         if worker.note:
             printing.say(console, f"{worker.host} pid {worker.pid}: {worker.note}")

@@ -65,6 +65,7 @@ def serve(
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"there is no {', '.join(missing)} here: pip install 'dialin[server]'")
+    from search.allowed import refuse_missing
     from search.place import Place
     from search.samplers import quiet_optuna
     from search.server import sessions
@@ -74,6 +75,7 @@ def serve(
     from search.server.desk import Desk
     from search.server.run import Listening, run
 
+    refuse_missing(objective or ())
     where = Listening(host, port, certificate, key, proxy)
     shared = open_storage(storage)
     if not where.is_local and not any(token.is_valid for token in tokens.tokens(shared)):

@@ -28,7 +28,6 @@ FINDERS: tuple[Finder, ...] = (
     faults.left_over,
     faults.torn_trials,
     faults.owners_never_ended,
-    faults.workers_never_ended,
     faults.wrong_counters,
 )
 # Mending one thing may show another.

@@ -24,7 +24,8 @@ from storage.tables import LeaseRow, QueueWorkerRow, StudyRow, StudyState, Trial
 class OpenStudy(Contender):
     """A study that is open, with what a worker must know to tell whether it may serve it.
 
-    `concurrency`: trials that it may train at once; None: any number. `sha256` of the source that it was made with.
+    `concurrency`: trials that it may train at once; None: any number. `todo`: trials to start, to go on with or in
+    training, however many it may train at once. `sha256` of the source that it was made with.
     `served`: by a worker of the queue, whose time it is charged with.
     """
 
@@ -32,6 +33,7 @@ class OpenStudy(Contender):
     objective: str
     sha256: str
     concurrency: int | None
+    todo: int
     served: bool
 
 
@@ -83,6 +85,7 @@ def _open_study(study: StudyRow, name: str, workers: int, seconds: float | None,
         objective=study.objective,
         sha256=study.objective_sha256,
         concurrency=study.concurrency,
+        todo=room,
         served=seconds is not None,
     )
 

@@ -32,7 +32,6 @@ from storage.tables import (
     OwnerRow,
     StudyRow,
     TrialRow,
-    WorkerRow,
 )
 from storage.words import counted
 
@@ -268,37 +267,6 @@ def owners_never_ended(session: Session, key: tuple[int, int] | None) -> Iterato
             f"its ending is {ending.value}",
             trial_id=row.trial_id,
             mend=_runs(ended.values(ending=ending, ended_at=database_now())),
-        )
-
-
-def workers_never_ended(session: Session, key: str | None) -> Iterator[Fault]:
-    """Not seen for longer than a worker waits for a database that is away."""
-    silent = WorkerRow.last_seen < database_now() - patience.away_seconds()
-    query = (
-        select(
-            WorkerRow.worker_id,
-            WorkerRow.host,
-            WorkerRow.pid,
-            models.StudyModel.study_name,
-            (database_now() - WorkerRow.last_seen).label("seconds"),
-        )
-        .join(models.StudyModel, models.StudyModel.study_id == WorkerRow.study_id)
-        .where(WorkerRow.ended_at.is_(None), silent)
-        .order_by(WorkerRow.started_at)
-    )
-    for row in session.execute(query if key is None else query.where(WorkerRow.worker_id == key)):
-        ended = (
-            update(WorkerRow)
-            .where(WorkerRow.worker_id == row.worker_id, silent)
-            .values(ended_at=WorkerRow.last_seen, slot_key=None)
-        )
-        yield Fault(
-            workers_never_ended,
-            row.worker_id,
-            f"{row.study_name}: the worker on {row.host}, pid {row.pid}, was not seen for {row.seconds:.0f} s and never"
-            " ended",
-            "ended when it was last seen",
-            mend=_runs(ended),
         )
 
 

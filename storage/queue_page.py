@@ -24,8 +24,8 @@ class QueuedStudy:
     """A study that is open, or paused. `workers` that train it, of the queue and its own.
 
     `share` of all the workers that it should have, from 0 to 1; None while it is paused. `concurrency`: at most so
-    many trials at once; None: any number. `todo`: how many workers it has use for. `virtual_time`: the seconds that the
-    queue's workers have spent on it over its priority, in which studies are kept level.
+    many trials at once; None: any number. `todo`: trials to start, to go on with or in training. `virtual_time`: the
+    seconds that the queue's workers have spent on it over its priority, in which studies are kept level.
     """
 
     study_id: int
@@ -92,7 +92,7 @@ def _queued(one: OpenStudy, state: str, share: float | None) -> QueuedStudy:
         concurrency=one.concurrency,
         workers=one.workers,
         share=share,
-        todo=one.room,
+        todo=one.todo,
         virtual_time=one.virtual_time,
     )
 

@@ -283,6 +283,7 @@ def test_what_is_paused_is_told_apart_from_what_is_to_be_done(storage: SharedSto
     steering.change(storage, study.study_id, Wish(concurrency=4), "bo")
     [one] = queue.open_now(storage)
     assert (one.room, one.paused) == (4, 1)
+    assert [line.todo for line in queue_page.look(storage).studies] == [5], "people are told what is to be done"
 
 
 class TestConcurrency:

@@ -107,6 +107,13 @@ class TestListening:
             refused = inside("serve", "--proxy", proxy, "--storage", sqlite_url)
             assert (refused.status, refused.err.count("\n")) == (2, 1)
             assert refused.err.startswith("dialin: --proxy is the address or network of a proxy")
+        for objective, said in (
+            ("nofile.py", "cannot read the objective nofile.py"),
+            ("no_module", "there is no objective"),
+        ):
+            refused = inside("serve", "--objective", objective, "--storage", sqlite_url)
+            assert (refused.status, refused.err.count("\n")) == (2, 1)
+            assert refused.err.startswith(f"dialin: {said}")
         with pytest.raises(UsageError, match="--tls-key belongs to a --tls-cert"):
             Listening(key=tmp_path)
 

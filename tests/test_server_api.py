@@ -192,6 +192,11 @@ class TestOperators:
         assert more.budget_seconds == pytest.approx(study.spent_seconds + 3600)
         assert here.operator.post("/v1/studies/a/resume").status_code == 200
 
+    def test_what_a_field_should_be_is_said_by_its_name(self, here: Team) -> None:
+        said = here.operator.patch("/v1/studies/a", json={"trials": "20"}).json()["detail"]
+        assert said.startswith("body.trials: ")
+        assert "function" not in said
+
     def test_a_viewer_does_none_of_it(self, here: Team, sqlite_url: str) -> None:
         document = here.viewer.get("/v1/openapi.json").json()
         tried = 0

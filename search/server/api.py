@@ -246,8 +246,9 @@ async def _no_route(_request: Request, error: Exception) -> JSONResponse:
 async def _unreadable(_request: Request, error: Exception) -> JSONResponse:
     """Which part of the request is wrong, and how; not what was sent, which is not ours to repeat."""
     assert isinstance(error, RequestValidationError)
-    said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-    return refusal(422, said)
+    # Of where it is the part and the field: behind them are the names of what checks it.
+    said = dict.fromkeys(f"{'.'.join(map(str, one['loc'][:2]))}: {one['msg']}" for one in error.errors())
+    return refusal(422, "; ".join(said))
 
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
