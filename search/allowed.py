@@ -57,7 +57,8 @@ class Allowed:
         if found is None:
             return f"there is no source of {reference} here"
         if found != agreed:
-            return f"the source of {reference} here ({found[:8]}) is not the study's ({agreed[:8]})"
+            differs = f"the source of {reference} here ({found[:8]}) is not the study's ({agreed[:8]})"
+            return f"{differs}: have the same file here, or resume the study with this one"
         imported = self._imported.get(str(path), found)
         if imported != found:
             return f"the source of {reference} has changed since this worker imported it: start the worker again"

@@ -177,7 +177,8 @@ class QueueWorker:
         )
         self._attendant.slot = worker.slot.name
         self._told("study taken", f"worker for {record.name} on {worker.slot.name}", slot=worker.slot.name)
-        worker.work()
+        with self._told.about(before=f"{record.name}: "):
+            worker.work()
         if stint.hurried and not self._ending.requested:
             raise DatabaseAway(stint.reason)
         self._away = self._away or worker.returning

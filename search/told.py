@@ -30,23 +30,24 @@ class Told:
         # Whoever reads a log file or a pipe sees each line when it is written.
         self._write = write or (writer_to(1) if as_json else partial(print, flush=True))
         self._fields: Mapping[str, Any] = {}
+        self._before = ""
 
     def __call__(self, event: str, message: str, level: str = "info", **fields: Any) -> None:
         """Tell one event; `level`: "info", "warning" or "error", `fields` are plain values."""
         if self._as_json:
             self._write(as_json_line(event, message, level, {**self._fields, **fields}))
         elif event not in _FOR_PROGRAMS:
-            self._write(message)
+            self._write(self._before + message)
 
     @contextmanager
-    def about(self, **fields: Any) -> Iterator[None]:
-        """Every event in this block has these fields, as `study` and `trial`."""
-        before = self._fields
-        self._fields = {**before, **fields}
+    def about(self, before: str = "", **fields: Any) -> Iterator[None]:
+        """Every event in this block has these fields, as `study` and `trial`; lines for people begin with `before`."""
+        outside = self._fields, self._before
+        self._fields, self._before = {**self._fields, **fields}, self._before + before
         try:
             yield
         finally:
-            self._fields = before
+            self._fields, self._before = outside
 
     @contextmanager
     def with_warnings(self) -> Iterator[None]:

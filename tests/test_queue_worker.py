@@ -77,6 +77,16 @@ class TestServing:
         assert {one["level"] for one in events} == {"info"}
         assert queue_page.look(open_storage(url)).workers == ()
 
+    def test_lines_for_people_say_of_which_study_a_trial_is(self, url: str, tmp_path: Path) -> None:
+        study, lines = a_study(open_storage(url), TINY), list[str]()
+        place = Place(url, tmp_path / "files", None, Placement(1, "cpu"))
+        place.make_folders()
+        QueueWorker(place, [str(TINY)], open_storage(url), Told(write=lines.append), 0.0).serve()
+        taken, settled, left, *_ = lines
+        assert taken == f"worker for {study.name} on cpu/0"
+        assert settled.startswith(f"{study.name}: trial 0 complete")
+        assert left.startswith(f"leaving {study.name}: ")
+
     def test_alone_with_studies_of_one_priority_it_serves_each_in_its_turn(
         self, inside: Inside, serve: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
