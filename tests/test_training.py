@@ -360,8 +360,8 @@ def test_the_same_recipe_and_seed_give_the_same_curve_bit_for_bit() -> None:
     assert curves[0] == curves[1] != curves[2]
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
-def test_a_trial_goes_on_bit_for_bit_in_another_process(tmp_path: Path, optimizer: str) -> None:
+def test_a_trial_goes_on_bit_for_bit_in_another_process(tmp_path: Path) -> None:
+    optimizer = "adam"  # which has the most to go on with
     whole, begun = Recorder(), Recorder(verdicts={3: Verdict.HAND_BACK}, keep=(3,))
     result = resumable.trained(optimizer, whole)
     with pytest.raises(Interrupted):
