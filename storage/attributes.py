@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Table, delete
@@ -13,6 +14,8 @@ from sqlalchemy.orm import Session
 from storage.engine import insert_for
 from storage.optuna_internals import models
 
+# No attributes, as a default that nobody can change.
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 # What people, and optuna-dashboard, are told of a paused trial, which is RUNNING for Optuna.
 PAUSED = "paused"
 # What a trial was started for, in a word or two.
@@ -50,6 +53,8 @@ def write(
 
 def set_study(session: Session, study_id: int, attrs: Mapping[str, Any]) -> None:
     """Set system attributes of a study that nobody else sets meanwhile, whether they were set before or not."""
+    if not attrs:
+        return
     row = models.StudySystemAttributeModel
     session.execute(delete(row).where(row.study_id == study_id, row.key.in_(attrs)))
     session.add_all(row(study_id=study_id, key=key, value_json=json.dumps(value)) for key, value in attrs.items())

@@ -95,10 +95,19 @@ def waiting(
 
 def pause(seconds: float) -> bool:
     """Sleep so long; less where `stop` of the `waiting` block says so, which is told: nobody waits any longer."""
-    stop, until = _limit.get().stop, time.monotonic() + seconds
-    while not (stopped := stop()) and (left := until - time.monotonic()) > 0:
-        time.sleep(min(left, _LISTEN_SECONDS))
-    return stopped
+    stop = _limit.get().stop
+    _sleep_until(time.monotonic() + seconds, stop)
+    return stop()
+
+
+def _sleep_until(
+    wake: float,
+    stop: Callable[[], bool],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    while (left := wake - clock()) > 0 and not stop():
+        sleep(min(left, _LISTEN_SECONDS))
 
 
 def away_seconds() -> float:
@@ -220,8 +229,7 @@ class Patience:
         end = self._since + self._seconds
         over = self._clock() >= end
         wake = min(end, self._clock() + self._pause * self._random.uniform(0.5, 1.0))
-        while (left := wake - self._clock()) > 0 and not self._limit.stop():
-            self._sleep(min(left, _LISTEN_SECONDS))
+        _sleep_until(wake, self._limit.stop, self._clock, self._sleep)
         if over or self._limit.stop():
             waited = self._clock() - self._since
             raise DatabaseAway(f"the database has not answered for {waited:.0f} s: {one_line(error)}") from error

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from storage import attributes, events, limits, queue
+from storage.attributes import NOTHING
 from storage.errors import UsageError
 from storage.events import Did
 from storage.limits import Limits
@@ -25,7 +25,6 @@ from storage.words import counted
 
 # A study of priority 100 beside one of 1 has all the workers that there are; more says nothing more.
 HIGHEST = 1000
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

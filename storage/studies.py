@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from optuna.study import StudyDirection
@@ -19,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from storage import attributes, events, first_trials, queue
+from storage.attributes import NOTHING
 from storage.claims import new_uuid
 from storage.engine import database_now
 from storage.errors import UsageError
@@ -29,8 +29,6 @@ from storage.patience import patient
 from storage.shared import SharedStorage
 from storage.tables import StudyRow, StudyState
 from storage.words import counted, did_you_mean
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 # Of more studies only the newest are named to who asked for one that there is not.
 SHOWN = 8
